@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every exception that blkd raises on purpose.
+
+What a person sees is `str(error)` and, on a second line, `error.hint`.
+"""
+
+
+class BlkdError(Exception):
+    """Base of all blkd errors; `hint` says what a person can do about it."""
+
+    hint: str | None = None
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        if hint is not None:
+            self.hint = hint
+
+
+class ProtocolError(BlkdError):
+    """The peer broke the vhost-user protocol: the connection cannot go on."""
+
+
+class RequestRefused(BlkdError):
+    """A well-formed request that we decline: answered non-zero, the connection lives."""
+
+
+class ImageError(BlkdError):
+    """An image cannot be opened, created, resized or served as asked."""
+
+
+class ImageBusy(ImageError):
+    """Another process holds a lock on the image that excludes ours."""
+
+
+class ConfigError(BlkdError):
+    """A setting that is out of range or contradicts another or the image."""
+
+
+class SocketError(BlkdError):
+    """A UNIX socket cannot be bound, or nothing answers on it."""
+
+
+class DataPlaneError(BlkdError):
+    """The host cannot run the data plane (io_uring, memory, threads)."""
+
+
+class DrainTimeout(DataPlaneError):
+    """Requests were still in flight when the time to drain them was over."""
+
+
+class ControlError(BlkdError):
+    """The control API refused a call; the message is its problem's detail."""

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The virtio block device as its driver sees it: features and configuration space.
+
+Section numbers are those of virtio 1.3.  Requests are the data plane's affair; what it has
+to check them against (capacity, limits, the cache mode in force) stands here.
+"""
+
+import struct
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Final, NamedTuple
+
+from blkd.errors import ConfigError, RequestRefused
+from blkd.virtio.device import MAX_QUEUE_SIZE
+
+SECTOR_BYTES: Final = 512
+SERIAL_BYTES: Final = 20  # VIRTIO_BLK_ID_BYTES
+
+SIZE_MAX_BYTES: Final = 1 << 20
+"""Longest data segment: one is enough for a 1 MiB request, and 0 would be read as a limit."""
+
+MAX_ZEROING_SECTORS: Final = (1 << 30) // SECTOR_BYTES
+"""Longest range of one DISCARD or WRITE_ZEROES segment: 1 GiB, a multiple of any granularity."""
+
+FRAMING_DESCRIPTORS: Final = 2
+"""What a request's header and status take from a chain that may be as long as the ring."""
+
+
+class Feature(IntFlag):
+    """Feature bits that blkd knows for a block device (5.2.3, 6)."""
+
+    SIZE_MAX = 1 << 1
+    SEG_MAX = 1 << 2
+    RO = 1 << 5
+    BLK_SIZE = 1 << 6
+    FLUSH = 1 << 9
+    TOPOLOGY = 1 << 10
+    CONFIG_WCE = 1 << 11
+    MQ = 1 << 12
+    DISCARD = 1 << 13
+    WRITE_ZEROES = 1 << 14
+    RING_INDIRECT_DESC = 1 << 28
+    RING_EVENT_IDX = 1 << 29
+    VERSION_1 = 1 << 32
+
+
+ALWAYS_OFFERED: Final = (
+    Feature.SIZE_MAX
+    | Feature.SEG_MAX
+    | Feature.BLK_SIZE
+    | Feature.FLUSH
+    | Feature.TOPOLOGY
+    | Feature.CONFIG_WCE
+    | Feature.RING_INDIRECT_DESC
+    | Feature.RING_EVENT_IDX
+    | Feature.VERSION_1
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlkParameters:
+    """What makes one block device differ from another; bytes unless said."""
+
+    capacity: int
+    """Sectors."""
+    logical_block_size: int
+    physical_block_size: int
+    optimal_io_size: int = 0
+    """0 where unknown."""
+    discard_granularity: int = 0
+    """0 where the image cannot give space back: DISCARD is not offered then."""
+    read_only: bool = False
+    write_back: bool = True
+    """The cache mode that the device starts with and that a driver without CONFIG_WCE gets."""
+    discard: bool = True
+    """False keeps DISCARD and WRITE_ZEROES from the guest."""
+    max_discard_segments: int = 32
+    queues: int = 1
+    queue_size: int = 256
+    """Descriptors of the rings that seg_max is made for, a power of two."""
+    serial: str = ""
+
+    def __post_init__(self) -> None:
+        if self.queue_size & (self.queue_size - 1):
+            raise ConfigError(
+                f"a queue size of {self.queue_size} is no power of two",
+                hint=f"take {1 << (self.queue_size.bit_length() - 1)} or twice that",
+            )
+        if not self.serial.isascii() or len(self.serial) > SERIAL_BYTES:
+            raise ConfigError(
+                f"the serial {self.serial!r} is not of at most {SERIAL_BYTES} ASCII characters"
+            )
+
+
+class BlkConfig(NamedTuple):
+    """struct virtio_blk_config up to write_zeroes_may_unmap (5.2.4), names and order its own.
+
+    The geometry, the secure-erase and the zoned fields belong to features never offered: zeros.
+    """
+
+    capacity: int
+    size_max: int
+    seg_max: int
+    blk_size: int
+    physical_block_exp: int
+    min_io_size: int
+    opt_io_size: int
+    writeback: bool
+    num_queues: int
+    max_discard_sectors: int
+    max_discard_seg: int
+    discard_sector_alignment: int
+    max_write_zeroes_sectors: int
+    max_write_zeroes_seg: int
+    write_zeroes_may_unmap: bool
+
+
+# Little-endian for drivers of both kinds: a legacy one uses the guest's own order (5.2.4.1),
+# and blkd's hosts, whose guests these are, are little-endian.
+LAYOUT: Final = struct.Struct(
+    "<QII"  # capacity, size_max, seg_max
+    "4xI"  # geometry, blk_size
+    "BxHI"  # topology: its alignment_offset is 0
+    "?xH"  # writeback, unused0, num_queues
+    "III"  # discard
+    "II?3x"  # write zeroes, unused1
+)
+WRITEBACK_OFFSET: Final = 32
+
+
+class BlkDevice:
+    """A virtio block device without its transport; plays `virtio.device.Device`."""
+
+    def __init__(self, parameters: BlkParameters) -> None:
+        self.parameters = parameters
+        self.queues = parameters.queues
+        self.queue_size = MAX_QUEUE_SIZE
+        self.capacity = parameters.capacity
+        self.generation = 0
+        self.read_only = parameters.read_only
+        self.serial = parameters.serial.encode("ascii").ljust(SERIAL_BYTES, b"\0")
+        """The answer to GET_ID, NUL-padded and unterminated when full (5.2.6)."""
+
+        self.write_zeroes = parameters.discard and not parameters.read_only
+        self.discard = self.write_zeroes and parameters.discard_granularity > 0
+        self.max_discard_sectors = MAX_ZEROING_SECTORS if self.discard else 0
+        self.max_discard_segments = parameters.max_discard_segments if self.discard else 0
+        self.max_write_zeroes_sectors = MAX_ZEROING_SECTORS if self.write_zeroes else 0
+        self.max_write_zeroes_segments = parameters.max_discard_segments if self.write_zeroes else 0
+
+        self.features = int(
+            ALWAYS_OFFERED
+            | (Feature.RO if self.read_only else 0)
+            | (Feature.MQ if self.queues > 1 else 0)
+            | (Feature.DISCARD if self.discard else 0)
+            | (Feature.WRITE_ZEROES if self.write_zeroes else 0)
+        )
+        self._accepted = Feature(0)
+        self._writeback = parameters.write_back
+
+    @property
+    def write_back(self) -> bool:
+        """Whether completed writes may wait for a FLUSH; False: each is durable (5.2.6.2).
+
+        A driver that cannot flush never gets a volatile cache; one that cannot see the
+        `writeback` field gets the mode the device was made with.
+        """
+        if Feature.FLUSH not in self._accepted:
+            return False
+        if Feature.CONFIG_WCE not in self._accepted:
+            return self.parameters.write_back
+        return self._writeback
+
+    def config(self, offset: int, size: int) -> bytes:
+        """`size` bytes of the configuration space from `offset`, zero-padded past its end."""
+        return LAYOUT.pack(*self._config())[offset : offset + size].ljust(size, b"\0")
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Take a driver's write of `writeback`, the one writable field; not 0 is write-back."""
+        if offset != WRITEBACK_OFFSET or len(data) != 1:
+            raise RequestRefused(
+                f"config bytes {offset} to {offset + len(data)} written,"
+                f" only the writeback byte at {WRITEBACK_OFFSET} can be"
+            )
+        self._writeback = data != b"\0"
+
+    def accept(self, features: int) -> None:
+        """Take the driver's choice of features.  Raises RequestRefused on a bit never offered."""
+        if unknown := features & ~self.features:
+            raise RequestRefused(f"features {unknown:#x} were accepted but never offered")
+        self._accepted = Feature(features)
+
+    def reset(self) -> None:
+        """Forget the driver's features; the `writeback` field stays as it was last written.
+
+        The mode after a reset is the device's choice (5.2.5).  QEMU fetches the configuration
+        space once and answers its guest from that copy: a field that sprang back to write-back
+        here would leave the next driver believing in durable writes that are none.
+        """
+        self._accepted = Feature(0)
+
+    def resize(self, capacity: int) -> None:
+        """Show a disk of `capacity` sectors from now on."""
+        if capacity != self.capacity:
+            self.capacity = capacity
+            self.generation += 1
+
+    def _config(self) -> BlkConfig:
+        p = self.parameters
+        in_force = Feature.CONFIG_WCE in self._accepted
+        return BlkConfig(
+            capacity=self.capacity,
+            size_max=SIZE_MAX_BYTES,
+            seg_max=p.queue_size - FRAMING_DESCRIPTORS,
+            blk_size=p.logical_block_size,
+            physical_block_exp=(p.physical_block_size // p.logical_block_size).bit_length() - 1,
+            min_io_size=p.physical_block_size // p.logical_block_size,
+            opt_io_size=p.optimal_io_size // p.logical_block_size,
+            writeback=self.write_back if in_force else self._writeback,
+            num_queues=self.queues,
+            max_discard_sectors=self.max_discard_sectors,
+            max_discard_seg=self.max_discard_segments,
+            discard_sector_alignment=p.discard_granularity // SECTOR_BYTES if self.discard else 0,
+            max_write_zeroes_sectors=self.max_write_zeroes_sectors,
+            max_write_zeroes_seg=self.max_write_zeroes_segments,
+            write_zeroes_may_unmap=self.discard,
+        )

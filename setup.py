@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Only what pyproject.toml cannot say: the C extensions."""
+
+import os
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+PROBES = os.environ.get("BLKD_PROBES") == "1"  # the tests' doors into inline functions
+SANITIZE = os.environ.get("BLKD_SANITIZE", "")  # for example "address,undefined"
+FLAGS = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer"] if SANITIZE else []
+
+
+def extension(name: str) -> Extension:
+    """The extension `blkd.NAME` of src/NAME.pyx."""
+    return Extension(
+        f"blkd.{name}",
+        sources=[f"src/{name}.pyx"],
+        include_dirs=["src"],
+        libraries=["uring"],
+        extra_compile_args=["-O2", "-g", "-Wall", "-Wno-unused-function", *FLAGS],
+        extra_link_args=FLAGS,
+    )
+
+
+setup(
+    ext_modules=cythonize(
+        [extension("ring")] + ([extension("probes")] if PROBES else []),
+        include_path=["src"],
+        build_dir="build/cython",
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": False,
+            "wraparound": False,
+            "cdivision": True,
+            "initializedcheck": False,
+            "embedsignature": True,
+        },
+    )
+)

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads, stores and fences on memory that another thread or the guest writes, as named verbs."""
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+
+
+cdef extern from *:
+    """
+    #define blkd_load_relaxed(p)     __atomic_load_n((p), __ATOMIC_RELAXED)
+    #define blkd_load_acquire(p)     __atomic_load_n((p), __ATOMIC_ACQUIRE)
+    #define blkd_store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+    #define blkd_store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+    #define blkd_full_fence()        __atomic_thread_fence(__ATOMIC_SEQ_CST)
+
+    /* Copy out of memory that its owner may rewrite meanwhile. The barrier keeps the
+       compiler from fetching a field a second time after the copy has been checked. */
+    static inline void blkd_copy_once(void *to, const void *from, size_t bytes) {
+        __builtin_memcpy(to, from, bytes);
+        __asm__ volatile("" ::: "memory");
+    }
+    """
+    uint16_t load_relaxed_u16 "blkd_load_relaxed"(const uint16_t *p) noexcept nogil
+    uint16_t load_acquire_u16 "blkd_load_acquire"(const uint16_t *p) noexcept nogil
+    uint32_t load_acquire_u32 "blkd_load_acquire"(const uint32_t *p) noexcept nogil
+    uint64_t load_relaxed_u64 "blkd_load_relaxed"(const uint64_t *p) noexcept nogil
+    void store_relaxed_u16 "blkd_store_relaxed"(uint16_t *p, uint16_t v) noexcept nogil
+    void store_relaxed_u32 "blkd_store_relaxed"(uint32_t *p, uint32_t v) noexcept nogil
+    void store_relaxed_u64 "blkd_store_relaxed"(uint64_t *p, uint64_t v) noexcept nogil
+    void store_release_u16 "blkd_store_release"(uint16_t *p, uint16_t v) noexcept nogil
+    void store_release_u32 "blkd_store_release"(uint32_t *p, uint32_t v) noexcept nogil
+    void full_fence "blkd_full_fence"() noexcept nogil
+    void copy_once "blkd_copy_once"(void *to, const void *source, size_t bytes) noexcept nogil

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guest memory as the data path sees it: sorted regions, translated addresses, pins."""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+
+cdef struct Region:
+    uint64_t guest_address      # first guest physical address
+    uint64_t size               # bytes
+    uint8_t *base               # where it is mapped here
+
+
+cdef struct GuestMemory:
+    # Immutable once handed to a worker; the control thread frees it when no worker uses it.
+    const Region *regions       # sorted by guest address, never overlapping
+    uint32_t count
+
+
+cdef struct MemoryView:
+    # One worker's hold on one memory map.
+    const GuestMemory *memory   # control thread, before it is handed over
+    uint64_t retired            # worker: the ticket to answer once unpinned, 0 while in use
+    uint32_t pins               # worker: requests in flight on this map
+
+
+cdef inline uint8_t *translate(
+    const GuestMemory *memory, uint64_t address, uint64_t *length
+) noexcept nogil:
+    """Where guest `address` is mapped, or NULL; cuts `length` at its region's end."""
+    cdef uint32_t low = 0, high = memory.count, middle
+    cdef uint64_t within
+    cdef const Region *region
+    while low < high:
+        middle = (low + high) >> 1
+        region = &memory.regions[middle]
+        if address < region.guest_address:
+            high = middle
+            continue
+        within = address - region.guest_address
+        if within < region.size:
+            if length[0] > region.size - within:
+                length[0] = region.size - within
+            return region.base + within
+        low = middle + 1
+    return NULL
+
+
+cdef inline uint8_t *translate_whole(
+    const GuestMemory *memory, uint64_t address, uint64_t length
+) noexcept nogil:
+    """Where `length` bytes from guest `address` are mapped in one piece, or NULL."""
+    cdef uint64_t found = length
+    cdef uint8_t *base = translate(memory, address, &found)
+    return base if found == length else NULL

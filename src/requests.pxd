@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Live rings and their requests in flight: fixed tables, nothing allocated on the way.
+
+Everything here belongs to the ring's worker; the counters are read by the control thread.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from atomics cimport load_relaxed_u64, store_relaxed_u64
+from guestmem cimport MemoryView
+from uring cimport iovec
+from virtio_blk cimport (
+    BLK_S_OK, BLK_T_DISCARD, BLK_T_FLUSH, BLK_T_GET_ID, BLK_T_IN, BLK_T_OUT, BLK_T_WRITE_ZEROES,
+    BlkRange, MAX_RANGES, Operation, OperationKind, Segment,
+)
+from virtq cimport Virtq
+
+
+cdef enum:
+    FEW_IOVECS = 4              # kept inside the request; most have fewer
+    CACHE_LINE = 64
+
+
+cdef struct Counters:
+    uint64_t reads              # requests answered, by type, whatever their status
+    uint64_t writes
+    uint64_t flushes
+    uint64_t discards
+    uint64_t write_zeroes
+    uint64_t get_ids
+    uint64_t others
+    uint64_t bytes_read
+    uint64_t bytes_written
+    uint64_t errors             # answered with a status other than OK
+    uint64_t kicks
+    uint64_t calls
+
+
+cdef struct Request:
+    MemoryView *pinned
+    uint8_t *status_byte
+    iovec *iov                  # what is left to transfer
+    uint8_t *bounce             # an aligned buffer in its place, or NULL
+    BlkRange *range             # DISCARD, WRITE_ZEROES: the one being done
+    Request *next_waiting       # for a bounce buffer
+    Vring *vring
+    uint64_t offset             # bytes; of what is left
+    uint64_t left               # bytes
+    uint64_t length             # bytes of data asked for
+    uint32_t iov_count
+    uint32_t ranges_left        # the present one included
+    uint32_t written            # data bytes given to the guest
+    uint32_t type               # virtio-blk's
+    uint32_t submitted          # bytes asked of the kernel in the present step
+    uint16_t head
+    OperationKind kind
+    bint zeroing                # WRITE_ZEROES by writing, as the file cannot do it
+    bint syncing                # the last step: make it durable
+    iovec few[FEW_IOVECS]
+
+
+cdef struct Vring:
+    Virtq vq
+    Request *requests           # one a descriptor
+    uint32_t *free              # stack of the free requests' numbers
+    iovec *iovecs               # `iov_room` for each request that needs more than a few
+    BlkRange *ranges            # MAX_RANGES for each request
+    uint32_t iov_room
+    uint32_t free_count
+    uint32_t in_flight
+    uint32_t number             # the worker's own
+    int kick                    # eventfds; -1 where there is none
+    int next_kick               # takes its place once the old poll has ended
+    int call
+    int error
+    uint64_t stop_ticket        # CMD_STOP to be answered, or 0
+    uint64_t kick_ticket        # CMD_SET_KICK to be answered, or 0
+    bint started
+    bint enabled
+    bint broken                 # by the guest; serves again after stop and start
+    bint wants_look             # the avail ring may hold more
+    bint kick_armed             # a poll is in the kernel
+    bint kick_cancelled
+    bint call_pending           # a write to `call` is in the kernel
+    bint call_again             # ... and one more is due
+    bint call_cancelled
+    Counters counters
+
+
+cdef inline void bump(uint64_t *counter, uint64_t by) noexcept nogil:
+    """Add to a counter of which this thread is the only writer."""
+    store_relaxed_u64(counter, load_relaxed_u64(counter) + by)
+
+
+cdef inline void count_answer(Counters *c, const Request *q, uint8_t status) noexcept nogil:
+    """Account one answered request."""
+    if q.type == BLK_T_IN:
+        bump(&c.reads, 1)
+        bump(&c.bytes_read, q.written)
+    elif q.type == BLK_T_OUT:
+        bump(&c.writes, 1)
+        bump(&c.bytes_written, q.length - q.left)
+    elif q.type == BLK_T_FLUSH:
+        bump(&c.flushes, 1)
+    elif q.type == BLK_T_DISCARD:
+        bump(&c.discards, 1)
+    elif q.type == BLK_T_WRITE_ZEROES:
+        bump(&c.write_zeroes, 1)
+    elif q.type == BLK_T_GET_ID:
+        bump(&c.get_ids, 1)
+    else:
+        bump(&c.others, 1)
+    if status != BLK_S_OK:
+        bump(&c.errors, 1)
+
+
+cdef inline void reset_requests(Vring *r) noexcept nogil:
+    """Make every request of a ring free; none may be in flight."""
+    cdef uint32_t i
+    r.free_count = r.vq.size
+    r.in_flight = 0
+    for i in range(r.vq.size):
+        r.free[i] = r.vq.size - 1 - i
+
+
+cdef inline BlkRange *next_ranges(const Vring *r) noexcept nogil:
+    """Room for the segments of the request that `take_request` will give next."""
+    return r.ranges + <size_t>r.free[r.free_count - 1] * MAX_RANGES
+
+
+cdef inline Request *take_request(
+    Vring *r, MemoryView *view, const Operation *op, uint16_t head
+) noexcept nogil:
+    """Fill a free request from a parsed operation and pin the memory it points to."""
+    cdef uint32_t number, i
+    cdef Request *q
+    r.free_count -= 1
+    r.in_flight += 1
+    number = r.free[r.free_count]
+    q = &r.requests[number]
+    q.pinned = view
+    view.pins += 1
+    q.vring = r
+    q.head = head
+    q.kind = op.kind
+    q.type = op.type
+    q.status_byte = op.status_byte
+    q.offset = op.offset
+    q.left = q.length = op.length
+    q.written = op.written
+    q.bounce = NULL
+    q.zeroing = q.syncing = False
+    q.range = r.ranges + <size_t>number * MAX_RANGES
+    q.ranges_left = <uint32_t>op.length
+    q.iov = &q.few[0]
+    if op.data_count > FEW_IOVECS:
+        q.iov = r.iovecs + <size_t>number * r.iov_room
+    q.iov_count = op.data_count
+    for i in range(op.data_count):
+        q.iov[i].iov_base = op.data[i].base
+        q.iov[i].iov_len = op.data[i].len
+    return q
+
+
+cdef inline void give_request_back(Request *q) noexcept nogil:
+    """Make an answered request free again and let its memory go."""
+    cdef Vring *r = q.vring
+    r.free[r.free_count] = <uint32_t>(q - r.requests)
+    r.free_count += 1
+    r.in_flight -= 1
+    q.pinned.pins -= 1
+
+
+cdef inline bint misaligned(const Request *q, uint32_t mask) noexcept nogil:
+    """Whether some buffer is not fit for direct I/O as it stands."""
+    cdef size_t bits = 0
+    cdef uint32_t i
+    for i in range(q.iov_count):
+        bits |= <size_t>q.iov[i].iov_base | q.iov[i].iov_len
+    return (bits & mask) != 0
+
+
+cdef inline void advance(Request *q, uint64_t n) noexcept nogil:
+    """Step over `n` bytes that were transferred."""
+    cdef size_t piece
+    q.offset += n
+    q.left -= n
+    while n:
+        piece = min(n, q.iov.iov_len)
+        q.iov.iov_base = <uint8_t *>q.iov.iov_base + piece
+        q.iov.iov_len -= piece
+        n -= piece
+        if q.iov.iov_len == 0:
+            q.iov += 1
+            q.iov_count -= 1
+
+
+cdef inline void copy_bounced(Request *q, uint64_t n, bint to_guest) noexcept nogil:
+    """Copy the next `n` bytes between the bounce buffer and the guest's buffers."""
+    cdef uint64_t done = 0, piece
+    cdef uint32_t i = 0
+    while done < n:
+        piece = min(n - done, <uint64_t>q.iov[i].iov_len)
+        if to_guest:
+            memcpy(q.iov[i].iov_base, q.bounce + done, piece)
+        else:
+            memcpy(q.bounce + done, q.iov[i].iov_base, piece)
+        done += piece
+        i += 1

@@ -1,0 +1,845 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data path: a worker thread that serves virtqueues on an io_uring of its own.
+
+Above the line `Python face` nothing holds the GIL, allocates, logs or raises.  A worker
+sleeps in one place, `turn`, where kicks, commands and disk completions all arrive.
+"""
+
+from libc.errno cimport EAGAIN, EBUSY, EFAULT, EINTR, EINVAL, errno
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from guestmem cimport GuestMemory, MemoryView, Region
+from mailbox cimport (
+    CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR,
+    CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_MEMORY, CMD_START, CMD_STOP, Answer, Command,
+    CommandKind, MAILBOX_SLOTS, deliver, hear_answer, post_command, stage_answer, take_command,
+)
+from requests cimport (
+    BlkRange, Counters, Request, Vring, bump, next_ranges, reset_requests, take_request,
+)
+from transfer cimport complete, end_request, submit
+from uring cimport (
+    IORING_CQE_F_MORE, IORING_OP_ASYNC_CANCEL, IORING_OP_FALLOCATE, IORING_OP_FSYNC,
+    IORING_OP_POLL_ADD, IORING_OP_READ, IORING_OP_READV, IORING_OP_WRITE, IORING_OP_WRITEV,
+    IORING_SETUP_CQSIZE, IORING_SETUP_DEFER_TASKRUN, IORING_SETUP_SINGLE_ISSUER, io_uring, io_uring_cq_advance, io_uring_cqe, io_uring_free_probe,
+    io_uring_get_probe_ring, io_uring_opcode_supported, io_uring_params, io_uring_peek_batch_cqe,
+    io_uring_prep_cancel64, io_uring_prep_poll_multishot, io_uring_prep_write, io_uring_probe,
+    io_uring_queue_exit, io_uring_queue_init_params, io_uring_sqe, io_uring_submit,
+    io_uring_submit_and_get_events, io_uring_submit_and_wait, iovec,
+)
+from virtio_blk cimport MAX_RANGES, OP_ANSWER, BlkLimits, Operation, parse_request
+from virtq cimport (
+    Desc, Segment, next_chain, publish, put_used, rearm_kicks, suppress_kicks, walk_chain,
+)
+from worker cimport (
+    BOUNCE_BUFFERS, BOUNCE_BYTES, TAG_CALL, TAG_KICK, TAG_MAILBOX, TAG_NOBODY, TAG_REQUEST,
+    Worker as WorkerState, ZERO_BYTES, next_sqe, pointer_of, tag_of, tagged,
+)
+
+cdef extern from "<errno.h>" nogil:
+    enum:
+        ECANCELED
+
+cdef extern from "<poll.h>" nogil:
+    enum:
+        POLLIN
+
+cdef enum:
+    SQ_ENTRIES = 1024
+    CQ_ENTRIES = 8192           # more than can be in flight; a full one is not lost either
+    CQE_BATCH = 128
+    FETCH_BATCH = 128           # chains of one ring before the others have their turn
+
+
+cdef struct Placement:
+    # Where a ring lies, as mapped here; NULL where it is not mapped.
+    Desc *desc
+    uint16_t *avail
+    uint16_t *used
+
+
+cdef struct VringStart:
+    Placement place
+    uint32_t size
+    uint16_t base
+    bint event_idx
+    bint indirect
+
+
+cdef struct MemoryChange:
+    MemoryView *view            # NULL takes all memory away
+    Placement places[64]        # by the worker's own numbers
+
+
+# ---- io_uring and eventfds ----
+
+cdef int open_uring(io_uring *ring) noexcept nogil:
+    """Make an io_uring that only this thread uses (Linux 6.1): 0, or -errno."""
+    cdef io_uring_params params
+    memset(&params, 0, sizeof(params))
+    params.flags = (
+        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CQSIZE
+    )
+    params.cq_entries = CQ_ENTRIES
+    return io_uring_queue_init_params(SQ_ENTRIES, ring, &params)
+
+
+cdef void watch(WorkerState *w, int fd, void *owner, uint64_t tag) noexcept nogil:
+    """Have every write to an eventfd arrive as a completion; its count is never read."""
+    cdef io_uring_sqe *sqe = next_sqe(w)
+    io_uring_prep_poll_multishot(sqe, fd, POLLIN)
+    sqe.user_data = tagged(owner, tag)
+
+
+cdef void cancel(WorkerState *w, void *owner, uint64_t tag) noexcept nogil:
+    """Have the kernel end what goes under this user_data; it completes all the same."""
+    cdef io_uring_sqe *sqe = next_sqe(w)
+    io_uring_prep_cancel64(sqe, tagged(owner, tag), 0)
+    sqe.user_data = tagged(NULL, TAG_NOBODY)
+
+
+cdef void signal_eventfd(WorkerState *w, int fd, void *owner, uint64_t tag) noexcept nogil:
+    """Add one to an eventfd, through the kernel's queue: a full one never blocks us."""
+    cdef io_uring_sqe *sqe = next_sqe(w)
+    io_uring_prep_write(sqe, fd, &w.one, sizeof(w.one), 0)
+    sqe.user_data = tagged(owner, tag)
+
+
+cdef void call_driver(WorkerState *w, Vring *r) noexcept nogil:
+    """Notify the driver; while one write is under way, another is remembered."""
+    if r.call < 0:
+        return
+    if r.call_pending:
+        r.call_again = True
+        return
+    r.call_pending = True
+    bump(&r.counters.calls, 1)
+    signal_eventfd(w, r.call, r, TAG_CALL)
+
+
+# ---- serving a ring ----
+
+cdef inline bint served(const WorkerState *w, const Vring *r) noexcept nogil:
+    """Whether new chains may be fetched from a ring."""
+    return r.started and r.enabled and not (r.broken or r.stop_ticket or w.paused)
+
+
+cdef void break_ring(WorkerState *w, Vring *r, int reason) noexcept nogil:
+    """Stop fetching from a ring that the driver broke, and say so; the others go on."""
+    r.broken = True
+    if r.error >= 0:
+        signal_eventfd(w, r.error, NULL, TAG_NOBODY)
+    stage_answer(&w.mailbox, 0, r.number, reason)
+
+
+cdef int begin(WorkerState *w, Vring *r, uint16_t head) noexcept nogil:
+    """Start the request of the chain at `head`: 0, or -errno if it breaks the ring."""
+    cdef Operation op
+    cdef Request *q
+    cdef int rc = walk_chain(&r.vq, head, w.view.memory, w.segments, w.segment_room)
+    if rc < 0:
+        return rc
+    rc = parse_request(&w.limits, w.segments, <uint32_t>rc, &op, next_ranges(r))
+    if rc < 0:
+        return rc
+    q = take_request(r, w.view, &op, head)
+    if op.kind == OP_ANSWER:
+        end_request(w, q, op.status)
+    else:
+        submit(w, q)
+    return 0
+
+
+cdef void fetch(WorkerState *w, Vring *r) noexcept nogil:
+    """Start what the driver has made available, as far as requests are free."""
+    cdef uint16_t head
+    cdef uint32_t budget = FETCH_BATCH
+    cdef int rc
+    suppress_kicks(&r.vq)
+    while r.free_count and budget:
+        rc = next_chain(&r.vq, &head)
+        if rc == 0:
+            r.wants_look = rearm_kicks(&r.vq)
+            if not r.wants_look:
+                return
+            continue
+        if rc > 0:
+            rc = begin(w, r, head)
+        if rc < 0:
+            break_ring(w, r, rc)
+            return
+        budget -= 1
+
+
+cdef bint serve_rings(WorkerState *w) noexcept nogil:
+    """Fetch from and publish to every ring: whether one has more to fetch right now."""
+    cdef uint32_t i
+    cdef Vring *r
+    cdef bint more = False
+    for i in range(w.count):
+        r = &w.vrings[i]
+        if r.wants_look and served(w, r):
+            fetch(w, r)
+            if r.wants_look and r.free_count and not r.broken:
+                more = True
+        if r.started and publish(&r.vq):
+            call_driver(w, r)
+    return more
+
+
+# ---- completions ----
+
+cdef void end_kick_poll(WorkerState *w, Vring *r) noexcept nogil:
+    """The poll of the kick eventfd has ended: watch its successor, or the same again."""
+    r.kick_armed = r.kick_cancelled = False
+    if r.kick_ticket:
+        r.kick = r.next_kick
+        stage_answer(&w.mailbox, r.kick_ticket, r.number, 0)
+        r.kick_ticket = 0
+        r.wants_look = True
+    arm_kick(w, r)
+
+
+cdef void arm_kick(WorkerState *w, Vring *r) noexcept nogil:
+    """Watch the kick eventfd of a ring that runs."""
+    if r.kick >= 0 and r.started and not (r.stop_ticket or r.kick_armed):
+        r.kick_armed = True
+        watch(w, r.kick, r, TAG_KICK)
+
+
+cdef void end_call(WorkerState *w, Vring *r) noexcept nogil:
+    """A write to the call eventfd is done; do the one that came due meanwhile."""
+    r.call_pending = r.call_cancelled = False
+    if r.call_again:
+        r.call_again = False
+        if not r.stop_ticket:
+            call_driver(w, r)
+
+
+cdef void dispatch(WorkerState *w, const io_uring_cqe *cqe) noexcept nogil:
+    """Bring one completion to what waits for it."""
+    cdef uint64_t tag = tag_of(cqe.user_data)
+    cdef Vring *r
+    if tag == TAG_REQUEST:
+        complete(w, <Request *>pointer_of(cqe.user_data), cqe.res)
+    elif tag == TAG_KICK:
+        r = <Vring *>pointer_of(cqe.user_data)
+        r.wants_look = True
+        bump(&r.counters.kicks, 1)
+        if not cqe.flags & IORING_CQE_F_MORE:
+            end_kick_poll(w, r)
+    elif tag == TAG_CALL:
+        end_call(w, <Vring *>pointer_of(cqe.user_data))
+    elif tag == TAG_MAILBOX and not cqe.flags & IORING_CQE_F_MORE:
+        watch(w, w.mailbox.commands_fd, w, TAG_MAILBOX)
+
+
+cdef void reap(WorkerState *w) noexcept nogil:
+    """Take every completion that is there."""
+    cdef io_uring_cqe *cqes[CQE_BATCH]
+    cdef unsigned n, i
+    while True:
+        n = io_uring_peek_batch_cqe(&w.uring, cqes, CQE_BATCH)
+        for i in range(n):
+            dispatch(w, cqes[i])
+        io_uring_cq_advance(&w.uring, n)
+        if n < CQE_BATCH:
+            return
+
+
+# ---- commands ----
+
+cdef void place(Vring *r, const Placement *where) noexcept nogil:
+    """Point a ring at where it is mapped now."""
+    r.vq.desc = where.desc
+    r.vq.avail = where.avail
+    r.vq.used = where.used
+
+
+cdef int start_ring(WorkerState *w, Vring *r, const VringStart *how) noexcept nogil:
+    """Make a stopped ring live: 0, or -errno.  It looks at once: kicks may have come before."""
+    if r.started:
+        return -EBUSY
+    if w.view == NULL:
+        return -EFAULT
+    r.vq.size = how.size
+    r.vq.longest_chain = max(how.size, w.longest_chain)
+    r.vq.event_idx = how.event_idx
+    r.vq.indirect = how.indirect
+    place(r, &how.place)
+    r.vq.next_avail = how.base
+    r.vq.next_used = r.vq.signalled = r.vq.used[1]
+    reset_requests(r)
+    r.started = r.wants_look = True
+    r.broken = r.call_again = False
+    arm_kick(w, r)
+    return 0
+
+
+cdef int set_memory(WorkerState *w, uint64_t ticket, const MemoryChange *change) noexcept nogil:
+    """Use another memory map from the next request on; rings outside it are broken.
+
+    Answered (later: 1) when no request uses the old map; until then the old place of a
+    broken ring's used ring stays mapped too, so that its requests can end.
+    """
+    cdef uint32_t i
+    cdef Vring *r
+    if w.old_view != NULL:
+        return -EBUSY
+    for i in range(w.count):
+        r = &w.vrings[i]
+        if r.started and change.places[i].desc != NULL:
+            place(r, &change.places[i])
+        elif r.started and not r.broken:
+            break_ring(w, r, -EFAULT)
+    w.old_view = w.view
+    w.view = change.view
+    if w.old_view == NULL:
+        return 0
+    w.old_view.retired = ticket
+    return 1
+
+
+cdef int set_kick(WorkerState *w, Vring *r, uint64_t ticket, int fd) noexcept nogil:
+    """Listen to another kick eventfd: 0, or 1 while the old one is still being left."""
+    if not r.kick_armed:
+        r.kick = fd
+        arm_kick(w, r)
+        return 0
+    r.next_kick = fd
+    r.kick_ticket = ticket
+    if not r.kick_cancelled:
+        r.kick_cancelled = True
+        cancel(w, r, TAG_KICK)
+    return 1
+
+
+cdef void set_call(WorkerState *w, Vring *r, int fd) noexcept nogil:
+    """Notify another call eventfd from now on, once at once: the old one may be unheard."""
+    r.call = fd
+    if r.call_pending and not r.call_cancelled:
+        r.call_cancelled = True
+        cancel(w, r, TAG_CALL)
+    if r.started:
+        call_driver(w, r)
+
+
+cdef int stop_ring(Vring *r, uint64_t ticket) noexcept nogil:
+    """Fetch no more from a ring; `settle` answers once it is idle: 1, or -errno."""
+    if not r.started or r.stop_ticket:
+        return -EBUSY
+    r.stop_ticket = ticket
+    return 1
+
+
+cdef void resume(WorkerState *w) noexcept nogil:
+    """Fetch again, from every ring: kicks have gone unheeded.  A pause under way is off."""
+    cdef uint32_t i
+    w.paused = False
+    if w.pause_ticket:
+        stage_answer(&w.mailbox, w.pause_ticket, 0, -ECANCELED)
+        w.pause_ticket = 0
+    for i in range(w.count):
+        w.vrings[i].wants_look = True
+
+
+cdef int64_t apply_to_ring(WorkerState *w, const Command *c) noexcept nogil:
+    """Carry out a command for one ring: its result, or 1 if the answer comes later."""
+    cdef Vring *r = &w.vrings[c.vring]
+    if c.kind == CMD_START:
+        return start_ring(w, r, <const VringStart *>c.data)
+    if c.kind == CMD_MOVE:
+        place(r, <const Placement *>c.data)
+    elif c.kind == CMD_STOP:
+        return stop_ring(r, c.ticket)
+    elif c.kind == CMD_ENABLE:
+        r.enabled = c.value != 0
+        r.wants_look = True
+    elif c.kind == CMD_SET_KICK:
+        return set_kick(w, r, c.ticket, <int>c.value)
+    elif c.kind == CMD_SET_CALL:
+        set_call(w, r, <int>c.value)
+    elif c.kind == CMD_SET_ERROR:
+        r.error = <int>c.value
+    return 0
+
+
+cdef int64_t apply(WorkerState *w, const Command *c) noexcept nogil:
+    """Carry out one command: its result, or 1 if the answer comes later."""
+    if c.kind == CMD_SET_MEMORY:
+        return set_memory(w, c.ticket, <const MemoryChange *>c.data)
+    if c.kind == CMD_SET_LIMITS:
+        w.limits = (<const BlkLimits *>c.data)[0]
+    elif c.kind == CMD_PAUSE:
+        w.paused = True
+        w.pause_ticket = c.ticket
+        return 1
+    elif c.kind == CMD_RESUME:
+        resume(w)
+    elif c.kind == CMD_QUIT:
+        w.quit = True
+    else:
+        return apply_to_ring(w, c)
+    return 0
+
+
+cdef void take_commands(WorkerState *w) noexcept nogil:
+    """Carry out what the control thread has posted."""
+    cdef Command c
+    cdef int64_t result
+    while take_command(&w.mailbox, &c):
+        result = apply(w, &c)
+        if result != 1:
+            stage_answer(&w.mailbox, c.ticket, c.vring, result)
+
+
+# ---- the loop ----
+
+cdef void settle_stop(WorkerState *w, Vring *r) noexcept nogil:
+    """End a stopping ring once its requests, its kick poll and its calls are done."""
+    if r.in_flight:
+        return
+    if r.kick_armed or r.call_pending:
+        if r.kick_armed and not r.kick_cancelled:
+            r.kick_cancelled = True
+            cancel(w, r, TAG_KICK)
+        if r.call_pending and not r.call_cancelled:
+            r.call_cancelled = True
+            cancel(w, r, TAG_CALL)
+        return
+    stage_answer(&w.mailbox, r.stop_ticket, r.number, r.vq.next_avail)
+    r.stop_ticket = 0
+    r.started = False
+    r.kick = r.call = -1
+
+
+cdef void settle(WorkerState *w) noexcept nogil:
+    """Answer the commands that waited for requests to end."""
+    cdef uint32_t i, in_flight = 0
+    for i in range(w.count):
+        in_flight += w.vrings[i].in_flight
+        if w.vrings[i].stop_ticket:
+            settle_stop(w, &w.vrings[i])
+    if w.pause_ticket and in_flight == 0:
+        stage_answer(&w.mailbox, w.pause_ticket, 0, 0)
+        w.pause_ticket = 0
+    if w.old_view != NULL and w.old_view.pins == 0:
+        stage_answer(&w.mailbox, w.old_view.retired, 0, 0)
+        w.old_view = NULL
+
+
+cdef int turn(WorkerState *w, bint *more) noexcept nogil:
+    """Sleep until something arrives unless there is `more` to do, and see to all of it."""
+    cdef int rc
+    if more[0]:
+        rc = io_uring_submit_and_get_events(&w.uring)
+    else:
+        rc = io_uring_submit_and_wait(&w.uring, 1)
+    if rc < 0 and rc != -EINTR and rc != -EBUSY and rc != -EAGAIN:
+        return rc
+    reap(w)
+    take_commands(w)
+    more[0] = serve_rings(w)
+    settle(w)
+    if w.mailbox.staged != w.mailbox.delivered:
+        io_uring_submit(&w.uring)   # no answer may overtake a call or the use of a descriptor
+        deliver(&w.mailbox)
+    return 0
+
+
+cdef int serve(WorkerState *w) noexcept nogil:
+    """Own an io_uring on this thread until CMD_QUIT: 0, or -errno."""
+    cdef bint more = False
+    cdef int rc = open_uring(&w.uring)
+    if rc < 0:
+        return rc
+    watch(w, w.mailbox.commands_fd, w, TAG_MAILBOX)
+    while rc == 0 and not w.quit:
+        rc = turn(w, &more)
+    io_uring_queue_exit(&w.uring)
+    return rc
+
+
+# ---- Python face ----
+
+import os
+
+cdef extern from "<sys/mman.h>" nogil:
+    enum:
+        PROT_READ
+        PROT_WRITE
+        MAP_ANONYMOUS
+        MAP_NORESERVE
+        MAP_PRIVATE
+        MAP_SHARED
+    void *MAP_FAILED
+    void *mmap(void *at, size_t length, int protection, int flags, int fd, int64_t offset)
+    int munmap(void *at, size_t length)
+
+cdef extern from "<signal.h>" nogil:
+    ctypedef struct sigset_t:
+        pass
+    enum:
+        SIG_BLOCK
+    int sigfillset(sigset_t *signals)
+    int pthread_sigmask(int how, const sigset_t *signals, sigset_t *old)
+
+cdef extern from "<sys/prctl.h>" nogil:
+    enum:
+        PR_SET_NAME
+    int prctl(int option, const char *name)
+
+
+cdef void *reserve(size_t length) except NULL:
+    """Zeroed pages that cost memory only where they are touched."""
+    cdef void *base = mmap(
+        NULL, length, PROT_READ | PROT_WRITE,
+        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0,
+    )
+    if base == MAP_FAILED:
+        raise MemoryError(f"cannot reserve {length} bytes")
+    return base
+
+
+cdef class Mapping:
+    """One region of the front end's memory, mapped shared and writable until collected.
+
+    Mapped from the file's start, so that an offset that is no multiple of a huge page works.
+
+    Raises:
+        OSError: The kernel refuses the mapping.
+    """
+
+    cdef void *base
+    cdef size_t length
+    cdef readonly uint64_t guest_address, user_address, size
+
+    def __init__(self, int fd, uint64_t offset, uint64_t size, uint64_t guest_address,
+                 uint64_t user_address):
+        cdef void *base = mmap(
+            NULL, offset + size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0
+        )
+        if base == MAP_FAILED:
+            raise OSError(errno, os.strerror(errno))
+        self.base = base
+        self.length = offset + size
+        self.size = size
+        self.guest_address = guest_address
+        self.user_address = user_address
+
+    @property
+    def address(self):
+        """Where the region's first byte is mapped here."""
+        return <uint64_t>self.base + (self.length - self.size)
+
+    def __dealloc__(self):
+        if self.base != NULL:
+            munmap(self.base, self.length)
+
+
+cdef class MemoryMap:
+    """All of a front end's memory at one time; immutable, shared by the workers."""
+
+    cdef GuestMemory memory
+    cdef Region *regions
+    cdef readonly tuple mappings
+
+    def __cinit__(self, mappings):
+        cdef Region *region
+        self.mappings = tuple(sorted(mappings, key=lambda m: m.guest_address))
+        self.regions = <Region *>calloc(max(len(self.mappings), 1), sizeof(Region))
+        if self.regions == NULL:
+            raise MemoryError
+        for i, mapping in enumerate(self.mappings):
+            region = &self.regions[i]
+            region.guest_address = mapping.guest_address
+            region.size = mapping.size
+            region.base = <uint8_t *><uint64_t>mapping.address
+        self.memory.regions = self.regions
+        self.memory.count = len(self.mappings)
+
+    def __dealloc__(self):
+        free(self.regions)
+
+    def locate(self, address: int, length: int) -> int:
+        """Where `length` bytes at the front end's own `address` are mapped here, or 0."""
+        for m in self.mappings:
+            if m.user_address <= address and address + length <= m.user_address + m.size:
+                return m.address + (address - m.user_address)
+        return 0
+
+
+cdef class View:
+    """One worker's hold on a memory map."""
+
+    cdef MemoryView state
+    cdef readonly MemoryMap map
+
+    def __cinit__(self, MemoryMap map):
+        self.map = map
+        self.state.memory = &map.memory
+
+
+cdef Placement placement(where) noexcept:
+    """A ring's place from (desc, avail, used), or from None where it is not mapped."""
+    cdef Placement p
+    memset(&p, 0, sizeof(p))
+    if where is not None:
+        p.desc = <Desc *><uint64_t>where[0]
+        p.avail = <uint16_t *><uint64_t>where[1]
+        p.used = <uint16_t *><uint64_t>where[2]
+    return p
+
+
+cdef class Worker:
+    """A data path thread to be: `run` is its body, all else is for the control thread.
+
+    Commands return a ticket; `answers` gives it back with its result once `answers_fd` is
+    readable.  A worker has `rings` rings, numbered from 0, of up to `largest` descriptors.
+    """
+
+    cdef WorkerState state
+    cdef Py_ssize_t bytes_reserved
+    cdef void *reserved
+    cdef uint64_t tickets
+    cdef dict kept              # ticket -> what the worker may still point to
+    cdef View view
+
+    def __cinit__(self, uint32_t rings, uint32_t largest, uint32_t longest_chain):
+        cdef uint32_t i, room = max(largest, longest_chain) + 16
+        cdef size_t of_ring = largest * (
+            sizeof(Request) + sizeof(uint32_t) + room * sizeof(iovec)
+            + MAX_RANGES * sizeof(BlkRange)
+        )
+        cdef size_t size = ZERO_BYTES + BOUNCE_BUFFERS * BOUNCE_BYTES + rings * of_ring
+        cdef uint8_t *at
+        if not 0 < rings <= 64:
+            raise ValueError(f"{rings} rings for one worker")
+        self.kept = {}
+        self.state.mailbox.commands_fd = self.state.mailbox.answers_fd = -1
+        self.state.count = rings
+        self.state.longest_chain = longest_chain
+        self.state.one = 1
+        self.state.segment_room = room
+        self.state.vrings = <Vring *>calloc(rings, sizeof(Vring))
+        self.state.segments = <Segment *>calloc(room, sizeof(Segment))
+        if self.state.vrings == NULL or self.state.segments == NULL:
+            raise MemoryError
+        at = <uint8_t *>reserve(size)
+        self.reserved, self.bytes_reserved = at, size
+        self.state.zeros = at
+        at += ZERO_BYTES
+        self.state.free_bounce_count = BOUNCE_BUFFERS
+        for i in range(<uint32_t>BOUNCE_BUFFERS):
+            self.state.free_bounces[i] = at
+            at += BOUNCE_BYTES
+        for i in range(rings):
+            self.lay_out(&self.state.vrings[i], i, at + i * of_ring, largest, room)
+        self.state.mailbox.commands_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.state.mailbox.answers_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    cdef void lay_out(self, Vring *r, uint32_t number, uint8_t *at, uint32_t largest,
+                      uint32_t room) noexcept:
+        """Give a ring its tables, out of what was reserved for it."""
+        r.number = number
+        r.iov_room = room
+        r.kick = r.next_kick = r.call = r.error = -1
+        r.requests = <Request *>at
+        r.iovecs = <iovec *>(at + largest * sizeof(Request))
+        r.ranges = <BlkRange *>(r.iovecs + <size_t>largest * room)
+        r.free = <uint32_t *>(r.ranges + <size_t>largest * MAX_RANGES)
+
+    def __dealloc__(self):
+        if self.reserved != NULL:
+            munmap(self.reserved, self.bytes_reserved)
+        free(self.state.vrings)
+        free(self.state.segments)
+        for fd in (self.state.mailbox.commands_fd, self.state.mailbox.answers_fd):
+            if fd >= 0:
+                os.close(fd)
+
+    def run(self, name: str) -> None:
+        """Serve until `quit`, with the GIL released and every signal left to other threads.
+
+        Raises:
+            OSError: io_uring failed; nothing is served any more.
+        """
+        cdef int rc
+        cdef sigset_t signals
+        cdef bytes title = name.encode()
+        sigfillset(&signals)
+        pthread_sigmask(SIG_BLOCK, &signals, NULL)
+        prctl(PR_SET_NAME, title)
+        with nogil:
+            rc = serve(&self.state)
+        if rc < 0:
+            raise OSError(-rc, os.strerror(-rc))
+
+    @property
+    def answers_fd(self) -> int:
+        """An eventfd, readable when `answers` has something to give."""
+        return self.state.mailbox.answers_fd
+
+    @property
+    def in_flight(self) -> int:
+        """Requests fetched and not answered yet, of all rings; a moment's view."""
+        return sum(self.state.vrings[i].in_flight for i in range(self.state.count))
+
+    def answers(self) -> list:
+        """What the worker has answered since: (ticket, ring, result) each.
+
+        Ticket 0 is a report that a ring was broken, with the -errno that says why.
+        """
+        cdef Answer a
+        heard = []
+        try:
+            os.eventfd_read(self.state.mailbox.answers_fd)
+        except BlockingIOError:
+            return heard
+        while hear_answer(&self.state.mailbox, &a):
+            self.kept.pop(a.ticket, None)
+            heard.append((a.ticket, a.vring, a.result))
+        return heard
+
+    cdef uint64_t post(self, CommandKind kind, uint32_t ring, int64_t value, bytes data,
+                       object keep=None) except 0:
+        cdef Command c
+        if len(self.kept) >= MAILBOX_SLOTS - 1:
+            raise OSError(EBUSY, "the worker has stopped answering")
+        if ring >= self.state.count:
+            raise IndexError(f"ring {ring} of {self.state.count}")
+        self.tickets += 1
+        self.kept[self.tickets] = (data, keep)
+        c.kind, c.vring, c.ticket, c.value = kind, ring, self.tickets, value
+        c.data = NULL if data is None else <void *><char *>data
+        post_command(&self.state.mailbox, &c)
+        return self.tickets
+
+    def set_memory(self, MemoryMap map, places: list) -> int:
+        """Serve from another memory map; `places` has (desc, avail, used) or None a ring.
+
+        The answer comes when no request uses the old map any more.
+        """
+        cdef MemoryChange change
+        cdef View view = None if map is None else View(map)
+        old, self.view = self.view, view
+        memset(&change, 0, sizeof(change))
+        change.view = NULL if view is None else &view.state
+        for i, where in enumerate(places):
+            change.places[i] = placement(where)
+        return self.post(CMD_SET_MEMORY, 0, 0, (<char *>&change)[:sizeof(change)], old)
+
+    def set_limits(self, *, int fd, uint64_t capacity, uint32_t block_size,
+                   uint32_t memory_alignment, uint32_t max_discard_sectors,
+                   uint32_t max_zero_sectors, uint32_t max_ranges, bint read_only,
+                   bint write_through, bytes serial) -> int:
+        """Replace what the device allows; capacity in bytes.  Holds from the next request on."""
+        cdef BlkLimits limits
+        if max_ranges > MAX_RANGES:
+            raise ValueError(f"{max_ranges} segments for a discard, not {MAX_RANGES} at most")
+        memset(&limits, 0, sizeof(limits))
+        limits.fd, limits.capacity = fd, capacity
+        limits.block_mask, limits.memory_mask = block_size - 1, memory_alignment - 1
+        limits.max_discard_sectors = max_discard_sectors
+        limits.max_zero_sectors = max_zero_sectors
+        limits.max_ranges = max_ranges
+        limits.read_only, limits.write_through = read_only, write_through
+        for i, byte in enumerate(serial[:sizeof(limits.serial)]):
+            limits.serial[i] = byte
+        return self.post(CMD_SET_LIMITS, 0, 0, (<char *>&limits)[:sizeof(limits)])
+
+    def start(self, uint32_t ring, place, *, uint32_t size, uint16_t base, bint event_idx,
+              bint indirect) -> int:
+        """Start a stopped ring of `size` descriptors at avail index `base`."""
+        cdef VringStart how
+        memset(&how, 0, sizeof(how))
+        how.place = placement(place)
+        how.size, how.base = size, base
+        how.event_idx, how.indirect = event_idx, indirect
+        return self.post(CMD_START, ring, 0, (<char *>&how)[:sizeof(how)])
+
+    def move(self, uint32_t ring, place) -> int:
+        """Tell a running ring where it lies now."""
+        cdef Placement where = placement(place)
+        return self.post(CMD_MOVE, ring, 0, (<char *>&where)[:sizeof(where)])
+
+    def stop(self, uint32_t ring) -> int:
+        """Drain and stop a ring; the answer is its next avail index."""
+        return self.post(CMD_STOP, ring, 0, None)
+
+    def enable(self, uint32_t ring, bint enabled) -> int:
+        """Let a ring be served, or have it wait."""
+        return self.post(CMD_ENABLE, ring, enabled, None)
+
+    def set_kick(self, uint32_t ring, int fd) -> int:
+        """Listen to this eventfd, -1 for none; the old one is unused after the answer."""
+        return self.post(CMD_SET_KICK, ring, fd, None)
+
+    def set_call(self, uint32_t ring, int fd) -> int:
+        """Notify this eventfd, -1 for none; the old one is unused after the answer."""
+        return self.post(CMD_SET_CALL, ring, fd, None)
+
+    def set_error(self, uint32_t ring, int fd) -> int:
+        """Report a broken ring to this eventfd, -1 for none; the old one is then unused."""
+        return self.post(CMD_SET_ERROR, ring, fd, None)
+
+    def pause(self) -> int:
+        """Fetch no more; answered once nothing is in flight, or -ECANCELED by `resume`."""
+        return self.post(CMD_PAUSE, 0, 0, None)
+
+    def resume(self) -> int:
+        """Fetch again."""
+        return self.post(CMD_RESUME, 0, 0, None)
+
+    def quit(self) -> int:
+        """Leave `run` at once; what is in flight is abandoned to the kernel."""
+        return self.post(CMD_QUIT, 0, 0, None)
+
+    def counters(self, uint32_t ring) -> dict:
+        """The counters of one ring since the worker was made, by name."""
+        if ring >= self.state.count:
+            raise IndexError(f"ring {ring} of {self.state.count}")
+        return self.state.vrings[ring].counters
+
+    def ring_state(self, uint32_t ring) -> dict:
+        """A moment's view of one ring: started, enabled, broken, size, in_flight, next_avail."""
+        cdef const Vring *r
+        if ring >= self.state.count:
+            raise IndexError(f"ring {ring} of {self.state.count}")
+        r = &self.state.vrings[ring]
+        return {
+            "started": bool(r.started), "enabled": bool(r.enabled), "broken": bool(r.broken),
+            "size": r.vq.size, "in_flight": r.in_flight, "next_avail": r.vq.next_avail,
+        }
+
+
+def probe_io_uring() -> dict:
+    """Whether this kernel's io_uring has each operation that the data path uses, by name.
+
+    Raises:
+        OSError: There is no io_uring, or it is forbidden.
+    """
+    cdef io_uring ring
+    cdef io_uring_probe *probe
+    cdef int rc = open_uring(&ring)
+    if rc < 0:
+        raise OSError(-rc, os.strerror(-rc))
+    probe = io_uring_get_probe_ring(&ring)
+    try:
+        if probe == NULL:
+            raise OSError(EINVAL, "io_uring cannot be probed")
+        return {
+            "READ": bool(io_uring_opcode_supported(probe, IORING_OP_READ)),
+            "READV": bool(io_uring_opcode_supported(probe, IORING_OP_READV)),
+            "WRITE": bool(io_uring_opcode_supported(probe, IORING_OP_WRITE)),
+            "WRITEV": bool(io_uring_opcode_supported(probe, IORING_OP_WRITEV)),
+            "FSYNC": bool(io_uring_opcode_supported(probe, IORING_OP_FSYNC)),
+            "FALLOCATE": bool(io_uring_opcode_supported(probe, IORING_OP_FALLOCATE)),
+            "POLL_ADD": bool(io_uring_opcode_supported(probe, IORING_OP_POLL_ADD)),
+            "ASYNC_CANCEL": bool(io_uring_opcode_supported(probe, IORING_OP_ASYNC_CANCEL)),
+        }
+    finally:
+        io_uring_free_probe(probe)
+        io_uring_queue_exit(&ring)

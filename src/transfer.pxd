@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A request's way through io_uring: one step is in the kernel at a time, until the answer."""
+
+from libc.errno cimport EAGAIN, EINTR, EOPNOTSUPP
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+
+from requests cimport (
+    Request, Vring, advance, copy_bounced, count_answer, give_request_back, misaligned,
+)
+from uring cimport (
+    IORING_FSYNC_DATASYNC, RWF_DSYNC, io_uring_prep_fallocate, io_uring_prep_fsync,
+    io_uring_prep_read, io_uring_prep_readv, io_uring_prep_write, io_uring_prep_writev,
+    io_uring_sqe,
+)
+from virtio_blk cimport (
+    BLK_S_IOERR, BLK_S_OK, OP_DISCARD, OP_FLUSH, OP_READ, OP_WRITE, RANGE_F_UNMAP, SECTOR_SHIFT,
+)
+from virtq cimport put_used
+from worker cimport BOUNCE_BYTES, TAG_REQUEST, Worker, ZERO_BYTES, next_sqe, tagged
+
+cdef extern from "<linux/falloc.h>" nogil:
+    enum:
+        FALLOC_FL_KEEP_SIZE
+        FALLOC_FL_PUNCH_HOLE
+        FALLOC_FL_ZERO_RANGE
+
+
+cdef enum:
+    MAX_TRANSFER = 0x7ffff000   # bytes the kernel moves in one call (MAX_RW_COUNT)
+    MAX_IOVECS = 1024           # and buffers (UIO_MAXIOV); a short transfer goes on
+
+
+cdef inline void end_request(Worker *w, Request *q, uint8_t status) noexcept nogil:
+    """Give the guest its answer; it is seen when the ring is published."""
+    q.status_byte[0] = status
+    put_used(&q.vring.vq, q.head, q.written + 1)
+    count_answer(&q.vring.counters, q, status)
+    if q.bounce != NULL:
+        give_bounce_back(w, q.bounce)
+    give_request_back(q)
+
+
+cdef inline void give_bounce_back(Worker *w, uint8_t *bounce) noexcept nogil:
+    """Hand a bounce buffer to the request that waits for one, or keep it."""
+    cdef Request *waiting = w.first_waiting
+    if waiting == NULL:
+        w.free_bounces[w.free_bounce_count] = bounce
+        w.free_bounce_count += 1
+        return
+    w.first_waiting = waiting.next_waiting
+    waiting.bounce = bounce
+    submit_transfer(w, waiting)
+
+
+cdef inline bint take_bounce(Worker *w, Request *q) noexcept nogil:
+    """Give `q` a bounce buffer now, or put it in the queue for one."""
+    if w.free_bounce_count:
+        w.free_bounce_count -= 1
+        q.bounce = w.free_bounces[w.free_bounce_count]
+        return True
+    q.next_waiting = NULL
+    if w.first_waiting == NULL:
+        w.first_waiting = q
+    else:
+        w.last_waiting.next_waiting = q
+    w.last_waiting = q
+    return False
+
+
+cdef inline void submit_bounced(Worker *w, Request *q, io_uring_sqe *sqe) noexcept nogil:
+    """Move the next piece through the bounce buffer."""
+    q.submitted = <uint32_t>min(q.left, <uint64_t>BOUNCE_BYTES)
+    if q.kind == OP_READ:
+        io_uring_prep_read(sqe, w.limits.fd, q.bounce, q.submitted, q.offset)
+    else:
+        copy_bounced(q, q.submitted, False)
+        io_uring_prep_write(sqe, w.limits.fd, q.bounce, q.submitted, q.offset)
+
+
+cdef inline void submit_direct(Worker *w, Request *q, io_uring_sqe *sqe) noexcept nogil:
+    """Move what is left straight between the file and guest memory."""
+    cdef uint32_t first, count = min(q.iov_count, <uint32_t>MAX_IOVECS)
+    if count == 1:
+        first = <uint32_t>min(q.left, <uint64_t>MAX_TRANSFER)
+        if q.kind == OP_READ:
+            io_uring_prep_read(sqe, w.limits.fd, q.iov.iov_base, first, q.offset)
+        else:
+            io_uring_prep_write(sqe, w.limits.fd, q.iov.iov_base, first, q.offset)
+    elif q.kind == OP_READ:
+        io_uring_prep_readv(sqe, w.limits.fd, q.iov, count, q.offset)
+    else:
+        io_uring_prep_writev(sqe, w.limits.fd, q.iov, count, q.offset)
+
+
+cdef inline void submit_transfer(Worker *w, Request *q) noexcept nogil:
+    """Ask the kernel for what is left of a read or write."""
+    cdef io_uring_sqe *sqe = next_sqe(w)
+    if q.bounce != NULL:
+        submit_bounced(w, q, sqe)
+    else:
+        submit_direct(w, q, sqe)
+    if q.kind == OP_WRITE and w.limits.write_through:
+        sqe.rw_flags = RWF_DSYNC
+    sqe.user_data = tagged(q, TAG_REQUEST)
+
+
+cdef inline void submit_sync(Worker *w, Request *q) noexcept nogil:
+    """Make durable all that was completed before (virtio 1.3, 5.2.6.2)."""
+    cdef io_uring_sqe *sqe = next_sqe(w)
+    q.syncing = True
+    io_uring_prep_fsync(sqe, w.limits.fd, IORING_FSYNC_DATASYNC)
+    sqe.user_data = tagged(q, TAG_REQUEST)
+
+
+cdef inline void submit_zeroes(Worker *w, Request *q) noexcept nogil:
+    """Write the next piece of a range full of zeroes."""
+    cdef io_uring_sqe *sqe = next_sqe(w)
+    q.submitted = <uint32_t>min(q.left, <uint64_t>ZERO_BYTES)
+    io_uring_prep_write(sqe, w.limits.fd, w.zeros, q.submitted, q.offset)
+    sqe.user_data = tagged(q, TAG_REQUEST)
+
+
+cdef inline void submit_range(Worker *w, Request *q) noexcept nogil:
+    """Discard or zero the next range that is not empty; without one, end the request."""
+    cdef io_uring_sqe *sqe
+    cdef int mode = FALLOC_FL_KEEP_SIZE | FALLOC_FL_ZERO_RANGE
+    while q.ranges_left and q.range.sectors == 0:
+        q.range += 1
+        q.ranges_left -= 1
+    if q.ranges_left == 0:
+        if w.limits.write_through:
+            submit_sync(w, q)
+        else:
+            end_request(w, q, BLK_S_OK)
+        return
+    q.offset = q.range.sector << SECTOR_SHIFT
+    q.left = <uint64_t>q.range.sectors << SECTOR_SHIFT
+    q.zeroing = False
+    if q.kind == OP_DISCARD or q.range.flags & RANGE_F_UNMAP:
+        mode = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+    sqe = next_sqe(w)
+    io_uring_prep_fallocate(sqe, w.limits.fd, mode, q.offset, q.left)
+    sqe.user_data = tagged(q, TAG_REQUEST)
+
+
+cdef inline void end_range(Worker *w, Request *q) noexcept nogil:
+    """Go on behind a range that is done."""
+    q.range += 1
+    q.ranges_left -= 1
+    submit_range(w, q)
+
+
+cdef inline void submit(Worker *w, Request *q) noexcept nogil:
+    """Start a request's first step."""
+    if q.kind == OP_READ or q.kind == OP_WRITE:
+        if not misaligned(q, w.limits.memory_mask) or take_bounce(w, q):
+            submit_transfer(w, q)
+    elif q.kind == OP_FLUSH:
+        submit_sync(w, q)
+    else:
+        submit_range(w, q)
+
+
+cdef inline void repeat_step(Worker *w, Request *q) noexcept nogil:
+    """Ask again for a step that the kernel gave up without having done anything."""
+    if q.syncing:
+        submit_sync(w, q)
+    elif q.kind == OP_READ or q.kind == OP_WRITE:
+        submit_transfer(w, q)
+    elif q.zeroing:
+        submit_zeroes(w, q)
+    else:
+        submit_range(w, q)
+
+
+cdef inline void complete_transfer(Worker *w, Request *q, int32_t n) noexcept nogil:
+    """Account `n` bytes moved; a short transfer goes on where it stopped."""
+    if n == 0:
+        end_request(w, q, BLK_S_IOERR)      # the file ends before the disk does
+        return
+    if q.kind == OP_READ:
+        if q.bounce != NULL:
+            copy_bounced(q, n, True)
+        q.written += n
+    advance(q, n)
+    if q.left:
+        submit_transfer(w, q)
+    else:
+        end_request(w, q, BLK_S_OK)
+
+
+cdef inline void complete_range(Worker *w, Request *q, int32_t result) noexcept nogil:
+    """Go on after fallocate or a piece of zeroes; what a file cannot do is done for it."""
+    if q.zeroing:
+        q.offset += result
+        q.left -= result
+        if q.left:
+            submit_zeroes(w, q)
+        else:
+            end_range(w, q)
+    elif result == -EOPNOTSUPP and q.kind != OP_DISCARD:
+        q.zeroing = True
+        submit_zeroes(w, q)
+    else:
+        end_range(w, q)         # a discard is only advice (5.2.6.2)
+
+
+cdef inline void complete(Worker *w, Request *q, int32_t result) noexcept nogil:
+    """Take the result of a request's present step: the next step, or the answer."""
+    if result == -EINTR or result == -EAGAIN:
+        repeat_step(w, q)
+    elif q.kind > OP_FLUSH and result == -EOPNOTSUPP and not (q.zeroing or q.syncing):
+        complete_range(w, q, result)
+    elif result < 0 or (q.zeroing and result == 0 and not q.syncing):
+        end_request(w, q, BLK_S_IOERR)
+    elif q.syncing:
+        end_request(w, q, BLK_S_OK)
+    elif q.kind == OP_READ or q.kind == OP_WRITE:
+        complete_transfer(w, q, result)
+    else:
+        complete_range(w, q, result)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The part of liburing that blkd uses; every function returns -errno on failure.
+
+liburing 2.3 is the oldest served: it declares io_uring_enable_rings but does not export
+it, so a ring is made on the thread that uses it.
+"""
+
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from posix.types cimport off_t
+
+
+cdef extern from "<sys/uio.h>" nogil:
+    cdef struct iovec:
+        void *iov_base
+        size_t iov_len
+
+
+cdef extern from "<liburing.h>" nogil:
+    """
+    #ifndef RWF_DSYNC
+    #define RWF_DSYNC 0x00000002
+    #endif
+    """
+    enum:
+        RWF_DSYNC
+        IORING_SETUP_CQSIZE
+        IORING_SETUP_SINGLE_ISSUER
+        IORING_SETUP_DEFER_TASKRUN
+        IORING_CQE_F_MORE
+        IORING_FSYNC_DATASYNC
+        IORING_OP_READV
+        IORING_OP_WRITEV
+        IORING_OP_READ
+        IORING_OP_WRITE
+        IORING_OP_FSYNC
+        IORING_OP_FALLOCATE
+        IORING_OP_POLL_ADD
+        IORING_OP_ASYNC_CANCEL
+
+    cdef struct io_uring_params:
+        uint32_t flags
+        uint32_t features
+        uint32_t cq_entries
+
+    cdef struct io_uring_sqe:
+        int32_t rw_flags
+        uint64_t user_data
+
+    cdef struct io_uring_cqe:
+        uint64_t user_data
+        int32_t res
+        uint32_t flags
+
+    cdef struct io_uring:
+        pass
+
+    cdef struct io_uring_probe:
+        pass
+
+    int io_uring_queue_init_params(unsigned entries, io_uring *ring, io_uring_params *params)
+    void io_uring_queue_exit(io_uring *ring)
+    io_uring_sqe *io_uring_get_sqe(io_uring *ring)
+    int io_uring_submit(io_uring *ring)
+    int io_uring_submit_and_wait(io_uring *ring, unsigned wait_for)
+    int io_uring_submit_and_get_events(io_uring *ring)
+    unsigned io_uring_peek_batch_cqe(io_uring *ring, io_uring_cqe **cqes, unsigned count)
+    void io_uring_cq_advance(io_uring *ring, unsigned count)
+    io_uring_probe *io_uring_get_probe_ring(io_uring *ring)
+    void io_uring_free_probe(io_uring_probe *probe)
+    int io_uring_opcode_supported(io_uring_probe *probe, int opcode)
+
+    void io_uring_prep_read(io_uring_sqe *sqe, int fd, void *buffer, unsigned n, uint64_t offset)
+    void io_uring_prep_write(
+        io_uring_sqe *sqe, int fd, const void *buffer, unsigned n, uint64_t offset
+    )
+    void io_uring_prep_readv(
+        io_uring_sqe *sqe, int fd, const iovec *iov, unsigned count, uint64_t offset
+    )
+    void io_uring_prep_writev(
+        io_uring_sqe *sqe, int fd, const iovec *iov, unsigned count, uint64_t offset
+    )
+    void io_uring_prep_fsync(io_uring_sqe *sqe, int fd, unsigned flags)
+    void io_uring_prep_fallocate(io_uring_sqe *sqe, int fd, int mode, off_t offset, off_t n)
+    void io_uring_prep_poll_multishot(io_uring_sqe *sqe, int fd, unsigned events)
+    void io_uring_prep_cancel64(io_uring_sqe *sqe, uint64_t user_data, int flags)

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""virtio-blk requests (virtio 1.3, 5.2.6): a resolved chain becomes one checked operation.
+
+Names no io_uring type: what comes out is a kind, an offset and segments.
+"""
+
+from libc.errno cimport EINVAL
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from atomics cimport copy_once
+from virtq cimport Segment
+
+
+cdef enum:
+    BLK_T_IN = 0
+    BLK_T_OUT = 1
+    BLK_T_FLUSH = 4
+    BLK_T_GET_ID = 8
+    BLK_T_DISCARD = 11
+    BLK_T_WRITE_ZEROES = 13
+
+    BLK_S_OK = 0
+    BLK_S_IOERR = 1
+    BLK_S_UNSUPP = 2
+
+    RANGE_F_UNMAP = 1
+    SECTOR_SHIFT = 9
+    ID_BYTES = 20
+    MAX_RANGES = 256            # segments of one DISCARD or WRITE_ZEROES, at the most
+    MAX_DATA = 0xfffffe00       # bytes of one request; a chain has fewer than 2^32 (2.7.5)
+
+
+cdef enum OperationKind:
+    OP_ANSWER                   # nothing left to do but to give `status` back
+    OP_READ
+    OP_WRITE
+    OP_FLUSH
+    OP_DISCARD
+    OP_WRITE_ZEROES
+
+
+cdef struct BlkHeader:
+    uint32_t type
+    uint32_t reserved
+    uint64_t sector
+
+
+cdef struct BlkRange:           # struct virtio_blk_discard_write_zeroes
+    uint64_t sector
+    uint32_t sectors
+    uint32_t flags
+
+
+cdef struct BlkLimits:
+    # The device as the data path needs it; a copy of the worker's own.
+    int fd                      # the image
+    uint64_t capacity           # bytes
+    uint32_t block_mask         # logical block size - 1
+    uint32_t memory_mask        # alignment of buffers for the image's I/O - 1
+    uint32_t max_discard_sectors    # 0: DISCARD is not offered
+    uint32_t max_zero_sectors       # 0: WRITE_ZEROES is not offered
+    uint32_t max_ranges
+    bint read_only
+    bint write_through          # each write is durable before it is answered
+    uint8_t serial[ID_BYTES]
+
+
+cdef struct Operation:
+    OperationKind kind
+    uint8_t status              # of an OP_ANSWER
+    uint8_t *status_byte        # in guest memory
+    uint64_t offset             # bytes
+    uint64_t length             # bytes
+    Segment *data               # what is left of the chain without header and status
+    uint32_t data_count
+    uint32_t written            # data bytes already given to the guest (GET_ID)
+    uint32_t type               # as the guest gave it, for accounting
+
+
+cdef inline uint32_t take_bytes(
+    Segment **segments, uint32_t *count, uint8_t *out, uint32_t length
+) noexcept nogil:
+    """Copy up to `length` bytes off the front of the segments; the number of bytes."""
+    cdef uint32_t done = 0, piece
+    cdef Segment *first
+    while done < length and count[0]:
+        first = segments[0]
+        piece = min(length - done, first.len)
+        copy_once(out + done, first.base, piece)
+        done += piece
+        first.base += piece
+        first.len -= piece
+        if first.len == 0:
+            segments[0] += 1
+            count[0] -= 1
+    return done
+
+
+cdef inline uint32_t give_bytes(
+    const Segment *segments, uint32_t count, const uint8_t *source, uint32_t length
+) noexcept nogil:
+    """Copy up to `length` bytes into the segments; the number of bytes."""
+    cdef uint32_t i, piece, done = 0
+    for i in range(count):
+        piece = min(length - done, segments[i].len)
+        memcpy(segments[i].base, source + done, piece)
+        done += piece
+    return done
+
+
+cdef inline void answer(Operation *op, uint8_t status) noexcept nogil:
+    """End the operation here with `status`."""
+    op.kind = OP_ANSWER
+    op.status = status
+
+
+cdef inline void check_transfer(const BlkLimits *dev, uint64_t sector, Operation *op) noexcept nogil:
+    """Place IN or OUT on the image, or refuse it whole: beyond the end, off the blocks."""
+    cdef uint32_t i
+    for i in range(op.data_count):
+        op.length += op.data[i].len
+    op.offset = sector << SECTOR_SHIFT
+    if sector > dev.capacity >> SECTOR_SHIFT or op.length > dev.capacity - op.offset:
+        answer(op, BLK_S_IOERR)
+    elif (op.offset | op.length) & dev.block_mask or op.length > MAX_DATA:
+        answer(op, BLK_S_IOERR)
+    elif op.kind == OP_WRITE and dev.read_only:
+        answer(op, BLK_S_IOERR)
+    elif op.length == 0:
+        answer(op, BLK_S_OK)
+
+
+cdef inline uint8_t check_range(
+    const BlkLimits *dev, OperationKind kind, const BlkRange *r
+) noexcept nogil:
+    """The status that one segment of DISCARD or WRITE_ZEROES deserves (5.2.6.2)."""
+    cdef uint64_t offset = r.sector << SECTOR_SHIFT
+    cdef uint64_t length = <uint64_t>r.sectors << SECTOR_SHIFT
+    cdef uint32_t most = dev.max_zero_sectors
+    if kind == OP_DISCARD:
+        most = dev.max_discard_sectors
+        if r.flags:
+            return BLK_S_UNSUPP
+    elif r.flags & ~RANGE_F_UNMAP:
+        return BLK_S_UNSUPP
+    if r.sectors > most or r.sector > dev.capacity >> SECTOR_SHIFT:
+        return BLK_S_IOERR
+    if length > dev.capacity - offset or (offset | length) & dev.block_mask:
+        return BLK_S_IOERR
+    return BLK_S_OK
+
+
+cdef inline void check_ranges(const BlkLimits *dev, Operation *op, BlkRange *ranges) noexcept nogil:
+    """Copy the segments of DISCARD or WRITE_ZEROES to `ranges`; one bad one refuses all.
+
+    `op.length` becomes their number.
+    """
+    cdef uint32_t size, i
+    cdef uint8_t status
+    if (dev.max_discard_sectors if op.kind == OP_DISCARD else dev.max_zero_sectors) == 0:
+        answer(op, BLK_S_UNSUPP)
+        return
+    size = take_bytes(
+        &op.data, &op.data_count, <uint8_t *>ranges, dev.max_ranges * sizeof(BlkRange)
+    )
+    if size == 0 or size & (sizeof(BlkRange) - 1) or op.data_count:
+        answer(op, BLK_S_IOERR)
+        return
+    op.length = size // sizeof(BlkRange)
+    for i in range(<uint32_t>op.length):
+        status = check_range(dev, op.kind, &ranges[i])
+        if status != BLK_S_OK:
+            answer(op, status)
+            return
+
+
+cdef inline int parse_request(
+    const BlkLimits *dev, Segment *segments, uint32_t count, Operation *op, BlkRange *ranges
+) noexcept nogil:
+    """Turn a chain's segments into `op`: 0, or -EINVAL if it cannot even be answered.
+
+    Framing is free (virtio 1.3, 2.6.4): the header is the first 16 readable bytes and the
+    status the last writable one, however they are cut.  `segments` is used up.
+    """
+    cdef BlkHeader header
+    cdef uint32_t readable = 0, writable, i
+    cdef Segment *data = segments
+    while readable < count and not segments[readable].device_writes:
+        readable += 1
+    writable = count - readable
+    for i in range(readable, count):
+        if not segments[i].device_writes:
+            return -EINVAL      # readable after writable (2.6.4.2)
+    if writable == 0:
+        return -EINVAL          # nowhere to put the status
+    if take_bytes(&data, &readable, <uint8_t *>&header, sizeof(header)) < sizeof(header):
+        return -EINVAL
+    segments[count - 1].len -= 1
+    op.status_byte = segments[count - 1].base + segments[count - 1].len
+    if segments[count - 1].len == 0:
+        writable -= 1
+    op.type = header.type
+    op.length = op.offset = op.written = 0
+    op.data, op.data_count = data, readable
+    if header.type == BLK_T_IN:
+        op.kind = OP_READ
+        op.data, op.data_count = data + readable, writable
+        check_transfer(dev, header.sector, op)
+    elif header.type == BLK_T_OUT:
+        op.kind = OP_WRITE
+        check_transfer(dev, header.sector, op)
+    elif header.type == BLK_T_FLUSH:
+        op.kind = OP_FLUSH
+    elif header.type == BLK_T_DISCARD or header.type == BLK_T_WRITE_ZEROES:
+        op.kind = OP_DISCARD if header.type == BLK_T_DISCARD else OP_WRITE_ZEROES
+        check_ranges(dev, op, ranges)
+    elif header.type == BLK_T_GET_ID:
+        answer(op, BLK_S_OK)
+        op.written = give_bytes(data + readable, writable, dev.serial, ID_BYTES)
+    else:
+        answer(op, BLK_S_UNSUPP)
+    return 0

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One worker: its io_uring, its rings and the buffers they share."""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from guestmem cimport MemoryView
+from mailbox cimport Mailbox
+from requests cimport Request, Vring
+from uring cimport io_uring, io_uring_get_sqe, io_uring_sqe, io_uring_submit
+from virtio_blk cimport BlkLimits
+from virtq cimport Segment
+
+
+cdef enum:
+    BOUNCE_BUFFERS = 16
+    BOUNCE_BYTES = 1 << 17
+    ZERO_BYTES = 1 << 20        # of the buffer that zeroes are written from
+
+    # What a completion is for: the low bits of its user_data, a pointer above them.
+    TAG_REQUEST = 0
+    TAG_KICK = 1
+    TAG_CALL = 2
+    TAG_MAILBOX = 3
+    TAG_NOBODY = 4
+    TAG_MASK = 7
+
+
+cdef struct Worker:
+    io_uring uring              # worker thread only, made and ended there
+    BlkLimits limits            # worker, replaced by CMD_SET_LIMITS
+    MemoryView *view            # worker; the map that new requests use
+    MemoryView *old_view        # worker; waits for its pins, or NULL
+    Vring *vrings               # `count` of them
+    Segment *segments           # scratch for one chain
+    uint32_t segment_room
+    uint32_t count
+    uint32_t longest_chain      # descriptors, where a ring is not longer itself
+    uint8_t *free_bounces[BOUNCE_BUFFERS]
+    uint32_t free_bounce_count
+    Request *first_waiting      # for a bounce buffer
+    Request *last_waiting
+    uint8_t *zeros              # ZERO_BYTES, never written
+    uint64_t one                # what is written to eventfds
+    uint64_t pause_ticket       # CMD_PAUSE to be answered, or 0
+    uint64_t quit_ticket
+    bint paused
+    bint quit
+    bint mailbox_armed
+    Mailbox mailbox             # see its fields
+
+
+cdef inline io_uring_sqe *next_sqe(Worker *w) noexcept nogil:
+    """A free submission entry; what is queued goes to the kernel first when it is full."""
+    cdef io_uring_sqe *sqe = io_uring_get_sqe(&w.uring)
+    while sqe == NULL:
+        io_uring_submit(&w.uring)
+        sqe = io_uring_get_sqe(&w.uring)
+    return sqe
+
+
+cdef inline uint64_t tagged(const void *pointer, uint64_t tag) noexcept nogil:
+    """The user_data that says what a completion is for."""
+    return <uint64_t>pointer | tag
+
+
+cdef inline uint64_t tag_of(uint64_t user_data) noexcept nogil:
+    return user_data & TAG_MASK
+
+
+cdef inline void *pointer_of(uint64_t user_data) noexcept nogil:
+    return <void *>(user_data & ~<uint64_t>TAG_MASK)

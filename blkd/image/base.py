@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands behind a disk: the role every kind of image plays."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the kernel says of an image; all in bytes, all checked against each other."""
+
+    size: int
+    """A multiple of `logical_block_size`."""
+    logical_block_size: int
+    """Smallest unit of I/O, 512 or 4096: the offset alignment of direct I/O at least."""
+    physical_block_size: int
+    """Unit that the medium writes without reading first; a multiple of the logical one."""
+    optimal_io_size: int
+    """Preferred size of a request, 0 where unknown."""
+    memory_alignment: int
+    """Alignment that direct I/O asks of buffers; 1 without O_DIRECT."""
+    discard_granularity: int
+    """Unit in which space is given back, 0 where it cannot be."""
+    is_block_device: bool
+
+
+class Image(Protocol):
+    """An open, locked image.  Closing it gives up the lock."""
+
+    path: str
+    fd: int
+    """Open for the data path, with O_DIRECT where asked; owned by the image."""
+    read_only: bool
+    direct: bool
+    limits: Limits
+
+    def refresh(self) -> bool:
+        """Ask the kernel for the size again; whether `limits` changed."""
+
+    async def resize(self, size: int) -> None:
+        """Make the image `size` bytes long.  Raises ImageError where that cannot be."""
+
+    def close(self) -> None:
+        """Give up the descriptor and the lock; may be called twice."""

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel says of an open file or block device: statx, ioctls, sysfs.
+
+Facts only, in bytes; whether an image can be served with them is decided elsewhere.
+"""
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Final, NamedTuple
+
+SECTOR_BYTES: Final = 512
+PAGE_BYTES: Final = mmap.PAGESIZE
+ALIGNMENTS: Final = (512, 1024, 2048, 4096)
+"""The offset alignments that direct I/O may ask, smallest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """One image as seen through one descriptor."""
+
+    is_block_device: bool
+    size: int
+    offset_alignment: int
+    """Smallest unit of I/O through this descriptor."""
+    memory_alignment: int
+    """Alignment asked of buffers; 1 without O_DIRECT."""
+    physical_block_size: int
+    optimal_io_size: int
+    """0 where unknown."""
+    discard_granularity: int
+    """0 where space cannot be given back, or not through a descriptor open for reading."""
+
+
+class _Ioctl(IntEnum):
+    """Requests of <linux/fs.h>; the answer's type is given where one is asked."""
+
+    BLKROGET = 0x125E
+    BLKSSZGET = 0x1268
+    BLKIOOPT = 0x1279
+    BLKALIGNOFF = 0x127A
+    BLKPBSZGET = 0x127B
+    BLKGETSIZE64 = 0x80081272
+
+
+class Fallocate(IntEnum):
+    """Modes of fallocate(2) in use here."""
+
+    ALLOCATE = 0
+    PUNCH_HOLE = 0x01 | 0x02
+    """With KEEP_SIZE, which the kernel asks for."""
+
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+def fallocate(fd: int, mode: Fallocate, offset: int, length: int) -> None:
+    """Ask the file system itself; posix_fallocate would write where it cannot."""
+    while _libc.fallocate(fd, mode, offset, length) != 0:
+        error = ctypes.get_errno()
+        if error != errno.EINTR:
+            raise OSError(error, os.strerror(error))
+
+
+class _Statx(ctypes.Structure):
+    """struct statx up to the fields asked for; the kernel writes all 256 bytes."""
+
+    SIZE: Final = 256
+    MNT_ID: Final = 0x1000
+    DIOALIGN: Final = 0x2000
+    _fields_ = (
+        ("mask", ctypes.c_uint32),
+        ("before_mnt_id", ctypes.c_uint8 * 140),
+        ("mnt_id", ctypes.c_uint64),
+        ("dio_mem_align", ctypes.c_uint32),
+        ("dio_offset_align", ctypes.c_uint32),
+        ("rest", ctypes.c_uint8 * (SIZE - 160)),
+    )
+
+
+_AT_EMPTY_PATH: Final = 0x1000
+
+
+def _statx(fd: int, mask: int) -> _Statx:
+    answer = _Statx()
+    if _libc.statx(fd, b"", _AT_EMPTY_PATH, mask, ctypes.byref(answer)) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    return answer
+
+
+def filesystem(fd: int) -> str:
+    """The type of the file system that holds `fd`, as mountinfo names it."""
+    # By mount and not by device number: that of a btrfs file is in no list of mounts.
+    mount = str(_statx(fd, _Statx.MNT_ID).mnt_id)
+    return next((m.filesystem for m in _mounts() if m.mount_id == mount), "unknown")
+
+
+def users_of_device(number: int) -> list[str]:
+    """Where the block device `number` is mounted and which other devices are built on it."""
+    name = f"{os.major(number)}:{os.minor(number)}"
+    built_on_it = Path("/sys/dev/block", name, "holders")
+    return [f"the mount at {m.place}" for m in _mounts() if m.device == name] + [
+        holder.name for holder in (built_on_it.iterdir() if built_on_it.is_dir() else ())
+    ]
+
+
+class _Mount(NamedTuple):
+    """One line of mountinfo (proc(5)), as far as it is of use here."""
+
+    mount_id: str
+    device: str
+    place: str
+    filesystem: str
+
+
+def _mounts() -> Iterator[_Mount]:
+    lines = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
+    for mount, _, filesystem in (line.partition(" - ") for line in lines):
+        mount_id, _, device, _, place, *_ = mount.split(" ")
+        yield _Mount(mount_id, device, place, filesystem.split(" ", 1)[0])
+
+
+def is_read_only(fd: int) -> bool:
+    """Whether a block device refuses writes whoever opens it."""
+    return _ask(fd, _Ioctl.BLKROGET, "i") != 0
+
+
+def size(fd: int) -> int:
+    """The present size of a file or block device."""
+    status = os.fstat(fd)
+    if stat.S_ISBLK(status.st_mode):
+        return _ask(fd, _Ioctl.BLKGETSIZE64, "Q")
+    return status.st_size
+
+
+def facts(fd: int) -> Facts:
+    """All that is to be known of `fd`, under the flags that it was opened with."""
+    if stat.S_ISBLK(os.fstat(fd).st_mode):
+        return _device_facts(fd)
+    return _file_facts(fd)
+
+
+FORMATS: Final = {
+    b"QFI\xfb": "qcow2",
+    b"QED\0": "qed",
+    b"KDMV": "vmdk",
+    b"vhdxfile": "vhdx",
+    b"<<< ": "vdi",
+}
+"""How images of other formats begin."""
+
+
+def foreign_format(fd: int) -> str | None:
+    """The image format that `fd` begins like; also a raw disk may, if its guest wrote so."""
+    with mmap.mmap(-1, PAGE_BYTES) as page:
+        os.preadv(fd, [page], 0)
+        head = page[:SECTOR_BYTES]
+    return next((name for magic, name in FORMATS.items() if head.startswith(magic)), None)
+
+
+def _device_facts(fd: int) -> Facts:
+    number = os.fstat(fd).st_rdev
+    logical = _ask(fd, _Ioctl.BLKSSZGET, "i")
+    memory = _statx(fd, _Statx.DIOALIGN).dio_mem_align or logical
+    # A device whose first physical block starts elsewhere cannot promise aligned ones.
+    shifted = _ask(fd, _Ioctl.BLKALIGNOFF, "i") != 0
+    physical = logical if shifted else _ask(fd, _Ioctl.BLKPBSZGET, "I")
+    can_discard = _queue_limit(number, "discard_max_bytes") > 0
+    return Facts(
+        is_block_device=True,
+        size=size(fd),
+        offset_alignment=logical,
+        memory_alignment=memory if _is_direct(fd) else 1,
+        physical_block_size=physical,
+        optimal_io_size=_ask(fd, _Ioctl.BLKIOOPT, "I"),
+        discard_granularity=(
+            max(logical, _queue_limit(number, "discard_granularity")) if can_discard else 0
+        ),
+    )
+
+
+def _file_facts(fd: int) -> Facts:
+    offset, memory = _direct_alignment(fd) if _is_direct(fd) else (SECTOR_BYTES, 1)
+    # The unit of allocation, where it is one: network file systems put other sizes there.
+    unit = os.fstatvfs(fd).f_frsize
+    block = unit if unit in ALIGNMENTS else ALIGNMENTS[-1]
+    return Facts(
+        is_block_device=False,
+        size=size(fd),
+        offset_alignment=offset,
+        memory_alignment=memory,
+        physical_block_size=max(offset, block),
+        optimal_io_size=0,
+        discard_granularity=max(offset, block) if _can_punch(fd) else 0,
+    )
+
+
+def _direct_alignment(fd: int) -> tuple[int, int]:
+    """What O_DIRECT asks of offsets and of memory: told by the kernel, else found by reading."""
+    told = _statx(fd, _Statx.DIOALIGN)
+    if told.mask & _Statx.DIOALIGN and told.dio_offset_align:
+        return told.dio_offset_align, told.dio_mem_align
+    # A hole may be read at any alignment, so what is known of the disk below comes first.
+    floor = _queue_limit(os.fstat(fd).st_dev, "logical_block_size")
+    offset = next((n for n in ALIGNMENTS if n >= floor and _readable(fd, n)), ALIGNMENTS[-1])
+    return offset, offset
+
+
+def _readable(fd: int, alignment: int) -> bool:
+    """Whether direct I/O serves `alignment` bytes, at that offset, into memory so aligned."""
+    with mmap.mmap(-1, 2 * PAGE_BYTES) as pages, memoryview(pages) as memory:
+        try:
+            os.preadv(fd, [memory[alignment : 2 * alignment]], alignment)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return False
+            raise
+    return True
+
+
+def _can_punch(fd: int) -> bool:
+    """Whether the file system gives space back; asked just past the end, where no data is."""
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        return False
+    past_end = -(-size(fd) // PAGE_BYTES) * PAGE_BYTES
+    try:
+        fallocate(fd, Fallocate.PUNCH_HOLE, past_end, PAGE_BYTES)
+    except OSError:
+        return False
+    return True
+
+
+def _is_direct(fd: int) -> bool:
+    return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
+
+
+def _ask(fd: int, request: _Ioctl, answer: str) -> int:
+    packed = fcntl.ioctl(fd, request, bytes(struct.calcsize(answer)))
+    value: int = struct.unpack(answer, packed)[0]
+    return value
+
+
+def _queue_limit(number: int, name: str) -> int:
+    """A limit of the block device `number`, 0 where there is none; a partition has its disk's."""
+    device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    for queue in (device / "queue", device / "../queue"):
+        try:
+            return int((queue / name).read_text("ascii"))
+        except FileNotFoundError:
+            continue
+    return 0

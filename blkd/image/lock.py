@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Locks on an image that QEMU and blkd understand alike.
+
+QEMU's raw files carry one lock byte for each permission that somebody uses and one for each
+that somebody does not share with others.  All are read locks, so that many may hold the same
+byte; who wants to come in sets its own bytes first and then looks for anybody else's on the
+opposite ones.  They are open-file-description locks: they live as long as the descriptor and
+do not care who else in this process opens and closes the file.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import IntFlag
+from pathlib import Path
+from typing import Final
+
+from blkd.errors import ImageBusy, ImageError
+
+USED_BYTES: Final = 100
+"""File offset of the bytes that say which permissions are in use (RAW_LOCK_PERM_BASE)."""
+UNSHARED_BYTES: Final = 200
+"""File offset of the bytes that say which are denied to others (RAW_LOCK_SHARED_BASE)."""
+
+FLOCK: Final = struct.Struct("@hhqqi4x")
+"""struct flock where off_t has 64 bits: type, whence, start, len, pid."""
+
+
+class Permission(IntFlag):
+    """What can be done to an image, by QEMU's bit numbers (BLK_PERM_*)."""
+
+    CONSISTENT_READ = 1
+    WRITE = 2
+    WRITE_UNCHANGED = 4
+    RESIZE = 8
+
+
+ALL: Final = (
+    Permission.CONSISTENT_READ | Permission.WRITE | Permission.WRITE_UNCHANGED | Permission.RESIZE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What somebody does with an image and what others may do meanwhile."""
+
+    uses: Permission
+    shares: Permission
+
+    @property
+    def bytes_held(self) -> list[int]:
+        """Where the locks lie that tell others of this claim."""
+        return _bytes(USED_BYTES, self.uses) + _bytes(UNSHARED_BYTES, ALL & ~self.shares)
+
+    @property
+    def bytes_opposed(self) -> list[int]:
+        """Where a lock of anybody else contradicts this claim."""
+        return _bytes(UNSHARED_BYTES, self.uses) + _bytes(USED_BYTES, ALL & ~self.shares)
+
+
+_READERS: Final = Permission.CONSISTENT_READ | Permission.WRITE_UNCHANGED
+
+WRITER: Final = Claim(
+    uses=Permission.CONSISTENT_READ | Permission.WRITE | Permission.RESIZE, shares=_READERS
+)
+READER: Final = Claim(uses=Permission.CONSISTENT_READ, shares=_READERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that has a lock on an image."""
+
+    pid: int
+    command: str
+
+    def __str__(self) -> str:
+        return f"{self.command} (pid {self.pid})"
+
+
+def acquire(fd: int, path: str, claim: Claim) -> None:
+    """Lay `claim` on the open file `fd` for as long as it is open.
+
+    On failure some locks may be left: the caller closes `fd`.
+
+    Raises:
+        ImageBusy: Somebody's claim contradicts; the message says whose, where that is known.
+        ImageError: The file system has no such locks.
+    """
+    try:
+        for at in claim.bytes_held:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_RDLCK, at))
+        free = not any(_is_opposed(fd, at) for at in claim.bytes_opposed)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise ImageError(
+                f"{path}: cannot be locked: {error.strerror}",
+                hint="keep the image on a file system with file locks",
+            ) from error
+        free = False
+    if not free:
+        raise busy(path, holders(os.fstat(fd), ours=fd))
+
+
+def busy(path: str, users: Iterable[object]) -> ImageBusy:
+    """The error that says who uses the image at `path`, `users` being those that are known."""
+    whom = ", ".join(map(str, users)) or "another program"
+    return ImageBusy(
+        f"{path}: in use by {whom}",
+        hint="end that first; several may use one image only if all of them are read-only",
+    )
+
+
+def holders(file: os.stat_result, *, ours: int | None = None) -> list[Holder]:
+    """Who has locks on `file`, as far as /proc lets us look; our own descriptor left out."""
+    own = Path(f"/proc/{os.getpid()}/fd/{ours}")
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        if any(_holds(entry, file) for entry in _descriptors(process) if entry != own):
+            with contextlib.suppress(OSError):
+                command = (process / "comm").read_text("utf-8", "replace").strip()
+                found.append(Holder(int(process.name), command))
+    return found
+
+
+def _bytes(base: int, permissions: Permission) -> list[int]:
+    return [base + p.bit_length() - 1 for p in Permission if p in permissions]
+
+
+def _flock(kind: int, at: int) -> bytes:
+    return FLOCK.pack(kind, os.SEEK_SET, at, 1, 0)
+
+
+def _is_opposed(fd: int, at: int) -> bool:
+    """Whether a write lock at `at`, which nobody takes, would meet somebody's lock."""
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, at))
+    return bool(FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+def _descriptors(process: Path) -> Iterator[Path]:
+    """The entries of a process's fd directory; none where it ended or is another user's."""
+    try:
+        yield from (process / "fd").iterdir()
+    except OSError:
+        return
+
+
+def _holds(entry: Path, file: os.stat_result) -> bool:
+    """Whether the descriptor behind a /proc/PID/fd entry is of `file` and carries a lock."""
+    try:
+        return os.path.samestat(entry.stat(), file) and "\nlock:" in (
+            entry.parent.parent / "fdinfo" / entry.name
+        ).read_text("ascii", "replace")
+    except OSError:
+        return False

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Raw images: a regular file or a block device whose bytes are the disk's."""
+
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import functools
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import Final, Self
+
+import structlog
+
+from blkd.errors import ImageError
+from blkd.image import kernel, lock
+from blkd.image.base import Limits
+
+log = structlog.get_logger()
+
+LOGICAL_BLOCK_SIZES: Final = (512, 4096)
+"""What a guest may be shown: all drivers know these two."""
+
+BUFFERED_HINT: Final = "--cache writeback goes through the host's page cache instead"
+
+
+class RawImage:
+    """An open, locked raw image; plays `image.base.Image`."""
+
+    def __init__(
+        self, path: str, fd: int, *, read_only: bool, direct: bool, limits: Limits
+    ) -> None:
+        self.path = path
+        self.fd = fd
+        self.read_only = read_only
+        self.direct = direct
+        self.limits = limits
+
+    @classmethod
+    def open(
+        cls, path: str, *, read_only: bool, direct: bool, logical_block_size: int | None
+    ) -> Self:
+        """Open, lock and measure what is at `path`; blocks, `open_image` does not."""
+        with contextlib.ExitStack() as undo:
+            fd = open_file(path, read_only=read_only, direct=direct)
+            undo.callback(os.close, fd)
+            lock.acquire(fd, path, lock.READER if read_only else lock.WRITER)
+            facts = kernel.facts(fd)
+            limits = limits_of(facts, path, logical_block_size)
+            if not facts.is_block_device and (found := kernel.foreign_format(fd)):
+                log.warning("image begins like another format", path=path, format=found)
+            undo.pop_all()
+        return cls(path, fd, read_only=read_only, direct=direct, limits=limits)
+
+    def refresh(self) -> bool:
+        """Ask the kernel for the size again; whether `limits` changed.
+
+        A size that came about elsewhere need not be whole blocks: a part of one is not served.
+        """
+        block = self.limits.logical_block_size
+        size = kernel.size(self.fd) // block * block
+        changed = size != self.limits.size
+        self.limits = dataclasses.replace(self.limits, size=size)
+        return changed
+
+    async def resize(self, size: int) -> None:
+        """Make the file `size` bytes long, durably.  Raises ImageError where that cannot be."""
+        block = self.limits.logical_block_size
+        if self.limits.is_block_device:
+            raise ImageError(
+                f"{self.path}: a block device cannot be resized from here",
+                hint="resize it where it is made (LVM, partitions, storage): that is noticed",
+            )
+        if self.read_only:
+            raise ImageError(f"{self.path}: served read-only, cannot be resized")
+        if size <= 0 or size % block:
+            raise ImageError(f"{self.path}: {size} bytes are not one or more blocks of {block}")
+        try:
+            await asyncio.to_thread(_truncate, self.fd, size)
+        except OSError as error:
+            raise ImageError(
+                f"{self.path}: cannot be made {size} bytes long: {error.strerror}"
+            ) from error
+        self.refresh()
+
+    def close(self) -> None:
+        """Give up the descriptor and with it the lock; may be called twice."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+async def open_image(
+    path: str, *, read_only: bool, direct: bool, logical_block_size: int | None
+) -> RawImage:
+    """The image at `path`, locked and measured; the caller closes it.
+
+    Args:
+        path: A regular file or a block device.
+        read_only: Open for reading; others may then read too.
+        direct: Go past the host's page cache (O_DIRECT).
+        logical_block_size: 512, 4096 or None for the smallest that can be served.
+
+    Raises:
+        ImageBusy: Somebody else uses it in a way that excludes ours.
+        ImageError: It is missing, no image, of an odd size, or not to be served as asked.
+    """
+    opening = asyncio.get_running_loop().run_in_executor(
+        None,
+        functools.partial(
+            RawImage.open,
+            path,
+            read_only=read_only,
+            direct=direct,
+            logical_block_size=logical_block_size,
+        ),
+    )
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        # A thread cannot be stopped: what it still opens is closed when it comes.
+        opening.add_done_callback(_close_unwanted)
+        raise
+
+
+def default_serial(path: str) -> str:
+    """20 characters for the image at `path`: the same at each start, unlike any other image's."""
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
+    return f"blkd{digest[:16]}"
+
+
+def open_file(path: str, *, read_only: bool, direct: bool) -> int:
+    """A descriptor of the image at `path`, taken by the caller; nothing is locked yet."""
+    try:
+        status = Path(path).stat()
+        is_block_device = _is_block_device(path, status.st_mode)
+        # On a block device O_EXCL claims it: the kernel will not mount it, swap to it or build
+        # on it while we write.  Creation is not asked for, so files do not know the flag.
+        claim = os.O_EXCL if is_block_device and not read_only else 0
+        access = os.O_RDONLY if read_only else os.O_RDWR
+        fd = os.open(path, access | claim | (os.O_DIRECT if direct else 0) | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            users = [*lock.holders(status), *kernel.users_of_device(status.st_rdev)]
+            raise lock.busy(path, users) from error
+        raise _refusal(path, error, read_only=read_only, direct=direct) from error
+    if is_block_device and not read_only and kernel.is_read_only(fd):
+        os.close(fd)
+        raise ImageError(f"{path}: is a read-only device", hint="serve it with --read-only")
+    return fd
+
+
+def limits_of(facts: kernel.Facts, path: str, logical_block_size: int | None) -> Limits:
+    """Under which limits an image of these facts can be served.  Raises ImageError if it cannot."""
+    smallest = next((n for n in LOGICAL_BLOCK_SIZES if n >= facts.offset_alignment), None)
+    if smallest is None:
+        raise ImageError(
+            f"{path}: direct I/O needs blocks of {facts.offset_alignment} bytes",
+            hint=BUFFERED_HINT,
+        )
+    block = logical_block_size or smallest
+    if block < smallest:
+        raise ImageError(
+            f"{path}: needs blocks of {smallest} bytes, not {block}",
+            hint=f"take --logical-block-size {smallest}; for a file, {BUFFERED_HINT}",
+        )
+    if facts.size == 0:
+        raise ImageError(f"{path}: is empty", hint="blkd image create makes an image with a size")
+    if facts.size % block:
+        raise ImageError(
+            f"{path}: {facts.size} bytes are not whole blocks of {block}",
+            hint=f"for a file, truncate --size=%{block} rounds it up",
+        )
+    physical = max(block, facts.physical_block_size)
+    return Limits(
+        size=facts.size,
+        logical_block_size=block,
+        physical_block_size=physical,
+        # Some disks report sizes that no file system could align to.
+        optimal_io_size=0 if facts.optimal_io_size % physical else facts.optimal_io_size,
+        memory_alignment=facts.memory_alignment,
+        discard_granularity=facts.discard_granularity and max(block, facts.discard_granularity),
+        is_block_device=facts.is_block_device,
+    )
+
+
+_NO_IMAGES: Final = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def _is_block_device(path: str, mode: int) -> bool:
+    if (found := _NO_IMAGES.get(stat.S_IFMT(mode))) is not None:
+        raise ImageError(
+            f"{path}: is {found}, not an image",
+            hint="an image is a regular file or a block device",
+        )
+    return stat.S_ISBLK(mode)
+
+
+def _refusal(path: str, error: OSError, *, read_only: bool, direct: bool) -> ImageError:
+    """What to tell a person whose image the kernel would not open."""
+    hint: str | None = None
+    match error.errno:
+        case errno.ENOENT | errno.ENOTDIR:
+            hint = f"blkd image create {path} SIZE makes one"
+        case errno.EACCES | errno.EPERM if read_only:
+            hint = "look at the owner and mode of the file and its directories"
+        case errno.EACCES | errno.EPERM:
+            hint = "look at its owner and mode, or serve it with --read-only"
+        case errno.EROFS:
+            hint = "serve it with --read-only"
+        case errno.EINVAL if direct:
+            hint = f"its file system may not know direct I/O; {BUFFERED_HINT}"
+    return ImageError(f"{path}: cannot be opened: {error.strerror}", hint=hint)
+
+
+def _truncate(fd: int, size: int) -> None:
+    os.ftruncate(fd, size)
+    os.fsync(fd)
+
+
+def _close_unwanted(opening: asyncio.Future[RawImage]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()

@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images on whatever file system the tests run on: what opens, what is refused and why."""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blkd.doctor import examine
+from blkd.errors import ImageBusy, ImageError
+from blkd.image import kernel, lock, raw, store
+
+MIB = 1 << 20
+NOBODY = 65534
+
+FACTS = kernel.Facts(
+    is_block_device=False,
+    size=MIB,
+    offset_alignment=512,
+    memory_alignment=512,
+    physical_block_size=4096,
+    optimal_io_size=0,
+    discard_granularity=4096,
+)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    path = tmp_path / "disk.img"
+    path.touch()
+    os.truncate(path, MIB)
+    return path
+
+
+@contextlib.asynccontextmanager
+async def opened(path, *, read_only=False, direct=False, block=None):
+    image = await raw.open_image(
+        str(path), read_only=read_only, direct=direct, logical_block_size=block
+    )
+    with contextlib.closing(image):
+        yield image
+
+
+async def refusal(path, **how):
+    with pytest.raises(ImageError) as refused:
+        async with opened(path, **how):
+            pass
+    assert str(path) in str(refused.value)
+    return refused.value
+
+
+# ---- what can be served
+
+
+async def test_an_image_is_measured_when_opened(disk):
+    async with opened(disk) as image:
+        limits = image.limits
+        assert (limits.size, limits.logical_block_size, limits.memory_alignment) == (MIB, 512, 1)
+        assert not limits.is_block_device
+        assert not os.get_inheritable(image.fd)
+
+
+async def test_a_block_size_that_was_asked_for_is_taken(disk):
+    async with opened(disk, block=4096) as image:
+        assert image.limits.logical_block_size == 4096
+        assert image.limits.physical_block_size >= 4096
+
+
+async def test_closing_twice_closes_once(disk):
+    async with opened(disk) as image:
+        fd = image.fd
+        image.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+        image.close()
+
+
+async def test_a_file_of_another_format_is_served_with_a_warning(disk):
+    disk.write_bytes(b"QFI\xfb".ljust(MIB, b"\0"))
+    with structlog.testing.capture_logs() as logs:
+        async with opened(disk):
+            pass
+    assert [(entry["log_level"], entry["format"]) for entry in logs] == [("warning", "qcow2")]
+
+
+async def test_measuring_leaves_the_content_as_it_was(disk):
+    content = os.urandom(MIB)
+    disk.write_bytes(content)
+    async with opened(disk, direct=True):
+        pass
+    assert disk.read_bytes() == content
+
+
+# ---- what cannot
+
+
+async def test_a_missing_image_is_refused_with_the_command_that_makes_it(tmp_path):
+    error = await refusal(tmp_path / "none.img")
+    assert "image create" in error.hint
+
+
+async def test_a_directory_is_no_image(tmp_path):
+    assert "a directory" in str(await refusal(tmp_path))
+
+
+async def test_a_named_pipe_is_refused_without_waiting_for_its_writer(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    async with asyncio.timeout(5):
+        assert "named pipe" in str(await refusal(tmp_path / "pipe"))
+
+
+async def test_a_character_device_is_no_image():
+    assert "character device" in str(await refusal(Path("/dev/null")))
+
+
+async def test_a_socket_is_no_image(tmp_path):
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(tmp_path / "sock"))
+        assert "a socket" in str(await refusal(tmp_path / "sock"))
+
+
+async def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "empty.img").touch()
+    assert "empty" in str(await refusal(tmp_path / "empty.img"))
+
+
+@pytest.mark.parametrize(("size", "block"), [(MIB + 1, None), (MIB + 512, 4096)])
+async def test_a_size_that_is_not_whole_blocks_is_refused(disk, size, block):
+    os.truncate(disk, size)
+    error = await refusal(disk, block=block)
+    assert str(size) in str(error)
+    assert f"%{block or 512}" in error.hint
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+async def test_a_file_of_somebody_else_is_refused(disk):
+    os.seteuid(NOBODY)
+    try:
+        error = await refusal(disk)
+    finally:
+        os.seteuid(0)
+    assert "Permission denied" in str(error)
+    assert "owner" in error.hint
+
+
+# ---- who else may use it
+
+
+async def test_a_second_writer_is_told_who_the_first_is(disk):
+    async with opened(disk):
+        with pytest.raises(ImageBusy) as refused:
+            async with opened(disk):
+                pass
+    assert f"pid {os.getpid()}" in str(refused.value)
+
+
+async def test_a_reader_is_refused_while_there_is_a_writer(disk):
+    async with opened(disk):
+        assert isinstance(await refusal(disk, read_only=True), ImageBusy)
+
+
+async def test_readers_share_and_keep_writers_out(disk):
+    async with opened(disk, read_only=True), opened(disk, read_only=True):
+        assert isinstance(await refusal(disk), ImageBusy)
+
+
+async def test_closing_gives_up_the_lock(disk):
+    async with opened(disk):
+        pass
+    async with opened(disk):
+        pass
+
+
+async def test_the_lock_outlives_others_who_open_and_close_the_file(disk):
+    async with opened(disk):
+        disk.read_bytes()
+        assert isinstance(await refusal(disk), ImageBusy)
+
+
+async def test_a_refused_image_leaves_no_descriptor(disk):
+    def descriptors():
+        return set(Path("/proc/self/fd").iterdir())
+
+    os.truncate(disk, 1)
+    await refusal(disk)  # the executor's first use opens descriptors of its own
+    before = descriptors()
+    await refusal(disk)
+    assert descriptors() == before
+
+
+async def test_a_cancelled_opening_leaves_no_lock(disk):
+    # With one thread the cancelled opening runs to its end before the next begins.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    opening = asyncio.ensure_future(
+        raw.open_image(str(disk), read_only=False, direct=False, logical_block_size=None)
+    )
+    await asyncio.sleep(0)  # let it start
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    async with asyncio.timeout(5):
+        while True:
+            with contextlib.suppress(ImageBusy):
+                async with opened(disk):
+                    break
+            await asyncio.sleep(0)
+
+
+def test_claims_use_the_bytes_that_qemu_uses():
+    assert lock.WRITER.bytes_held == [100, 101, 103, 201, 203]
+    assert lock.WRITER.bytes_opposed == [200, 201, 203, 101, 103]
+    assert lock.READER.bytes_held == [100, 201, 203]
+    assert lock.READER.bytes_opposed == [200, 101, 103]
+
+
+# ---- resizing
+
+
+async def test_a_file_grows_and_shrinks_on_request(disk):
+    async with opened(disk) as image:
+        await image.resize(2 * MIB)
+        assert image.limits.size == disk.stat().st_size == 2 * MIB
+        await image.resize(MIB)
+        assert image.limits.size == disk.stat().st_size == MIB
+
+
+@pytest.mark.parametrize("size", [0, -512, MIB + 1])
+async def test_a_resize_to_no_whole_blocks_is_refused(disk, size):
+    async with opened(disk) as image:
+        with pytest.raises(ImageError, match=str(size)):
+            await image.resize(size)
+    assert disk.stat().st_size == MIB
+
+
+async def test_a_read_only_image_is_not_resized(disk):
+    async with opened(disk, read_only=True) as image:
+        with pytest.raises(ImageError, match="read-only"):
+            await image.resize(2 * MIB)
+
+
+async def test_a_resize_beyond_what_the_kernel_allows_is_refused(disk):
+    async with opened(disk) as image:
+        with pytest.raises(ImageError, match="cannot be made"):
+            await image.resize((1 << 63) - 512)
+        assert image.limits.size == MIB
+
+
+async def test_refresh_sees_what_others_did_to_the_size(disk):
+    async with opened(disk) as image:
+        assert not image.refresh()
+        os.truncate(disk, 3 * MIB + 100)
+        assert image.refresh()
+        assert image.limits.size == 3 * MIB
+        os.truncate(disk, 0)
+        assert image.refresh()
+        assert image.limits.size == 0
+
+
+# ---- limits
+
+
+@given(
+    st.builds(
+        kernel.Facts,
+        is_block_device=st.booleans(),
+        size=st.integers(0, 1 << 40) | st.integers(0, 1 << 20).map(lambda n: n << 12),
+        offset_alignment=st.sampled_from([512, 1024, 4096, 8192]),
+        memory_alignment=st.sampled_from([1, 4, 512]),
+        physical_block_size=st.sampled_from([512, 4096, 65536]),
+        optimal_io_size=st.integers(0, 1 << 24),
+        discard_granularity=st.sampled_from([0, 512, 4096, 65536]),
+    ),
+    st.sampled_from([None, 512, 4096]),
+)
+def test_limits_never_contradict_each_other(facts, wanted):
+    try:
+        limits = raw.limits_of(facts, "disk", wanted)
+    except ImageError:
+        block = wanted or (512 if facts.offset_alignment == 512 else 4096)
+        assert block < facts.offset_alignment or facts.size == 0 or facts.size % block
+        return
+    block = limits.logical_block_size
+    assert block in (512, 4096)
+    assert block % facts.offset_alignment == 0
+    assert block == wanted or wanted is None
+    assert limits.size > 0
+    assert limits.size % block == 0
+    assert limits.physical_block_size % block == 0
+    assert limits.optimal_io_size % limits.physical_block_size == 0
+    assert limits.discard_granularity % block == 0
+    assert bool(limits.discard_granularity) == bool(facts.discard_granularity)
+
+
+def test_blocks_smaller_than_direct_io_needs_are_refused_with_the_right_ones():
+    with pytest.raises(ImageError) as refused:
+        raw.limits_of(dataclasses.replace(FACTS, offset_alignment=4096), "disk", 512)
+    assert "--logical-block-size 4096" in refused.value.hint
+    assert "--cache writeback" in refused.value.hint
+
+
+def test_default_serials_differ_by_path_and_stay_the_same(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    serial = raw.default_serial(str(one))
+    assert serial == raw.default_serial(f"{tmp_path}/./one")
+    assert serial != raw.default_serial(str(other))
+    assert len(serial) == 20
+    assert serial.isascii()
+
+
+# ---- images at rest
+
+
+@pytest.mark.parametrize("preallocate", [False, True], ids=["sparse", "preallocated"])
+async def test_a_created_image_has_its_size_and_takes_the_space_asked_for(tmp_path, preallocate):
+    path = tmp_path / "new.img"
+    await store.create(str(path), 4 * MIB, preallocate=preallocate)
+    assert path.read_bytes() == bytes(4 * MIB)
+    found = await store.info(str(path))
+    assert (found.kind, found.size) == ("file", 4 * MIB)
+    assert (found.allocated >= found.size) is preallocate
+
+
+async def test_an_existing_file_is_never_overwritten(disk):
+    disk.write_bytes(b"precious")
+    with pytest.raises(ImageError, match="exists"):
+        await store.create(str(disk), MIB, preallocate=False)
+    assert disk.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("size", [0, -512, 1000])
+async def test_an_image_of_no_whole_sectors_is_not_created(tmp_path, size):
+    with pytest.raises(ImageError, match=str(size)):
+        await store.create(str(tmp_path / "new.img"), size, preallocate=False)
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_size_that_the_file_system_cannot_hold_leaves_nothing(tmp_path):
+    with pytest.raises(ImageError, match="cannot be created"):
+        await store.create(str(tmp_path / "new.img"), (1 << 63) - 512, preallocate=False)
+    assert not list(tmp_path.iterdir())
+
+
+async def test_an_image_in_no_directory_is_not_created(tmp_path):
+    with pytest.raises(ImageError) as refused:
+        await store.create(str(tmp_path / "no" / "new.img"), MIB, preallocate=False)
+    assert "directory" in refused.value.hint
+
+
+async def test_info_looks_at_an_image_in_use_and_names_its_user(disk):
+    async with opened(disk):
+        found = await store.info(str(disk))
+    assert [holder.pid for holder in found.locked_by] == [os.getpid()]
+    assert (await store.info(str(disk))).locked_by == []
+
+
+# ---- the doctor
+
+
+def test_the_doctor_finds_a_good_image_good(disk):
+    checks = {check.name: check for check in examine(str(disk))}
+    assert checks["image"].ok
+    assert checks["kernel"].ok
+    assert "to allocate" in checks["space"].detail
+
+
+def test_the_doctor_says_why_an_image_cannot_be_served(tmp_path):
+    checks = {check.name: check for check in examine(str(tmp_path))}
+    assert checks["image"].ok is False
+    assert "a directory" in checks["image"].detail
+
+
+async def test_the_doctor_names_who_holds_an_image(disk):
+    async with opened(disk):
+        checks = {check.name: check for check in examine(str(disk))}
+    assert f"pid {os.getpid()}" in checks["lock"].detail

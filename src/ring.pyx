@@ -5,46 +5,38 @@ Above the line `Python face` nothing holds the GIL, allocates, logs or raises.  
 sleeps in one place, `turn`, where kicks, commands and disk completions all arrive.
 """
 
-from libc.errno cimport EAGAIN, EBUSY, EFAULT, EINTR, EINVAL, errno
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.errno cimport EAGAIN, EBUSY, EINTR, EINVAL, errno
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from commands cimport MemoryChange, Placement, VringStart, settle, take_commands
 from guestmem cimport GuestMemory, MemoryView, Region
 from mailbox cimport (
     CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR,
     CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_MEMORY, CMD_START, CMD_STOP, Answer, Command,
-    CommandKind, MAILBOX_SLOTS, deliver, hear_answer, post_command, stage_answer, take_command,
+    CommandKind, MAILBOX_SLOTS, deliver, hear_answer, post_command,
 )
-from requests cimport (
-    BlkRange, Counters, Request, Vring, bump, next_ranges, reset_requests, take_request,
-)
+from notify cimport break_ring, call_driver, end_call, end_kick_poll, watch
+from requests cimport BlkRange, Request, Vring, bump, next_ranges, take_request
 from transfer cimport complete, end_request, submit
 from uring cimport (
     IORING_CQE_F_MORE, IORING_OP_ASYNC_CANCEL, IORING_OP_FALLOCATE, IORING_OP_FSYNC,
     IORING_OP_POLL_ADD, IORING_OP_READ, IORING_OP_READV, IORING_OP_WRITE, IORING_OP_WRITEV,
-    IORING_SETUP_CQSIZE, IORING_SETUP_DEFER_TASKRUN, IORING_SETUP_SINGLE_ISSUER, io_uring, io_uring_cq_advance, io_uring_cqe, io_uring_free_probe,
-    io_uring_get_probe_ring, io_uring_opcode_supported, io_uring_params, io_uring_peek_batch_cqe,
-    io_uring_prep_cancel64, io_uring_prep_poll_multishot, io_uring_prep_write, io_uring_probe,
-    io_uring_queue_exit, io_uring_queue_init_params, io_uring_sqe, io_uring_submit,
+    IORING_SETUP_CQSIZE, IORING_SETUP_DEFER_TASKRUN, IORING_SETUP_SINGLE_ISSUER, io_uring,
+    io_uring_cq_advance, io_uring_cqe, io_uring_free_probe, io_uring_get_probe_ring,
+    io_uring_opcode_supported, io_uring_params, io_uring_peek_batch_cqe, io_uring_probe,
+    io_uring_queue_exit, io_uring_queue_init_params, io_uring_submit,
     io_uring_submit_and_get_events, io_uring_submit_and_wait, iovec,
 )
 from virtio_blk cimport MAX_RANGES, OP_ANSWER, BlkLimits, Operation, parse_request
 from virtq cimport (
-    Desc, Segment, next_chain, publish, put_used, rearm_kicks, suppress_kicks, walk_chain,
+    Desc, Segment, next_chain, publish, rearm_kicks, suppress_kicks, walk_chain,
 )
 from worker cimport (
-    BOUNCE_BUFFERS, BOUNCE_BYTES, TAG_CALL, TAG_KICK, TAG_MAILBOX, TAG_NOBODY, TAG_REQUEST,
-    Worker as WorkerState, ZERO_BYTES, next_sqe, pointer_of, tag_of, tagged,
+    BOUNCE_BUFFERS, BOUNCE_BYTES, TAG_CALL, TAG_KICK, TAG_MAILBOX, TAG_REQUEST,
+    Worker as WorkerState, ZERO_BYTES, pointer_of, tag_of,
 )
-
-cdef extern from "<errno.h>" nogil:
-    enum:
-        ECANCELED
-
-cdef extern from "<poll.h>" nogil:
-    enum:
-        POLLIN
 
 cdef enum:
     SQ_ENTRIES = 1024
@@ -53,85 +45,11 @@ cdef enum:
     FETCH_BATCH = 128           # chains of one ring before the others have their turn
 
 
-cdef struct Placement:
-    # Where a ring lies, as mapped here; NULL where it is not mapped.
-    Desc *desc
-    uint16_t *avail
-    uint16_t *used
-
-
-cdef struct VringStart:
-    Placement place
-    uint32_t size
-    uint16_t base
-    bint event_idx
-    bint indirect
-
-
-cdef struct MemoryChange:
-    MemoryView *view            # NULL takes all memory away
-    Placement places[64]        # by the worker's own numbers
-
-
-# ---- io_uring and eventfds ----
-
-cdef int open_uring(io_uring *ring) noexcept nogil:
-    """Make an io_uring that only this thread uses (Linux 6.1): 0, or -errno."""
-    cdef io_uring_params params
-    memset(&params, 0, sizeof(params))
-    params.flags = (
-        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CQSIZE
-    )
-    params.cq_entries = CQ_ENTRIES
-    return io_uring_queue_init_params(SQ_ENTRIES, ring, &params)
-
-
-cdef void watch(WorkerState *w, int fd, void *owner, uint64_t tag) noexcept nogil:
-    """Have every write to an eventfd arrive as a completion; its count is never read."""
-    cdef io_uring_sqe *sqe = next_sqe(w)
-    io_uring_prep_poll_multishot(sqe, fd, POLLIN)
-    sqe.user_data = tagged(owner, tag)
-
-
-cdef void cancel(WorkerState *w, void *owner, uint64_t tag) noexcept nogil:
-    """Have the kernel end what goes under this user_data; it completes all the same."""
-    cdef io_uring_sqe *sqe = next_sqe(w)
-    io_uring_prep_cancel64(sqe, tagged(owner, tag), 0)
-    sqe.user_data = tagged(NULL, TAG_NOBODY)
-
-
-cdef void signal_eventfd(WorkerState *w, int fd, void *owner, uint64_t tag) noexcept nogil:
-    """Add one to an eventfd, through the kernel's queue: a full one never blocks us."""
-    cdef io_uring_sqe *sqe = next_sqe(w)
-    io_uring_prep_write(sqe, fd, &w.one, sizeof(w.one), 0)
-    sqe.user_data = tagged(owner, tag)
-
-
-cdef void call_driver(WorkerState *w, Vring *r) noexcept nogil:
-    """Notify the driver; while one write is under way, another is remembered."""
-    if r.call < 0:
-        return
-    if r.call_pending:
-        r.call_again = True
-        return
-    r.call_pending = True
-    bump(&r.counters.calls, 1)
-    signal_eventfd(w, r.call, r, TAG_CALL)
-
-
 # ---- serving a ring ----
 
 cdef inline bint served(const WorkerState *w, const Vring *r) noexcept nogil:
     """Whether new chains may be fetched from a ring."""
     return r.started and r.enabled and not (r.broken or r.stop_ticket or w.paused)
-
-
-cdef void break_ring(WorkerState *w, Vring *r, int reason) noexcept nogil:
-    """Stop fetching from a ring that the driver broke, and say so; the others go on."""
-    r.broken = True
-    if r.error >= 0:
-        signal_eventfd(w, r.error, NULL, TAG_NOBODY)
-    stage_answer(&w.mailbox, 0, r.number, reason)
 
 
 cdef int begin(WorkerState *w, Vring *r, uint16_t head) noexcept nogil:
@@ -189,33 +107,17 @@ cdef bint serve_rings(WorkerState *w) noexcept nogil:
     return more
 
 
-# ---- completions ----
+# ---- the loop ----
 
-cdef void end_kick_poll(WorkerState *w, Vring *r) noexcept nogil:
-    """The poll of the kick eventfd has ended: watch its successor, or the same again."""
-    r.kick_armed = r.kick_cancelled = False
-    if r.kick_ticket:
-        r.kick = r.next_kick
-        stage_answer(&w.mailbox, r.kick_ticket, r.number, 0)
-        r.kick_ticket = 0
-        r.wants_look = True
-    arm_kick(w, r)
-
-
-cdef void arm_kick(WorkerState *w, Vring *r) noexcept nogil:
-    """Watch the kick eventfd of a ring that runs."""
-    if r.kick >= 0 and r.started and not (r.stop_ticket or r.kick_armed):
-        r.kick_armed = True
-        watch(w, r.kick, r, TAG_KICK)
-
-
-cdef void end_call(WorkerState *w, Vring *r) noexcept nogil:
-    """A write to the call eventfd is done; do the one that came due meanwhile."""
-    r.call_pending = r.call_cancelled = False
-    if r.call_again:
-        r.call_again = False
-        if not r.stop_ticket:
-            call_driver(w, r)
+cdef int open_uring(io_uring *ring) noexcept nogil:
+    """Make an io_uring that only this thread uses (Linux 6.1): 0, or -errno."""
+    cdef io_uring_params params
+    memset(&params, 0, sizeof(params))
+    params.flags = (
+        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CQSIZE
+    )
+    params.cq_entries = CQ_ENTRIES
+    return io_uring_queue_init_params(SQ_ENTRIES, ring, &params)
 
 
 cdef void dispatch(WorkerState *w, const io_uring_cqe *cqe) noexcept nogil:
@@ -247,187 +149,6 @@ cdef void reap(WorkerState *w) noexcept nogil:
         io_uring_cq_advance(&w.uring, n)
         if n < CQE_BATCH:
             return
-
-
-# ---- commands ----
-
-cdef void place(Vring *r, const Placement *where) noexcept nogil:
-    """Point a ring at where it is mapped now."""
-    r.vq.desc = where.desc
-    r.vq.avail = where.avail
-    r.vq.used = where.used
-
-
-cdef int start_ring(WorkerState *w, Vring *r, const VringStart *how) noexcept nogil:
-    """Make a stopped ring live: 0, or -errno.  It looks at once: kicks may have come before."""
-    if r.started:
-        return -EBUSY
-    if w.view == NULL:
-        return -EFAULT
-    r.vq.size = how.size
-    r.vq.longest_chain = max(how.size, w.longest_chain)
-    r.vq.event_idx = how.event_idx
-    r.vq.indirect = how.indirect
-    place(r, &how.place)
-    r.vq.next_avail = how.base
-    r.vq.next_used = r.vq.signalled = r.vq.used[1]
-    reset_requests(r)
-    r.started = r.wants_look = True
-    r.broken = r.call_again = False
-    arm_kick(w, r)
-    return 0
-
-
-cdef int set_memory(WorkerState *w, uint64_t ticket, const MemoryChange *change) noexcept nogil:
-    """Use another memory map from the next request on; rings outside it are broken.
-
-    Answered (later: 1) when no request uses the old map; until then the old place of a
-    broken ring's used ring stays mapped too, so that its requests can end.
-    """
-    cdef uint32_t i
-    cdef Vring *r
-    if w.old_view != NULL:
-        return -EBUSY
-    for i in range(w.count):
-        r = &w.vrings[i]
-        if r.started and change.places[i].desc != NULL:
-            place(r, &change.places[i])
-        elif r.started and not r.broken:
-            break_ring(w, r, -EFAULT)
-    w.old_view = w.view
-    w.view = change.view
-    if w.old_view == NULL:
-        return 0
-    w.old_view.retired = ticket
-    return 1
-
-
-cdef int set_kick(WorkerState *w, Vring *r, uint64_t ticket, int fd) noexcept nogil:
-    """Listen to another kick eventfd: 0, or 1 while the old one is still being left."""
-    if not r.kick_armed:
-        r.kick = fd
-        arm_kick(w, r)
-        return 0
-    r.next_kick = fd
-    r.kick_ticket = ticket
-    if not r.kick_cancelled:
-        r.kick_cancelled = True
-        cancel(w, r, TAG_KICK)
-    return 1
-
-
-cdef void set_call(WorkerState *w, Vring *r, int fd) noexcept nogil:
-    """Notify another call eventfd from now on, once at once: the old one may be unheard."""
-    r.call = fd
-    if r.call_pending and not r.call_cancelled:
-        r.call_cancelled = True
-        cancel(w, r, TAG_CALL)
-    if r.started:
-        call_driver(w, r)
-
-
-cdef int stop_ring(Vring *r, uint64_t ticket) noexcept nogil:
-    """Fetch no more from a ring; `settle` answers once it is idle: 1, or -errno."""
-    if not r.started or r.stop_ticket:
-        return -EBUSY
-    r.stop_ticket = ticket
-    return 1
-
-
-cdef void resume(WorkerState *w) noexcept nogil:
-    """Fetch again, from every ring: kicks have gone unheeded.  A pause under way is off."""
-    cdef uint32_t i
-    w.paused = False
-    if w.pause_ticket:
-        stage_answer(&w.mailbox, w.pause_ticket, 0, -ECANCELED)
-        w.pause_ticket = 0
-    for i in range(w.count):
-        w.vrings[i].wants_look = True
-
-
-cdef int64_t apply_to_ring(WorkerState *w, const Command *c) noexcept nogil:
-    """Carry out a command for one ring: its result, or 1 if the answer comes later."""
-    cdef Vring *r = &w.vrings[c.vring]
-    if c.kind == CMD_START:
-        return start_ring(w, r, <const VringStart *>c.data)
-    if c.kind == CMD_MOVE:
-        place(r, <const Placement *>c.data)
-    elif c.kind == CMD_STOP:
-        return stop_ring(r, c.ticket)
-    elif c.kind == CMD_ENABLE:
-        r.enabled = c.value != 0
-        r.wants_look = True
-    elif c.kind == CMD_SET_KICK:
-        return set_kick(w, r, c.ticket, <int>c.value)
-    elif c.kind == CMD_SET_CALL:
-        set_call(w, r, <int>c.value)
-    elif c.kind == CMD_SET_ERROR:
-        r.error = <int>c.value
-    return 0
-
-
-cdef int64_t apply(WorkerState *w, const Command *c) noexcept nogil:
-    """Carry out one command: its result, or 1 if the answer comes later."""
-    if c.kind == CMD_SET_MEMORY:
-        return set_memory(w, c.ticket, <const MemoryChange *>c.data)
-    if c.kind == CMD_SET_LIMITS:
-        w.limits = (<const BlkLimits *>c.data)[0]
-    elif c.kind == CMD_PAUSE:
-        w.paused = True
-        w.pause_ticket = c.ticket
-        return 1
-    elif c.kind == CMD_RESUME:
-        resume(w)
-    elif c.kind == CMD_QUIT:
-        w.quit = True
-    else:
-        return apply_to_ring(w, c)
-    return 0
-
-
-cdef void take_commands(WorkerState *w) noexcept nogil:
-    """Carry out what the control thread has posted."""
-    cdef Command c
-    cdef int64_t result
-    while take_command(&w.mailbox, &c):
-        result = apply(w, &c)
-        if result != 1:
-            stage_answer(&w.mailbox, c.ticket, c.vring, result)
-
-
-# ---- the loop ----
-
-cdef void settle_stop(WorkerState *w, Vring *r) noexcept nogil:
-    """End a stopping ring once its requests, its kick poll and its calls are done."""
-    if r.in_flight:
-        return
-    if r.kick_armed or r.call_pending:
-        if r.kick_armed and not r.kick_cancelled:
-            r.kick_cancelled = True
-            cancel(w, r, TAG_KICK)
-        if r.call_pending and not r.call_cancelled:
-            r.call_cancelled = True
-            cancel(w, r, TAG_CALL)
-        return
-    stage_answer(&w.mailbox, r.stop_ticket, r.number, r.vq.next_avail)
-    r.stop_ticket = 0
-    r.started = False
-    r.kick = r.call = -1
-
-
-cdef void settle(WorkerState *w) noexcept nogil:
-    """Answer the commands that waited for requests to end."""
-    cdef uint32_t i, in_flight = 0
-    for i in range(w.count):
-        in_flight += w.vrings[i].in_flight
-        if w.vrings[i].stop_ticket:
-            settle_stop(w, &w.vrings[i])
-    if w.pause_ticket and in_flight == 0:
-        stage_answer(&w.mailbox, w.pause_ticket, 0, 0)
-        w.pause_ticket = 0
-    if w.old_view != NULL and w.old_view.pins == 0:
-        stage_answer(&w.mailbox, w.old_view.retired, 0, 0)
-        w.old_view = NULL
 
 
 cdef int turn(WorkerState *w, bint *more) noexcept nogil:
@@ -466,17 +187,7 @@ cdef int serve(WorkerState *w) noexcept nogil:
 
 import os
 
-cdef extern from "<sys/mman.h>" nogil:
-    enum:
-        PROT_READ
-        PROT_WRITE
-        MAP_ANONYMOUS
-        MAP_NORESERVE
-        MAP_PRIVATE
-        MAP_SHARED
-    void *MAP_FAILED
-    void *mmap(void *at, size_t length, int protection, int flags, int fd, int64_t offset)
-    int munmap(void *at, size_t length)
+include "mappings.pxi"
 
 cdef extern from "<signal.h>" nogil:
     ctypedef struct sigset_t:
@@ -490,96 +201,6 @@ cdef extern from "<sys/prctl.h>" nogil:
     enum:
         PR_SET_NAME
     int prctl(int option, const char *name)
-
-
-cdef void *reserve(size_t length) except NULL:
-    """Zeroed pages that cost memory only where they are touched."""
-    cdef void *base = mmap(
-        NULL, length, PROT_READ | PROT_WRITE,
-        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0,
-    )
-    if base == MAP_FAILED:
-        raise MemoryError(f"cannot reserve {length} bytes")
-    return base
-
-
-cdef class Mapping:
-    """One region of the front end's memory, mapped shared and writable until collected.
-
-    Mapped from the file's start, so that an offset that is no multiple of a huge page works.
-
-    Raises:
-        OSError: The kernel refuses the mapping.
-    """
-
-    cdef void *base
-    cdef size_t length
-    cdef readonly uint64_t guest_address, user_address, size
-
-    def __init__(self, int fd, uint64_t offset, uint64_t size, uint64_t guest_address,
-                 uint64_t user_address):
-        cdef void *base = mmap(
-            NULL, offset + size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0
-        )
-        if base == MAP_FAILED:
-            raise OSError(errno, os.strerror(errno))
-        self.base = base
-        self.length = offset + size
-        self.size = size
-        self.guest_address = guest_address
-        self.user_address = user_address
-
-    @property
-    def address(self):
-        """Where the region's first byte is mapped here."""
-        return <uint64_t>self.base + (self.length - self.size)
-
-    def __dealloc__(self):
-        if self.base != NULL:
-            munmap(self.base, self.length)
-
-
-cdef class MemoryMap:
-    """All of a front end's memory at one time; immutable, shared by the workers."""
-
-    cdef GuestMemory memory
-    cdef Region *regions
-    cdef readonly tuple mappings
-
-    def __cinit__(self, mappings):
-        cdef Region *region
-        self.mappings = tuple(sorted(mappings, key=lambda m: m.guest_address))
-        self.regions = <Region *>calloc(max(len(self.mappings), 1), sizeof(Region))
-        if self.regions == NULL:
-            raise MemoryError
-        for i, mapping in enumerate(self.mappings):
-            region = &self.regions[i]
-            region.guest_address = mapping.guest_address
-            region.size = mapping.size
-            region.base = <uint8_t *><uint64_t>mapping.address
-        self.memory.regions = self.regions
-        self.memory.count = len(self.mappings)
-
-    def __dealloc__(self):
-        free(self.regions)
-
-    def locate(self, address: int, length: int) -> int:
-        """Where `length` bytes at the front end's own `address` are mapped here, or 0."""
-        for m in self.mappings:
-            if m.user_address <= address and address + length <= m.user_address + m.size:
-                return m.address + (address - m.user_address)
-        return 0
-
-
-cdef class View:
-    """One worker's hold on a memory map."""
-
-    cdef MemoryView state
-    cdef readonly MemoryMap map
-
-    def __cinit__(self, MemoryMap map):
-        self.map = map
-        self.state.memory = &map.memory
 
 
 cdef Placement placement(where) noexcept:

@@ -115,7 +115,9 @@ cdef inline void answer(Operation *op, uint8_t status) noexcept nogil:
     op.status = status
 
 
-cdef inline void check_transfer(const BlkLimits *dev, uint64_t sector, Operation *op) noexcept nogil:
+cdef inline void check_transfer(
+    const BlkLimits *dev, uint64_t sector, Operation *op
+) noexcept nogil:
     """Place IN or OUT on the image, or refuse it whole: beyond the end, off the blocks."""
     cdef uint32_t i
     for i in range(op.data_count):
@@ -151,7 +153,9 @@ cdef inline uint8_t check_range(
     return BLK_S_OK
 
 
-cdef inline void check_ranges(const BlkLimits *dev, Operation *op, BlkRange *ranges) noexcept nogil:
+cdef inline void check_ranges(
+    const BlkLimits *dev, Operation *op, BlkRange *ranges
+) noexcept nogil:
     """Copy the segments of DISCARD or WRITE_ZEROES to `ranges`; one bad one refuses all.
 
     `op.length` becomes their number.

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The back-end channel: our requests to the front end, and its acknowledgements."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from typing import Self
+
+from blkd.errors import ProtocolError, RequestRefused
+from blkd.vhost_user.channel import receive
+from blkd.vhost_user.wire import NEED_REPLY, U64, VERSION, BackendRequest, Header
+
+
+class BackChannel:
+    """A socket that the front end gave us.
+
+    One request at a time.  Nothing here waits for a peer that does not read: a message that
+    does not fit into the socket breaks the channel.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._overdue = 0  # acknowledgements that may still come, of requests given up
+        self._waiting = False
+        self._closing = False
+
+    @classmethod
+    def adopt(cls, fd: int) -> Self:
+        """Make a channel of a descriptor, which is taken.  Raises RequestRefused."""
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError as error:
+            os.close(fd)
+            raise RequestRefused(f"the back-end channel is no socket: {error.strerror}") from error
+        if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
+            sock.close()
+            raise RequestRefused("the back-end channel is no UNIX stream socket")
+        return cls(sock)
+
+    async def request(self, request: BackendRequest, *, acknowledged: bool, limit: float) -> bool:
+        """Send a request without payload: whether the front end took it.
+
+        With `acknowledged` that is what it answers, and without it always true.  Raises
+        TimeoutError if the answer takes longer than `limit` seconds, and ProtocolError if the
+        channel is of no more use.
+        """
+        self._waiting = True
+        try:
+            self._send(Header(request, VERSION | (NEED_REPLY if acknowledged else 0), 0))
+            if not acknowledged:
+                return True
+            self._overdue += 1
+            async with asyncio.timeout(limit):
+                return await self._answer(request)
+        finally:
+            self._waiting = False
+            if self._closing:
+                self._sock.close()
+
+    def close(self) -> None:
+        """End the channel; a request under way fails."""
+        self._closing = True
+        if self._waiting:
+            # The event loop still watches the descriptor: it must outlive that.
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+        else:
+            self._sock.close()
+
+    def _send(self, header: Header) -> None:
+        message = header.encode()
+        try:
+            sent = self._sock.send(message)
+        except OSError as error:
+            raise ProtocolError(f"the back-end channel failed: {error.strerror}") from error
+        if sent < len(message):
+            raise ProtocolError("the front end does not read its back-end channel")
+
+    async def _answer(self, request: BackendRequest) -> bool:
+        """The acknowledgement of the latest request, those of earlier ones passed over."""
+        while True:
+            message = await receive(self._sock, U64.LONGEST)
+            if message is None:
+                raise ProtocolError("the front end closed the back-end channel")
+            header, payload, fds = message
+            fds.close()
+            if not header.is_reply or header.request != request:
+                raise ProtocolError(f"request {header.request} where an answer was expected")
+            self._overdue -= 1
+            if not self._overdue:
+                return U64.decode(payload).value == 0

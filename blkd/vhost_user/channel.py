@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One socket: whole messages with their descriptors, received without blocking the loop."""
+
+import array
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+from blkd.errors import ProtocolError
+from blkd.vhost_user.wire import MAX_FDS, Header
+
+FD_BYTES = array.array("i").itemsize
+ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_FDS * FD_BYTES)
+
+
+class Fds:
+    """The descriptors of one message: closed with it, unless somebody takes them."""
+
+    def __init__(self, fds: Iterable[int] = ()) -> None:
+        self._fds = list(fds)
+
+    def __len__(self) -> int:
+        return len(self._fds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def add(self, fds: Iterable[int]) -> None:
+        """Own these too."""
+        self._fds.extend(fds)
+
+    def take(self) -> list[int]:
+        """All descriptors, in their order; the caller owns them now."""
+        taken, self._fds = self._fds, []
+        return taken
+
+    def take_one(self) -> int:
+        """The descriptor that is known to be there; the caller owns it now."""
+        return self._fds.pop(0)
+
+    def take_any(self) -> int | None:
+        """The descriptor, if there is one; the caller owns it now."""
+        return self.take_one() if self._fds else None
+
+    def close(self) -> None:
+        """Close what nobody took."""
+        for fd in self.take():
+            os.close(fd)
+
+
+async def receive(sock: socket.socket, longest: int) -> tuple[Header, bytes, Fds] | None:
+    """The next whole message, or None once the peer has closed between messages.
+
+    The caller owns the descriptors.  Raises ProtocolError on what cannot be a message,
+    such as one with more than `longest` bytes of payload, before those are read.
+    """
+    fds = Fds()
+    with contextlib.ExitStack() as undo:
+        undo.callback(fds.close)
+        head = await read(sock, Header.LAYOUT.size, fds)
+        if not head:
+            return None
+        if len(head) < Header.LAYOUT.size:
+            raise ProtocolError("the peer closed in mid-message")
+        header = Header.decode(head)
+        if header.size > longest:
+            raise ProtocolError(
+                f"request {header.request} announces {header.size} bytes, more than {longest}"
+            )
+        payload = await read(sock, header.size, fds)
+        if len(payload) < header.size:
+            raise ProtocolError("the peer closed in mid-message")
+        undo.pop_all()
+    return header, payload, fds
+
+
+async def read(sock: socket.socket, size: int, fds: Fds) -> bytes:
+    """`size` bytes, or fewer if the peer closes before; their descriptors go to `fds`."""
+    data = bytearray()
+    while len(data) < size:
+        piece, more = await read_some(sock, size - len(data))
+        fds.add(more.take())
+        if len(fds) > MAX_FDS:
+            raise ProtocolError(f"{len(fds)} descriptors with one message, not up to {MAX_FDS}")
+        if not piece:
+            break
+        data += piece
+    return bytes(data)
+
+
+async def read_some(sock: socket.socket, size: int) -> tuple[bytes, Fds]:
+    """Up to `size` bytes and what comes with them; none once the peer has closed."""
+    while True:
+        try:
+            piece, ancillary, flags, _ = sock.recvmsg(
+                size, ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            await readable(sock)
+        except ConnectionError:
+            return b"", Fds()
+        else:
+            break
+    fds = Fds(descriptors(ancillary))
+    if flags & socket.MSG_CTRUNC:
+        fds.close()
+        raise ProtocolError(f"more than {MAX_FDS} descriptors at once, or more than we can hold")
+    return piece, fds
+
+
+def descriptors(ancillary: Iterable[tuple[int, int, bytes]]) -> Iterable[int]:
+    """The descriptors among ancillary data."""
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            whole = len(data) - len(data) % FD_BYTES
+            yield from array.array("i", data[:whole])
+
+
+async def readable(sock: socket.socket) -> None:
+    """Wait until the socket can be read, for as long as the peer keeps silent."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(sock, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(sock)
+
+
+async def send(sock: socket.socket, message: bytes) -> bool:
+    """Send a whole message, for as long as that takes: False if the peer has closed."""
+    try:
+        await asyncio.get_running_loop().sock_sendall(sock, message)
+    except ConnectionError:
+        return False
+    return True

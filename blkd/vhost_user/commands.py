@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a session asks its connection to do.  Descriptors stay with who received them."""
+
+from dataclasses import dataclass
+
+from blkd.vhost_user.rings import VringSetup
+from blkd.vhost_user.wire import MemoryRegion
+
+
+@dataclass(frozen=True, slots=True)
+class SetMemory:
+    """Replace the memory table, one descriptor a region."""
+
+    regions: tuple[MemoryRegion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AddMemory:
+    """Add a region, with its descriptor."""
+
+    region: MemoryRegion
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveMemory:
+    """Remove a region."""
+
+    region: MemoryRegion
+
+
+@dataclass(frozen=True, slots=True)
+class SetKick:
+    """Give a ring the eventfd that came along."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetCall:
+    """Give a ring the eventfd that came along, or none."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetError:
+    """Give a ring the eventfd that came along, or none."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartRing:
+    """Start a ring."""
+
+    index: int
+    setup: VringSetup
+
+
+@dataclass(frozen=True, slots=True)
+class MoveRing:
+    """Give a running ring other addresses."""
+
+    index: int
+    setup: VringSetup
+
+
+@dataclass(frozen=True, slots=True)
+class EnableRing:
+    """Let a ring be served, or have it wait."""
+
+    index: int
+    enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StopRing:
+    """Drain and stop a ring.  Its result is the avail index to serve next."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """Hand the device's present parameters to the data path."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBackChannel:
+    """Use the socket that came along for requests to the front end."""
+
+
+RingCommand = SetKick | SetCall | SetError | StartRing | MoveRing | EnableRing | StopRing
+Command = SetMemory | AddMemory | RemoveMemory | Refresh | OpenBackChannel | RingCommand

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One front end, served: messages in, commands to the rings, answers out."""
+
+import asyncio
+import contextlib
+import math
+import socket
+from dataclasses import dataclass
+from typing import Final, cast
+
+import structlog
+
+from blkd.errors import BlkdError, ProtocolError, RequestRefused
+from blkd.vhost_user.backchannel import BackChannel
+from blkd.vhost_user.channel import Fds, receive, send
+from blkd.vhost_user.commands import (
+    AddMemory,
+    Command,
+    EnableRing,
+    MoveRing,
+    OpenBackChannel,
+    Refresh,
+    RemoveMemory,
+    RingCommand,
+    SetCall,
+    SetError,
+    SetKick,
+    SetMemory,
+    StartRing,
+    StopRing,
+)
+from blkd.vhost_user.requests import MAX_PAYLOAD
+from blkd.vhost_user.rings import Rings
+from blkd.vhost_user.session import Answer, Plan, Session
+from blkd.vhost_user.wire import (
+    BackendRequest,
+    Header,
+    MemoryRegion,
+    ProtocolFeature,
+    Request,
+    VirtioFeature,
+)
+from blkd.virtio.device import Device
+
+QUIET: Final = 0.05
+"""Seconds of silence on the main channel before a request goes out on the other one.
+
+QEMU 7.2 serves the back-end channel while it waits for an answer on the main one, so that a
+message of ours would have it read the configuration in the middle of starting the device.
+"""
+
+ACK_LIMIT: Final = 5.0
+"""Seconds that a front end may take to acknowledge a request of ours."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FrontEndRing:
+    """A ring as the front end has set it up."""
+
+    index: int
+    size: int
+    started: bool
+    enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FrontEndState:
+    """What a front end has negotiated, for people to see."""
+
+    features: int
+    feature_names: tuple[str, ...]
+    """Those that belong to no one device."""
+    protocol_features: int
+    protocol_feature_names: tuple[str, ...]
+    status: int
+    back_channel: bool
+    memory_regions: tuple[MemoryRegion, ...]
+    rings: tuple[FrontEndRing, ...]
+
+
+class Connection:
+    """Serves one front end on a connected socket, which it owns from then on."""
+
+    def __init__(self, sock: socket.socket, device: Device, rings: Rings) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._rings = rings
+        self._session = Session(device)
+        self._back: BackChannel | None = None
+        self._closing = False
+        self._quiet_at = -math.inf  # loop time; infinite while a request is carried out
+        self._news = asyncio.Event()  # the front end may have to be told something
+        self._changed = asyncio.Event()  # the session or its back-end channel
+
+    async def serve(self) -> None:
+        """Serve the front end until it closes, or `close` is called.
+
+        However this ends, the rings are reset and every descriptor is closed.  Raises
+        ProtocolError if the front end broke the protocol, DataPlaneError if the host failed.
+        """
+        failure: BlkdError | None = None
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                telling = tasks.create_task(self._tell())
+                try:
+                    await self._converse()
+                except BlkdError as error:
+                    failure = error
+                telling.cancel()
+        finally:
+            try:
+                await self._rings.reset()
+            finally:
+                self._close_back_channel()
+                self._sock.close()
+        if failure and not (self._closing and isinstance(failure, ProtocolError)):
+            raise failure
+
+    def close(self) -> None:
+        """Make `serve` end soon: the front end sees the connection closed."""
+        self._closing = True
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    async def announce_config(self, timeout: float) -> bool:  # noqa: ASYNC109 - part of the role
+        """Tell the front end that the device's configuration changed, within `timeout` seconds.
+
+        True once the front end has read it as it is now.  False if it did not, or cannot be
+        told now; then it is told when a ring starts, if not before.
+        """
+        self._news.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self._session.is_stale and self._can_tell:
+                    self._changed.clear()
+                    await self._changed.wait()
+        return not self._session.is_stale
+
+    def snapshot(self) -> FrontEndState:
+        """The session as it stands."""
+        session = self._session
+        return FrontEndState(
+            features=session.features,
+            feature_names=names(VirtioFeature(session.features)),
+            protocol_features=int(session.protocol_features),
+            protocol_feature_names=names(session.protocol_features),
+            status=session.status,
+            back_channel=self._back is not None,
+            memory_regions=session.regions,
+            rings=tuple(
+                FrontEndRing(ring.index, ring.size, ring.started, ring.enabled)
+                for ring in session.rings
+            ),
+        )
+
+    # The main channel
+
+    async def _converse(self) -> None:
+        """Answer one message after the other until the front end closes."""
+        loop = asyncio.get_running_loop()
+        while message := await receive(self._sock, MAX_PAYLOAD):
+            self._quiet_at = math.inf
+            header, payload, fds = message
+            with fds:
+                answer = await self._answer(header, payload, fds)
+            if answer is not None and not await send(self._sock, answer):
+                return
+            self._quiet_at = loop.time() + QUIET
+            await asyncio.sleep(0)  # a front end that never pauses is not alone here
+
+    async def _answer(self, header: Header, payload: bytes, fds: Fds) -> bytes | None:
+        """Do what one request asks: the reply, if there is one."""
+        name = request_name(header.request)
+        log.debug("request", request=name, size=header.size, fds=len(fds))
+        serving = self._session.serving
+        plan = self._session.admit(header, payload, len(fds))
+        try:
+            reply = self._session.accepted(header, await self._carry_out(plan, fds))
+        except RequestRefused as error:
+            log.warning("request refused", request=name, reason=str(error))
+            return self._session.refused(header, error)
+        self._changed.set()
+        if self._session.serving - serving:
+            self._news.set()
+        return reply
+
+    async def _carry_out(self, plan: Plan, fds: Fds) -> Answer | None:
+        """Perform a plan's commands in their order: its answer."""
+        result: int | None = None
+        while True:
+            try:
+                command = plan.send(result)
+            except StopIteration as end:
+                return cast("Answer | None", end.value)
+            result = await self._perform(command, fds)
+
+    async def _perform(self, command: Command, fds: Fds) -> int | None:
+        """Carry out one command: its result, where it has one."""
+        rings = self._rings
+        match command:
+            case SetMemory(regions):
+                await rings.set_memory(regions, fds.take())
+            case AddMemory(region):
+                await rings.add_memory(region, fds.take_one())
+            case RemoveMemory(region):
+                await rings.remove_memory(region)
+            case Refresh():
+                await rings.refresh()
+            case OpenBackChannel():
+                self._close_back_channel()
+                self._back = BackChannel.adopt(fds.take_one())
+                self._news.set()
+            case _:
+                return await self._perform_on_ring(command, fds)
+        return None
+
+    async def _perform_on_ring(self, command: RingCommand, fds: Fds) -> int | None:
+        rings = self._rings
+        match command:
+            case SetKick(index):
+                await rings.set_kick(index, fds.take_one())
+            case SetCall(index):
+                await rings.set_call(index, fds.take_any())
+            case SetError(index):
+                await rings.set_error(index, fds.take_any())
+            case StartRing(index, setup):
+                await rings.start_ring(index, setup)
+                log.info("ring started", ring=index, size=setup.size, base=setup.base)
+            case MoveRing(index, setup):
+                await rings.move_ring(index, setup)
+            case EnableRing(index, enabled):
+                await rings.enable_ring(index, enabled=enabled)
+            case StopRing(index):
+                base = await rings.stop_ring(index)
+                log.info("ring stopped", ring=index, base=base)
+                return base
+        return None
+
+    # The back-end channel
+
+    @property
+    def _can_tell(self) -> bool:
+        """Whether a change of the configuration can be told now."""
+        needed = ProtocolFeature.BACKEND_REQ | ProtocolFeature.CONFIG
+        return (
+            self._back is not None
+            and needed in self._session.protocol_features
+            and bool(self._session.serving)
+        )
+
+    async def _tell(self) -> None:
+        """Tell the front end of what it has not read, each time that there may be something."""
+        while True:
+            await self._news.wait()
+            await self._quiet()
+            self._news.clear()
+            if self._back and self._can_tell and self._session.is_stale:
+                await self._tell_by(self._back)
+
+    async def _tell_by(self, back: BackChannel) -> None:
+        acknowledged = ProtocolFeature.REPLY_ACK in self._session.protocol_features
+        try:
+            taken = await back.request(
+                BackendRequest.CONFIG_CHANGE_MSG, acknowledged=acknowledged, limit=ACK_LIMIT
+            )
+        except TimeoutError:
+            log.warning("configuration change not acknowledged", seconds=ACK_LIMIT)
+        except ProtocolError as error:
+            log.warning("back-end channel lost", reason=str(error))
+            if self._back is back:
+                self._close_back_channel()
+        else:
+            log.info("configuration change announced", taken=taken)
+
+    async def _quiet(self) -> None:
+        """Wait until the main channel has been silent for a while."""
+        loop = asyncio.get_running_loop()
+        while (wait := self._quiet_at - loop.time()) > 0:  # noqa: ASYNC110 - time is the event
+            await asyncio.sleep(min(wait, QUIET))
+
+    def _close_back_channel(self) -> None:
+        if self._back:
+            self._back.close()
+            self._back = None
+            self._changed.set()
+
+
+def names(flags: ProtocolFeature | VirtioFeature) -> tuple[str, ...]:
+    """The names of the bits set, as the specifications have them."""
+    return tuple(flag.name for flag in type(flags) if flag in flags and flag.name)
+
+
+def request_name(number: int) -> str:
+    """A request's name, or its number in words."""
+    try:
+        return Request(number).name
+    except ValueError:
+        return f"unknown {number}"

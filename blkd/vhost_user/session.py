@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One front end's session: what it negotiated, what its rings are like, what it may ask now.
+
+No I/O happens here.  A request is admitted as a *plan*: a generator that yields the commands
+to carry out, is sent their results, and returns the answer.  What stands after a `yield`
+happens only if the command succeeded, so a session never claims what is not so.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from typing import cast
+
+from blkd.errors import ProtocolError, RequestRefused
+from blkd.vhost_user.commands import (
+    AddMemory,
+    Command,
+    EnableRing,
+    MoveRing,
+    OpenBackChannel,
+    Refresh,
+    RemoveMemory,
+    SetCall,
+    SetError,
+    SetKick,
+    SetMemory,
+    StartRing,
+    StopRing,
+)
+from blkd.vhost_user.requests import (
+    MAX_MEM_SLOTS,
+    NOT_ZERO,
+    OFFERED_PROTOCOL_FEATURES,
+    REQUESTS,
+    Declaration,
+    Support,
+)
+from blkd.vhost_user.rings import VringSetup
+from blkd.vhost_user.wire import (
+    U64,
+    Config,
+    Empty,
+    Header,
+    MemoryRegion,
+    MemoryTable,
+    Payload,
+    ProtocolFeature,
+    Request,
+    SingleRegion,
+    VirtioFeature,
+    VringAddr,
+    VringFd,
+    VringState,
+    reply,
+)
+from blkd.virtio.device import Device
+
+TRANSPORT_OFFSET = 0x100  # where virtio-mmio has the config space; some front ends add it
+MAX_INDEX = 0xFFFF  # of a split ring
+MAX_STATUS = 0xFF  # virtio 1.3, 2.1: eight bits
+
+DESC_ALIGN, AVAIL_ALIGN, USED_ALIGN = 16, 2, 4  # virtio 1.3, 2.7
+
+DONE = U64(0)  # an acknowledgement
+
+Answer = U64 | VringState | Config
+Steps = Generator[Command, int | None, None]
+Plan = Generator[Command, int | None, Answer | None]
+Handler = Callable[[Payload], Plan | Answer | None]
+
+
+@dataclass(slots=True)
+class Ring:
+    """What is known of one ring."""
+
+    index: int
+    size: int = 0
+    """Descriptors; 0 until SET_VRING_NUM."""
+    addresses: VringAddr | None = None
+    base: int = 0
+    """The avail index to serve first when it starts, or where it stopped."""
+    has_kick: bool = False
+    started: bool = False
+    enabled: bool = False
+
+    def setup(self, features: int) -> VringSetup | None:
+        """All that it takes to start the ring; None while something is missing."""
+        if not (self.size and self.addresses and self.has_kick):
+            return None
+        where = self.addresses
+        return VringSetup(self.size, where.desc, where.avail, where.used, self.base, features)
+
+
+class Session:
+    """The protocol's state for one connection, and what each request does to it.
+
+    The method named like a request answers it; `requests` says everything else about it.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.features = 0
+        self.protocol_features = ProtocolFeature(0)
+        self.status = 0
+        self.regions: tuple[MemoryRegion, ...] = ()
+        self.rings = tuple(Ring(index) for index in range(device.queues))
+        self.fetched: int | None = None
+        """The device's generation at the last GET_CONFIG; None before the first."""
+
+    @property
+    def serving(self) -> frozenset[int]:
+        """The rings that are started and enabled; without any we may not call on the peer."""
+        return frozenset(ring.index for ring in self.rings if ring.started and ring.enabled)
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the front end has not read the configuration as it is now."""
+        return self.fetched != self.device.generation
+
+    # Admission and answers
+
+    def admit(self, header: Header, payload: bytes, fd_count: int) -> Plan:
+        """Check a request against its declaration and plan it.
+
+        Raises ProtocolError on a malformed request and RequestRefused on one that cannot be
+        granted, when the plan is begun or between its commands.
+        """
+        request, declaration = declared(header)
+        if declaration.support is not Support.YES:
+            raise RequestRefused(f"{request.name}: {declaration.note}")
+        try:
+            content = declaration.payload.decode(payload)
+        except ProtocolError as error:
+            raise ProtocolError(f"{request.name}: {error}") from error
+        if not declaration.fds.allow(content, fd_count):
+            raise ProtocolError(
+                f"{request.name}: {fd_count} descriptors, not {declaration.fds.text}"
+            )
+        if declaration.needs is not None and not self._has(declaration.needs):
+            raise RequestRefused(f"{request.name}: {declaration.needs.name} is not negotiated")
+        handler = cast("Handler", getattr(self, request.name.lower()))
+        outcome = handler(content)
+        return (yield from outcome) if isinstance(outcome, Generator) else outcome
+
+    def accepted(self, header: Header, answer: Answer | None) -> bytes | None:
+        """The reply to a request that was carried out, whole; None where none is due."""
+        if answer is None and not self._owes_acknowledgement(header):
+            return None
+        return reply(header.request, (answer or DONE).encode())
+
+    def refused(self, header: Header, error: RequestRefused) -> bytes:
+        """The reply that says no.  Raises ProtocolError where the front end would not hear it.
+
+        Left in the dark, it would go on with a state that we do not have.
+        """
+        declaration = REQUESTS.get(cast("Request", header.request), Declaration())
+        refusal = declaration.refusal
+        if not declaration.replies and self._owes_acknowledgement(header):
+            refusal = NOT_ZERO
+        if refusal is None:
+            raise ProtocolError(str(error), hint=error.hint) from error
+        return reply(header.request, refusal)
+
+    def _owes_acknowledgement(self, header: Header) -> bool:
+        return header.needs_reply and self._has(ProtocolFeature.REPLY_ACK)
+
+    def _has(self, feature: ProtocolFeature | VirtioFeature) -> bool:
+        if isinstance(feature, ProtocolFeature):
+            return feature in self.protocol_features
+        return bool(self.features & feature)
+
+    # Features
+
+    def get_features(self, _: Empty) -> Answer:
+        """Offer what the device has, and ours."""
+        return U64(self.device.features | VirtioFeature.PROTOCOL_FEATURES)
+
+    def set_features(self, wanted: U64) -> Steps:
+        """Take the driver's choice; it cannot change under a running ring."""
+        features = wanted.value
+        if features != self.features and any(ring.started for ring in self.rings):
+            raise RequestRefused(f"features {features:#x} while rings run with {self.features:#x}")
+        self.device.accept(features & ~VirtioFeature.PROTOCOL_FEATURES)
+        self.features = features
+        yield Refresh()
+        if not self._has(VirtioFeature.PROTOCOL_FEATURES):
+            for ring in self.rings:
+                yield from self._enable(ring, enabled=True)
+
+    def get_protocol_features(self, _: Empty) -> Answer:
+        """Offer the extensions that work whole."""
+        return U64(OFFERED_PROTOCOL_FEATURES)
+
+    def set_protocol_features(self, wanted: U64) -> None:
+        """Take the front end's choice."""
+        excess = wanted.value & ~OFFERED_PROTOCOL_FEATURES
+        if excess:
+            raise RequestRefused(f"protocol features {excess:#x} were not offered")
+        self.protocol_features = ProtocolFeature(wanted.value)
+
+    # The device
+
+    def set_owner(self, _: Empty) -> None:
+        """Know that a session starts: it did with the connection."""
+
+    def reset_owner(self, _: Empty) -> Steps:
+        """Disable all rings, which is all that the specification still wants of it."""
+        for ring in self.rings:
+            yield from self._enable(ring, enabled=False)
+
+    def reset_device(self, _: Empty) -> Steps:
+        """Bring device and rings to their initial state, memory and channels aside."""
+        for ring in self.rings:
+            yield from self._stop(ring)
+            yield from self._enable(ring, enabled=False)
+        self.device.reset()
+        self.features &= VirtioFeature.PROTOCOL_FEATURES
+        self.status = 0
+        yield Refresh()
+
+    def get_status(self, _: Empty) -> Answer:
+        """Tell the device status as it was last set."""
+        return U64(self.status)
+
+    def set_status(self, status: U64) -> None:
+        """Remember the device status."""
+        if status.value > MAX_STATUS:
+            raise RequestRefused(f"a device status of {status.value:#x}")
+        self.status = status.value
+
+    def get_config(self, wanted: Config) -> Answer:
+        """Read the configuration space."""
+        data = self.device.config(config_offset(wanted), len(wanted.data))
+        self.fetched = self.device.generation
+        return Config(wanted.offset, wanted.flags, data)
+
+    def set_config(self, written: Config) -> Steps:
+        """Write the configuration space, where that can be written."""
+        self.device.write_config(config_offset(written), written.data)
+        yield Refresh()
+
+    def set_backend_req_fd(self, _: Empty) -> Steps:
+        """Take the channel for our own requests."""
+        yield OpenBackChannel()
+
+    # Memory
+
+    def set_mem_table(self, table: MemoryTable) -> Steps:
+        """Replace all of guest memory."""
+        for at, region in enumerate(table.regions):
+            refuse_overlap(region, table.regions[:at])
+        yield SetMemory(table.regions)
+        self.regions = table.regions
+
+    def get_max_mem_slots(self, _: Empty) -> Answer:
+        """Tell how many regions we take."""
+        return U64(MAX_MEM_SLOTS)
+
+    def add_mem_reg(self, single: SingleRegion) -> Steps:
+        """Add a region."""
+        if len(self.regions) >= MAX_MEM_SLOTS:
+            raise RequestRefused(f"all {MAX_MEM_SLOTS} memory slots are in use")
+        refuse_overlap(single.region, self.regions)
+        yield AddMemory(single.region)
+        self.regions += (single.region,)
+
+    def rem_mem_reg(self, single: SingleRegion) -> Steps:
+        """Remove a region, found by its addresses and size."""
+        for region in self.regions:
+            if region.is_same(single.region):
+                yield RemoveMemory(region)
+                self.regions = tuple(other for other in self.regions if other is not region)
+                return
+        raise RequestRefused(
+            f"no memory region of {single.region.size} bytes"
+            f" at {single.region.guest_address:#x} to remove"
+        )
+
+    # Rings
+
+    def get_queue_num(self, _: Empty) -> Answer:
+        """Tell how many rings there are."""
+        return U64(len(self.rings))
+
+    def set_vring_num(self, state: VringState) -> Steps:
+        """Size a ring."""
+        ring, size = self._ring(state.index), state.num
+        limit = self.device.queue_size
+        if not 1 <= size <= limit or size & (size - 1):
+            raise RequestRefused(
+                f"ring {ring.index} of {size} descriptors, not a power of two up to {limit}",
+                hint=f"give the front end a queue size of {limit}, or the export a larger one",
+            )
+        if ring.started and size != ring.size:
+            raise RequestRefused(f"ring {ring.index} runs with {ring.size} descriptors")
+        ring.size = size
+        if ring.enabled:
+            yield from self._start(ring)
+
+    def set_vring_addr(self, addresses: VringAddr) -> Steps:
+        """Place a ring; a running one moves."""
+        ring = self._ring(addresses.index)
+        if addresses.flags:
+            raise RequestRefused(f"ring {ring.index} with flags {addresses.flags:#x}")
+        refuse_misaligned(addresses)
+        setup = replace(ring, addresses=addresses).setup(self.features)
+        if ring.started and setup and addresses != ring.addresses:
+            yield MoveRing(ring.index, setup)
+        ring.addresses = addresses
+        if ring.enabled:
+            yield from self._start(ring)
+
+    def set_vring_base(self, state: VringState) -> None:
+        """Say where a ring's service begins."""
+        ring = self._ring(state.index)
+        if ring.started:
+            raise RequestRefused(f"ring {ring.index} runs: its base cannot change")
+        if state.num > MAX_INDEX:
+            raise RequestRefused(f"ring {ring.index} from {state.num:#x}: no split ring's index")
+        ring.base = state.num
+
+    def get_vring_base(self, state: VringState) -> Plan:
+        """Stop a ring and tell where."""
+        ring = self._ring(state.index)
+        yield from self._stop(ring)
+        return VringState(ring.index, ring.base)
+
+    def set_vring_kick(self, vring: VringFd) -> Steps:
+        """Take a ring's kick, which starts it if nothing else is missing."""
+        ring = self._ring(vring.index)
+        if not vring.has_fd:
+            raise RequestRefused(f"ring {ring.index} without a kick: polling is not supported")
+        yield SetKick(ring.index)
+        ring.has_kick = True
+        yield from self._start(ring)
+
+    def set_vring_call(self, vring: VringFd) -> Steps:
+        """Take a ring's call, long before the ring has addresses if need be."""
+        yield SetCall(self._ring(vring.index).index)
+
+    def set_vring_err(self, vring: VringFd) -> Steps:
+        """Take a ring's error eventfd."""
+        yield SetError(self._ring(vring.index).index)
+
+    def set_vring_enable(self, state: VringState) -> Steps:
+        """Let a ring be served or have it wait."""
+        ring = self._ring(state.index)
+        if state.num not in (0, 1):
+            raise RequestRefused(f"ring {ring.index} enabled by {state.num}, not 0 or 1")
+        yield from self._enable(ring, enabled=bool(state.num))
+
+    def _ring(self, index: int) -> Ring:
+        if index >= len(self.rings):
+            raise RequestRefused(f"ring {index} of {len(self.rings)}")
+        return self.rings[index]
+
+    def _start(self, ring: Ring) -> Steps:
+        """Start a ring that is stopped and lacks nothing."""
+        setup = ring.setup(self.features)
+        if setup and not ring.started:
+            yield StartRing(ring.index, setup)
+            ring.started = True
+
+    def _stop(self, ring: Ring) -> Steps:
+        """Stop a ring that is started; it loses its kick and keeps its place."""
+        if ring.started:
+            base = yield StopRing(ring.index)
+            assert base is not None
+            ring.base, ring.started, ring.has_kick = base, False, False
+
+    def _enable(self, ring: Ring, *, enabled: bool) -> Steps:
+        """Enable or disable a ring; enabled at last, it starts if it lacks nothing."""
+        if ring.enabled != enabled:
+            yield EnableRing(ring.index, enabled)
+            ring.enabled = enabled
+        if enabled:
+            yield from self._start(ring)
+
+
+def declared(header: Header) -> tuple[Request, Declaration]:
+    """The declaration of the request that a header announces.
+
+    Raises ProtocolError on a reply, RequestRefused on a request of no specification.
+    """
+    if header.is_reply:
+        raise ProtocolError(f"a reply to request {header.request}, which nobody sent")
+    try:
+        request = Request(header.request)
+    except ValueError:
+        raise RequestRefused(f"request {header.request} is unknown") from None
+    return request, REQUESTS[request]
+
+
+def config_offset(access: Config) -> int:
+    """Where in the device's own configuration space an access begins."""
+    if access.offset >= TRANSPORT_OFFSET:
+        return access.offset - TRANSPORT_OFFSET
+    return access.offset
+
+
+def refuse_overlap(region: MemoryRegion, others: tuple[MemoryRegion, ...]) -> None:
+    """Raise RequestRefused if a guest address would be in two regions."""
+    for other in others:
+        if region.overlaps(other):
+            raise RequestRefused(
+                f"memory regions overlap: {region.size} bytes at {region.guest_address:#x}"
+                f" and {other.size} at {other.guest_address:#x}"
+            )
+
+
+def refuse_misaligned(addresses: VringAddr) -> None:
+    """Raise RequestRefused unless each part of a ring is aligned as virtio wants it."""
+    for part, address, align in (
+        ("descriptor table", addresses.desc, DESC_ALIGN),
+        ("available ring", addresses.avail, AVAIL_ALIGN),
+        ("used ring", addresses.used, USED_ALIGN),
+    ):
+        if address % align:
+            raise RequestRefused(
+                f"ring {addresses.index}: {part} at {address:#x}, not aligned to {align}"
+            )

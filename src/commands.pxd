@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the control thread asks of a worker, carried out between two sleeps."""
+
+from libc.errno cimport EBUSY, EFAULT
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+
+from guestmem cimport MemoryView
+from mailbox cimport (
+    CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR,
+    CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_MEMORY, CMD_START, CMD_STOP, Command, stage_answer,
+    take_command,
+)
+from notify cimport arm_kick, break_ring, call_driver, cancel
+from requests cimport Vring, reset_requests
+from virtio_blk cimport BlkLimits
+from virtq cimport Desc
+from worker cimport TAG_CALL, TAG_KICK, Worker
+
+cdef extern from "<errno.h>" nogil:
+    enum:
+        ECANCELED
+
+cdef enum:
+    LATER = 1                   # a command's result when its answer is not due yet
+
+
+cdef struct Placement:
+    # Where a ring lies, as mapped here; NULL where it is not mapped.
+    Desc *desc
+    uint16_t *avail
+    uint16_t *used
+
+
+cdef struct VringStart:
+    Placement place
+    uint32_t size
+    uint16_t base
+    bint event_idx
+    bint indirect
+
+
+cdef struct MemoryChange:
+    MemoryView *view            # NULL takes all memory away
+    Placement places[64]        # by the worker's own numbers
+
+
+cdef inline void place(Vring *r, const Placement *where) noexcept nogil:
+    """Point a ring at where it is mapped now."""
+    r.vq.desc = where.desc
+    r.vq.avail = where.avail
+    r.vq.used = where.used
+
+
+cdef inline int start_ring(Worker *w, Vring *r, const VringStart *how) noexcept nogil:
+    """Make a stopped ring live: 0, or -errno.  It looks at once: kicks may have come before."""
+    if r.started:
+        return -EBUSY
+    if w.view == NULL:
+        return -EFAULT
+    r.vq.size = how.size
+    r.vq.longest_chain = max(how.size, w.longest_chain)
+    r.vq.event_idx = how.event_idx
+    r.vq.indirect = how.indirect
+    place(r, &how.place)
+    r.vq.next_avail = how.base
+    r.vq.next_used = r.vq.signalled = r.vq.used[1]
+    reset_requests(r)
+    r.started = r.wants_look = True
+    r.broken = r.call_again = False
+    arm_kick(w, r)
+    return 0
+
+
+cdef inline int set_memory(Worker *w, uint64_t ticket, const MemoryChange *change) noexcept nogil:
+    """Use another memory map from the next request on; rings outside it are broken.
+
+    Answered (LATER) when no request uses the old map; until then the old place of a
+    broken ring's used ring stays mapped too, so that its requests can end.
+    """
+    cdef uint32_t i
+    cdef Vring *r
+    if w.old_view != NULL:
+        return -EBUSY
+    for i in range(w.count):
+        r = &w.vrings[i]
+        if r.started and change.places[i].desc != NULL:
+            place(r, &change.places[i])
+        elif r.started and not r.broken:
+            break_ring(w, r, -EFAULT)
+    w.old_view = w.view
+    w.view = change.view
+    if w.old_view == NULL:
+        return 0
+    w.old_view.retired = ticket
+    return LATER
+
+
+cdef inline int set_kick(Worker *w, Vring *r, uint64_t ticket, int fd) noexcept nogil:
+    """Listen to another kick eventfd: 0, or LATER while the old one is still being left."""
+    if not r.kick_armed:
+        r.kick = fd
+        arm_kick(w, r)
+        return 0
+    r.next_kick = fd
+    r.kick_ticket = ticket
+    if not r.kick_cancelled:
+        r.kick_cancelled = True
+        cancel(w, r, TAG_KICK)
+    return LATER
+
+
+cdef inline void set_call(Worker *w, Vring *r, int fd) noexcept nogil:
+    """Notify another call eventfd from now on, once at once: the old one may be unheard."""
+    r.call = fd
+    if r.call_pending and not r.call_cancelled:
+        r.call_cancelled = True
+        cancel(w, r, TAG_CALL)
+    if r.started:
+        call_driver(w, r)
+
+
+cdef inline int stop_ring(Vring *r, uint64_t ticket) noexcept nogil:
+    """Fetch no more from a ring; `settle` answers once it is idle: LATER, or -errno."""
+    if not r.started or r.stop_ticket:
+        return -EBUSY
+    r.stop_ticket = ticket
+    return LATER
+
+
+cdef inline void resume(Worker *w) noexcept nogil:
+    """Fetch again, from every ring: kicks have gone unheeded.  A pause under way is off."""
+    cdef uint32_t i
+    w.paused = False
+    if w.pause_ticket:
+        stage_answer(&w.mailbox, w.pause_ticket, 0, -ECANCELED)
+        w.pause_ticket = 0
+    for i in range(w.count):
+        w.vrings[i].wants_look = True
+
+
+cdef inline int64_t apply_to_ring(Worker *w, const Command *c) noexcept nogil:
+    """Carry out a command for one ring: its result, -errno, or LATER."""
+    cdef Vring *r = &w.vrings[c.vring]
+    if c.kind == CMD_START:
+        return start_ring(w, r, <const VringStart *>c.data)
+    if c.kind == CMD_MOVE:
+        place(r, <const Placement *>c.data)
+    elif c.kind == CMD_STOP:
+        return stop_ring(r, c.ticket)
+    elif c.kind == CMD_ENABLE:
+        r.enabled = c.value != 0
+        r.wants_look = True
+    elif c.kind == CMD_SET_KICK:
+        return set_kick(w, r, c.ticket, <int>c.value)
+    elif c.kind == CMD_SET_CALL:
+        set_call(w, r, <int>c.value)
+    elif c.kind == CMD_SET_ERROR:
+        r.error = <int>c.value
+    return 0
+
+
+cdef inline int64_t apply(Worker *w, const Command *c) noexcept nogil:
+    """Carry out one command: its result, -errno, or LATER."""
+    if c.kind == CMD_SET_MEMORY:
+        return set_memory(w, c.ticket, <const MemoryChange *>c.data)
+    if c.kind == CMD_SET_LIMITS:
+        w.limits = (<const BlkLimits *>c.data)[0]
+    elif c.kind == CMD_PAUSE:
+        w.paused = True
+        w.pause_ticket = c.ticket
+        return LATER
+    elif c.kind == CMD_RESUME:
+        resume(w)
+    elif c.kind == CMD_QUIT:
+        w.quit = True
+    else:
+        return apply_to_ring(w, c)
+    return 0
+
+
+cdef inline void take_commands(Worker *w) noexcept nogil:
+    """Carry out what the control thread has posted."""
+    cdef Command c
+    cdef inline int64_t result
+    while take_command(&w.mailbox, &c):
+        result = apply(w, &c)
+        if result != LATER:
+            stage_answer(&w.mailbox, c.ticket, c.vring, result)
+
+
+cdef inline void settle_stop(Worker *w, Vring *r) noexcept nogil:
+    """End a stopping ring once its requests, its kick poll and its calls are done."""
+    if r.in_flight:
+        return
+    if r.kick_armed or r.call_pending:
+        if r.kick_armed and not r.kick_cancelled:
+            r.kick_cancelled = True
+            cancel(w, r, TAG_KICK)
+        if r.call_pending and not r.call_cancelled:
+            r.call_cancelled = True
+            cancel(w, r, TAG_CALL)
+        return
+    stage_answer(&w.mailbox, r.stop_ticket, r.number, r.vq.next_avail)
+    r.stop_ticket = 0
+    r.started = False
+    r.kick = r.call = -1
+
+
+cdef inline void settle(Worker *w) noexcept nogil:
+    """Answer the commands that waited for requests to end."""
+    cdef uint32_t i, in_flight = 0
+    for i in range(w.count):
+        in_flight += w.vrings[i].in_flight
+        if w.vrings[i].stop_ticket:
+            settle_stop(w, &w.vrings[i])
+    if w.pause_ticket and in_flight == 0:
+        stage_answer(&w.mailbox, w.pause_ticket, 0, 0)
+        w.pause_ticket = 0
+    if w.old_view != NULL and w.old_view.pins == 0:
+        stage_answer(&w.mailbox, w.old_view.retired, 0, 0)
+        w.old_view = NULL

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+# Part of ring.pyx: memory mapped on behalf of workers, owned by Python objects.
+
+cdef extern from "<sys/mman.h>" nogil:
+    enum:
+        PROT_READ
+        PROT_WRITE
+        MAP_ANONYMOUS
+        MAP_NORESERVE
+        MAP_PRIVATE
+        MAP_SHARED
+    void *MAP_FAILED
+    void *mmap(void *at, size_t length, int protection, int flags, int fd, int64_t offset)
+    int munmap(void *at, size_t length)
+
+
+cdef void *reserve(size_t length) except NULL:
+    """Zeroed pages that cost memory only where they are touched."""
+    cdef void *base = mmap(
+        NULL, length, PROT_READ | PROT_WRITE,
+        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0,
+    )
+    if base == MAP_FAILED:
+        raise MemoryError(f"cannot reserve {length} bytes")
+    return base
+
+
+cdef class Mapping:
+    """One region of the front end's memory, mapped shared and writable until collected.
+
+    Mapped from the file's start, so that an offset that is no multiple of a huge page works.
+
+    Raises:
+        OSError: The kernel refuses the mapping.
+    """
+
+    cdef void *base
+    cdef size_t length
+    cdef readonly uint64_t guest_address, user_address, size
+
+    def __init__(self, int fd, uint64_t offset, uint64_t size, uint64_t guest_address,
+                 uint64_t user_address):
+        cdef void *base = mmap(
+            NULL, offset + size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0
+        )
+        if base == MAP_FAILED:
+            raise OSError(errno, os.strerror(errno))
+        self.base = base
+        self.length = offset + size
+        self.size = size
+        self.guest_address = guest_address
+        self.user_address = user_address
+
+    @property
+    def address(self):
+        """Where the region's first byte is mapped here."""
+        return <uint64_t>self.base + (self.length - self.size)
+
+    def __dealloc__(self):
+        if self.base != NULL:
+            munmap(self.base, self.length)
+
+
+cdef class MemoryMap:
+    """All of a front end's memory at one time; immutable, shared by the workers."""
+
+    cdef GuestMemory memory
+    cdef Region *regions
+    cdef readonly tuple mappings
+
+    def __cinit__(self, mappings):
+        cdef Region *region
+        self.mappings = tuple(sorted(mappings, key=lambda m: m.guest_address))
+        self.regions = <Region *>calloc(max(len(self.mappings), 1), sizeof(Region))
+        if self.regions == NULL:
+            raise MemoryError
+        for i, mapping in enumerate(self.mappings):
+            region = &self.regions[i]
+            region.guest_address = mapping.guest_address
+            region.size = mapping.size
+            region.base = <uint8_t *><uint64_t>mapping.address
+        self.memory.regions = self.regions
+        self.memory.count = len(self.mappings)
+
+    def __dealloc__(self):
+        free(self.regions)
+
+    def locate(self, address: int, length: int) -> int:
+        """Where `length` bytes at the front end's own `address` are mapped here, or 0."""
+        for m in self.mappings:
+            if m.user_address <= address and address + length <= m.user_address + m.size:
+                return m.address + (address - m.user_address)
+        return 0
+
+
+cdef class View:
+    """One worker's hold on a memory map."""
+
+    cdef MemoryView state
+    cdef readonly MemoryMap map
+
+    def __cinit__(self, MemoryMap map):
+        self.map = map
+        self.state.memory = &map.memory

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small classes that play roles of blkd for tests of what stands beside them."""
+
+import os
+from collections.abc import Sequence
+
+from blkd.errors import BlkdError, RequestRefused
+from blkd.vhost_user.rings import VringSetup
+from blkd.vhost_user.wire import MemoryRegion
+
+
+class ToyDevice:
+    """Plays `Device`: 64 bytes of configuration, of which byte 32 is writable."""
+
+    def __init__(self, queues: int = 4, queue_size: int = 256) -> None:
+        self.queues, self.queue_size = queues, queue_size
+        self.features = 1 << 32 | 1 << 29 | 1 << 28 | 1 << 9
+        self.generation = 0
+        self.space = bytearray(range(64))
+        self.accepted = 0
+        self.resets = 0
+
+    def config(self, offset: int, size: int) -> bytes:
+        return bytes(self.space[offset : offset + size]).ljust(size, b"\0")
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        if (offset, len(data)) != (32, 1):
+            raise RequestRefused("not writable")
+        self.space[offset : offset + 1] = data
+
+    def accept(self, features: int) -> None:
+        if features & ~self.features:
+            raise RequestRefused("never offered")
+        self.accepted = features
+
+    def reset(self) -> None:
+        self.resets += 1
+
+    def change(self) -> None:
+        """Let the configuration differ from what anybody has read."""
+        self.generation += 1
+        self.space[0] = self.generation
+
+
+class RecordingRings:
+    """Plays `Rings`: writes down what it is told, and closes what it is given, at the end.
+
+    `failures` maps a method's name to the error that it raises, after the descriptors were taken.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[object, ...]] = []
+        self.failures: dict[str, BlkdError] = {}
+        self.base = 0
+        """What a stopped ring answers."""
+
+    def _told(self, name: str, *details: object, fds: Sequence[int | None] = ()) -> None:
+        for fd in fds:
+            if fd is not None:
+                os.close(fd)
+        self.calls.append((name, *details))
+        if name in self.failures:
+            raise self.failures[name]
+
+    def names(self) -> list[str]:
+        return [str(call[0]) for call in self.calls]
+
+    async def set_memory(self, regions: Sequence[MemoryRegion], fds: Sequence[int]) -> None:
+        self._told("set_memory", tuple(regions), len(fds), fds=fds)
+
+    async def add_memory(self, region: MemoryRegion, fd: int) -> None:
+        self._told("add_memory", region, fds=[fd])
+
+    async def remove_memory(self, region: MemoryRegion) -> None:
+        self._told("remove_memory", region)
+
+    async def set_kick(self, index: int, fd: int | None) -> None:
+        self._told("set_kick", index, fd is not None, fds=[fd])
+
+    async def set_call(self, index: int, fd: int | None) -> None:
+        self._told("set_call", index, fd is not None, fds=[fd])
+
+    async def set_error(self, index: int, fd: int | None) -> None:
+        self._told("set_error", index, fd is not None, fds=[fd])
+
+    async def start_ring(self, index: int, setup: VringSetup) -> None:
+        self._told("start_ring", index, setup)
+
+    async def move_ring(self, index: int, setup: VringSetup) -> None:
+        self._told("move_ring", index, setup)
+
+    async def enable_ring(self, index: int, *, enabled: bool) -> None:
+        self._told("enable_ring", index, enabled)
+
+    async def stop_ring(self, index: int) -> int:
+        self._told("stop_ring", index)
+        return self.base
+
+    async def refresh(self) -> None:
+        self._told("refresh")
+
+    async def reset(self) -> None:
+        self._told("reset")

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
+
+import pytest
+
+from blkd.errors import ProtocolError
+from blkd.vhost_user.commands import (
+    EnableRing,
+    MoveRing,
+    OpenBackChannel,
+    Refresh,
+    SetCall,
+    SetError,
+    SetKick,
+    StartRing,
+    StopRing,
+)
+from blkd.vhost_user.rings import VringSetup
+from blkd.vhost_user.wire import (
+    U64,
+    Request,
+    VringFd,
+    VringState,
+)
+from tests.conversation import ADDRESSES, BIT_30, VERSION_1, Conversation
+
+
+@pytest.fixture
+def talk():
+    return Conversation()
+
+
+def test_a_ring_starts_with_its_kick_and_is_served_once_enabled(talk):
+    talk.place_ring(base=5)
+    talk.say(Request.SET_VRING_KICK, VringFd(0, has_fd=True), 1)
+    setup = VringSetup(128, ADDRESSES.desc, ADDRESSES.avail, ADDRESSES.used, 5, BIT_30 | VERSION_1)
+    assert talk.commands == [SetKick(0), StartRing(0, setup)]
+    assert not talk.session.serving
+    talk.say(Request.SET_VRING_ENABLE, VringState(0, 1))
+    assert talk.commands == [EnableRing(0, enabled=True)]
+    assert talk.session.serving == {0}
+
+
+def test_a_ring_that_was_kicked_first_starts_when_it_is_complete(talk):
+    talk.say(Request.SET_VRING_KICK, VringFd(0, has_fd=True), 1)
+    assert talk.commands == [SetKick(0)]
+    talk.place_ring()
+    talk.say(Request.SET_VRING_ENABLE, VringState(0, 1))
+    assert [type(command) for command in talk.commands] == [EnableRing, StartRing]
+
+
+def test_a_ring_that_is_enabled_already_starts_with_what_comes_last():
+    talk = Conversation(features=VERSION_1)
+    talk.say(Request.SET_VRING_KICK, VringFd(0, has_fd=True), 1)
+    talk.say(Request.SET_VRING_ADDR, ADDRESSES)
+    talk.say(Request.SET_VRING_NUM, VringState(0, 64))
+    assert [type(command) for command in talk.commands] == [StartRing]
+
+
+def test_call_and_error_come_before_anything_else(talk):
+    for has_fd in (True, False):
+        talk.say(Request.SET_VRING_CALL, VringFd(3, has_fd=has_fd), int(has_fd))
+        assert talk.commands == [SetCall(3)]
+        talk.say(Request.SET_VRING_ERR, VringFd(3, has_fd=has_fd), int(has_fd))
+        assert talk.commands == [SetError(3)]
+
+
+def test_a_ring_without_a_kick_is_refused(talk):
+    assert talk.refuses(Request.SET_VRING_KICK, VringFd(0, has_fd=False))
+
+
+def test_stopping_tells_where_and_the_ring_goes_on_from_there(talk):
+    talk.start_ring()
+    talk.base = 0xFFFE
+    assert talk.say(Request.GET_VRING_BASE, VringState(0, 0)) == VringState(0, 0xFFFE).encode()
+    assert talk.commands == [StopRing(0)]
+    assert not talk.session.serving
+    talk.say(Request.SET_VRING_KICK, VringFd(0, has_fd=True), 1)
+    assert talk.commands[-1].setup.base == 0xFFFE
+    assert talk.session.serving == {0}  # enabling outlives stopping
+
+
+def test_a_stopped_ring_tells_its_base(talk):
+    talk.say(Request.SET_VRING_BASE, VringState(2, 9))
+    assert talk.say(Request.GET_VRING_BASE, VringState(2, 0)) == VringState(2, 9).encode()
+    assert talk.commands == []
+
+
+@pytest.mark.parametrize("reset", ["status", "device"])
+def test_a_reset_does_not_lose_the_base(talk, reset):
+    talk.start_ring()
+    talk.base = 42
+    if reset == "status":
+        talk.say(Request.SET_STATUS, U64(0))
+    else:
+        talk.say(Request.RESET_DEVICE)
+    talk.say(Request.SET_VRING_ENABLE, VringState(0, 0))
+    assert talk.say(Request.GET_VRING_BASE, VringState(0, 0)) == VringState(0, 42).encode()
+
+
+def test_a_device_reset_stops_and_disables_everything(talk):
+    talk.say(Request.SET_STATUS, U64(0x0F))
+    talk.start_ring(0)
+    talk.start_ring(2)
+    talk.say(Request.RESET_DEVICE)
+    assert talk.commands == [
+        StopRing(0),
+        EnableRing(0, enabled=False),
+        StopRing(2),
+        EnableRing(2, enabled=False),
+        Refresh(),
+    ]
+    assert talk.device.resets == 1
+    assert talk.number(Request.GET_STATUS) == 0
+
+
+def test_reset_owner_disables_and_does_not_stop(talk):
+    talk.start_ring(1)
+    talk.say(Request.RESET_OWNER)
+    assert talk.commands == [EnableRing(1, enabled=False)]
+    assert talk.session.rings[1].started
+
+
+def test_a_running_ring_moves_with_its_addresses(talk):
+    talk.start_ring()
+    talk.say(Request.SET_VRING_ADDR, ADDRESSES)
+    assert talk.commands == []
+    talk.say(Request.SET_VRING_ADDR, replace(ADDRESSES, used=ADDRESSES.used + 0x1000))
+    assert [type(command) for command in talk.commands] == [MoveRing]
+    assert talk.commands[0].setup.used == ADDRESSES.used + 0x1000
+
+
+def test_a_ring_that_cannot_move_stays(talk):
+    talk.start_ring()
+    talk.fails = (MoveRing,)
+    assert talk.refuses(Request.SET_VRING_ADDR, replace(ADDRESSES, used=0x4000))
+    assert talk.session.rings[0].addresses == ADDRESSES
+
+
+def test_a_ring_that_cannot_start_is_not_started(talk):
+    talk.place_ring()
+    talk.fails = (StartRing,)
+    reply = talk.say(Request.SET_VRING_KICK, VringFd(0, has_fd=True), 1, need_reply=True)
+    assert reply != bytes(8)
+    assert not talk.session.rings[0].started
+
+
+@pytest.mark.parametrize(
+    ("request_", "payload"),
+    [
+        pytest.param(Request.SET_VRING_NUM, VringState(0, 0), id="size-0"),
+        pytest.param(Request.SET_VRING_NUM, VringState(0, 100), id="size-no-power-of-two"),
+        pytest.param(Request.SET_VRING_NUM, VringState(0, 512), id="size-over-limit"),
+        pytest.param(Request.SET_VRING_NUM, VringState(0, 2**31), id="size-huge"),
+        pytest.param(Request.SET_VRING_NUM, VringState(4, 128), id="num-index"),
+        pytest.param(Request.SET_VRING_BASE, VringState(0, 0x10000), id="base-no-split-index"),
+        pytest.param(Request.SET_VRING_BASE, VringState(2**32 - 1, 0), id="base-index"),
+        pytest.param(Request.SET_VRING_ADDR, replace(ADDRESSES, index=4), id="addr-index"),
+        pytest.param(Request.SET_VRING_ADDR, replace(ADDRESSES, flags=1), id="addr-log"),
+        pytest.param(Request.SET_VRING_ADDR, replace(ADDRESSES, desc=8), id="desc-misaligned"),
+        pytest.param(Request.SET_VRING_ADDR, replace(ADDRESSES, avail=1), id="avail-misaligned"),
+        pytest.param(Request.SET_VRING_ADDR, replace(ADDRESSES, used=2), id="used-misaligned"),
+        pytest.param(Request.SET_VRING_ENABLE, VringState(4, 1), id="enable-index"),
+        pytest.param(Request.SET_VRING_ENABLE, VringState(0, 2), id="enable-2"),
+    ],
+)
+def test_a_ring_that_cannot_be_is_refused(talk, request_, payload):
+    assert talk.refuses(request_, payload)
+
+
+@pytest.mark.parametrize(
+    "request_", [Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR]
+)
+def test_an_eventfd_for_no_ring_is_refused(talk, request_):
+    assert talk.refuses(request_, VringFd(4, has_fd=True), 1)
+
+
+def test_where_a_ring_that_does_not_exist_stopped_cannot_be_told(talk):
+    with pytest.raises(ProtocolError, match="ring 4 of 4"):
+        talk.say(Request.GET_VRING_BASE, VringState(4, 0))
+
+
+def test_size_and_base_of_a_running_ring_do_not_change(talk):
+    talk.start_ring()
+    assert talk.refuses(Request.SET_VRING_NUM, VringState(0, 64))
+    assert not talk.refuses(Request.SET_VRING_NUM, VringState(0, 128))
+    assert talk.refuses(Request.SET_VRING_BASE, VringState(0, 0))
+
+
+def test_a_back_end_channel_is_opened(talk):
+    talk.say(Request.SET_BACKEND_REQ_FD, fds=1)
+    assert talk.commands == [OpenBackChannel()]

@@ -172,6 +172,11 @@ class _Ring:
         if old is not None:
             os.close(old)
 
+    def set_memory(self, memory: ring.MemoryMap | None) -> asyncio.Future[int]:
+        """Serve from another memory map; done when the old one is unused."""
+        place = self.place(memory, self.setup) if self.setup else None
+        return self.thread.answer(self.worker.set_memory(memory, [place]))
+
     async def stop(self) -> int:
         """Drain and stop: the next avail index.  The kick and call eventfds are closed."""
         base = await self.thread.answer(self.worker.stop(0))
@@ -205,10 +210,25 @@ class DataPlane:
         self._left = False
         self.paused = False
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._rings = [
-            _Ring(i, _Thread(f"blkd-io-{i}", longest_chain, self._fail))
-            for i in range(device.queues)
-        ]
+        self._longest_chain = longest_chain
+        self._awake: dict[int, _Ring] = {}
+
+    @property
+    def _rings(self) -> Iterable[_Ring]:
+        """The rings that a front end has had to do with; the others cost nothing."""
+        return tuple(self._awake.values())
+
+    async def _ring(self, index: int) -> _Ring:
+        """Ring `index`, with a worker that knows all that the others know."""
+        r = self._awake.get(index)
+        if r is None:
+            r = _Ring(index, _Thread(f"blkd-io-{index}", self._longest_chain, self._fail))
+            self._awake[index] = r
+            await self._set_limits(r)
+            await r.set_memory(self._memory)
+            if self.paused:
+                await r.thread.answer(r.worker.pause())
+        return r
 
     # ---- memory ----
 
@@ -238,30 +258,25 @@ class DataPlane:
         """Hand a new map to every worker and wait until the old one is unused."""
         memory = ring.MemoryMap(list(mappings.values())) if mappings else None
         self._mappings, self._memory = mappings, memory
-        await self._everywhere(
-            r.thread.answer(
-                r.worker.set_memory(memory, [r.place(memory, r.setup) if r.setup else None])
-            )
-            for r in self._rings
-        )
+        await self._everywhere(r.set_memory(memory) for r in self._rings)
 
     # ---- rings ----
 
     async def set_kick(self, index: int, fd: int | None) -> None:
         """Give ring `index` its kick eventfd; None means that the front end has none."""
-        await self._rings[index].replace_fd("kick", fd)
+        await (await self._ring(index)).replace_fd("kick", fd)
 
     async def set_call(self, index: int, fd: int | None) -> None:
         """Give ring `index` its call eventfd; None means that it polls the used ring."""
-        await self._rings[index].replace_fd("call", fd)
+        await (await self._ring(index)).replace_fd("call", fd)
 
     async def set_error(self, index: int, fd: int | None) -> None:
         """Give ring `index` its error eventfd."""
-        await self._rings[index].replace_fd("error", fd)
+        await (await self._ring(index)).replace_fd("error", fd)
 
     async def start_ring(self, index: int, setup: VringSetup) -> None:
         """Start ring `index`; what was made available before is looked at right away."""
-        r = self._rings[index]
+        r = await self._ring(index)
         place = self._placed(r, setup)
         ticket = r.worker.start(
             0,
@@ -279,13 +294,13 @@ class DataPlane:
 
     async def move_ring(self, index: int, setup: VringSetup) -> None:
         """Give a running ring new addresses (SET_VRING_ADDR while started)."""
-        r = self._rings[index]
+        r = await self._ring(index)
         await r.thread.answer(r.worker.move(0, self._placed(r, setup)))
         r.setup = setup
 
     async def enable_ring(self, index: int, *, enabled: bool) -> None:
         """Let ring `index` be served, or have it wait; it stays started."""
-        r = self._rings[index]
+        r = await self._ring(index)
         await r.thread.answer(r.worker.enable(0, enabled))
 
     async def stop_ring(self, index: int) -> int:
@@ -294,7 +309,7 @@ class DataPlane:
         Every request already fetched is completed to the guest before it returns, as
         GET_VRING_BASE asks, so guest memory may then be unmapped.
         """
-        return await self._rings[index].stop()
+        return await (await self._ring(index)).stop()
 
     async def reset(self) -> None:
         """Drain and stop every ring, close its descriptors and unmap the guest's memory."""
@@ -320,23 +335,23 @@ class DataPlane:
 
     async def refresh(self) -> None:
         """Hand the device's present parameters (capacity, cache mode) to the data path."""
+        await self._everywhere(self._set_limits(r) for r in self._rings)
+
+    def _set_limits(self, r: _Ring) -> asyncio.Future[int]:
         device, limits = self._device, self._image.limits
-        await self._everywhere(
-            r.thread.answer(
-                r.worker.set_limits(
-                    fd=self._image.fd,
-                    capacity=device.capacity * SECTOR_BYTES,
-                    block_size=limits.logical_block_size,
-                    memory_alignment=limits.memory_alignment,
-                    max_discard_sectors=device.max_discard_sectors,
-                    max_zero_sectors=device.max_write_zeroes_sectors,
-                    max_ranges=device.max_write_zeroes_segments,
-                    read_only=device.read_only,
-                    write_through=not device.write_back,
-                    serial=device.serial,
-                )
+        return r.thread.answer(
+            r.worker.set_limits(
+                fd=self._image.fd,
+                capacity=device.capacity * SECTOR_BYTES,
+                block_size=limits.logical_block_size,
+                memory_alignment=limits.memory_alignment,
+                max_discard_sectors=device.max_discard_sectors,
+                max_zero_sectors=device.max_write_zeroes_sectors,
+                max_ranges=device.max_write_zeroes_segments,
+                read_only=device.read_only,
+                write_through=not device.write_back,
+                serial=device.serial,
             )
-            for r in self._rings
         )
 
     async def pause(self, deadline: float) -> None:
@@ -368,13 +383,15 @@ class DataPlane:
         """Requests fetched and not answered yet."""
         return sum(r.worker.in_flight for r in self._rings)
 
-    def counters(self) -> list[dict[str, int]]:
-        """The counters of each ring, by name."""
-        return [r.worker.counters(0) for r in self._rings]
+    def counters(self, index: int) -> dict[str, int]:
+        """The counters of ring `index`, by name; empty while nobody has used it."""
+        r = self._awake.get(index)
+        return {} if r is None else {**r.worker.counters(0), "in_flight": r.worker.in_flight}
 
-    def ring_states(self) -> list[dict[str, int]]:
-        """A moment's view of each ring."""
-        return [r.worker.ring_state(0) for r in self._rings]
+    @property
+    def broken_rings(self) -> tuple[int, ...]:
+        """The rings that their driver broke."""
+        return tuple(r.index for r in self._rings if r.worker.ring_state(0)["broken"])
 
     def leave(self) -> None:
         """End the workers at once; requests in flight are abandoned."""

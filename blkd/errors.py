@@ -29,7 +29,10 @@ class ImageError(BlkdError):
 
 
 class ImageBusy(ImageError):
-    """Another process holds a lock on the image that excludes ours."""
+    """Somebody else holds a lock on the image that excludes ours."""
+
+    holder_known = True
+    """False where no process is seen to have it: its last I/O may outlive one that was killed."""
 
 
 class ConfigError(BlkdError):

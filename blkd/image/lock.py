@@ -107,11 +107,13 @@ def acquire(fd: int, path: str, claim: Claim) -> None:
 
 def busy(path: str, users: Iterable[object]) -> ImageBusy:
     """The error that says who uses the image at `path`, `users` being those that are known."""
-    whom = ", ".join(map(str, users)) or "another program"
-    return ImageBusy(
-        f"{path}: in use by {whom}",
+    whom = ", ".join(map(str, users))
+    error = ImageBusy(
+        f"{path}: in use by {whom or 'another program'}",
         hint="end that first; several may use one image only if all of them are read-only",
     )
+    error.holder_known = bool(whom)
+    return error
 
 
 def holders(file: os.stat_result, *, ours: int | None = None) -> list[Holder]:

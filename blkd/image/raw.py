@@ -9,12 +9,13 @@ import functools
 import hashlib
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self
 
 import structlog
 
-from blkd.errors import ImageError
+from blkd.errors import ImageBusy, ImageError
 from blkd.image import kernel, lock
 from blkd.image.base import Limits
 
@@ -22,6 +23,12 @@ log = structlog.get_logger()
 
 LOGICAL_BLOCK_SIZES: Final = (512, 4096)
 """What a guest may be shown: all drivers know these two."""
+
+LINGER_LIMIT: Final = 5.0
+"""Seconds to wait for an image that no process is seen to hold: a killed one's last requests
+keep its descriptor, and with it the lock, until the disk has answered them."""
+
+LINGER_PERIOD: Final = 0.02  # seconds between two tries
 
 BUFFERED_HINT: Final = "--cache writeback goes through the host's page cache instead"
 
@@ -107,16 +114,26 @@ async def open_image(
         ImageBusy: Somebody else uses it in a way that excludes ours.
         ImageError: It is missing, no image, of an odd size, or not to be served as asked.
     """
-    opening = asyncio.get_running_loop().run_in_executor(
-        None,
-        functools.partial(
-            RawImage.open,
-            path,
-            read_only=read_only,
-            direct=direct,
-            logical_block_size=logical_block_size,
-        ),
+    opened = functools.partial(
+        RawImage.open,
+        path,
+        read_only=read_only,
+        direct=direct,
+        logical_block_size=logical_block_size,
     )
+    loop = asyncio.get_running_loop()
+    patience = loop.time() + LINGER_LIMIT
+    while True:
+        try:
+            return await _in_thread(opened)
+        except ImageBusy as error:
+            if error.holder_known or loop.time() > patience:
+                raise
+            await asyncio.sleep(LINGER_PERIOD)
+
+
+async def _in_thread(opened: Callable[[], RawImage]) -> RawImage:
+    opening = asyncio.get_running_loop().run_in_executor(None, opened)
     try:
         return await asyncio.shield(opening)
     except asyncio.CancelledError:

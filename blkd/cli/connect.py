@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`blkd connect`: the exact words for each VMM."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from blkd.cli.output import json_option, print_result
+from blkd.cli.recipes import VMMS, Disk, recipe
+from blkd.config import MAX_QUEUES, MIN_QUEUE_SIZE
+from blkd.virtio.device import MAX_QUEUE_SIZE
+
+ANSWER_LIMIT = 5.0  # seconds for QEMU to tell its version
+
+
+@click.command()
+@click.option("--socket", metavar="PATH", required=True, help="The one of blkd serve --socket.")
+@click.option("--vmm", type=click.Choice(list(VMMS)), required=True)
+@click.option(
+    "--queues",
+    type=click.IntRange(1, MAX_QUEUES),
+    default=4,
+    show_default=True,
+    help="At most those of blkd serve --queues.",
+)
+@click.option(
+    "--queue-size",
+    type=click.IntRange(MIN_QUEUE_SIZE, MAX_QUEUE_SIZE),
+    default=256,
+    show_default=True,
+    help="The one of blkd serve --queue-size.",
+)
+@json_option
+def connect(socket: str, vmm: str, queues: int, queue_size: int, *, as_json: bool) -> None:
+    """Print how a VMM attaches the disk served at a socket."""
+    disk = Disk(
+        socket=str(Path(socket).absolute()),
+        queues=queues,
+        queue_size=queue_size,
+        qemu=_installed_qemu() if vmm == "qemu" else None,
+    )
+    result = recipe(vmm, disk)
+    if as_json:
+        print_result(result, title=vmm, as_json=True)
+        return
+    click.echo(result.text)
+    for note in result.notes:  # apart, so that the recipe can be piped on
+        click.echo(f"# {note}", err=not sys.stdout.isatty())
+
+
+def _installed_qemu() -> tuple[int, int] | None:
+    program = shutil.which("qemu-system-x86_64")
+    if program is None:
+        return None
+    try:
+        told = subprocess.run(  # noqa: S603 - a program of the PATH, as the user would start it
+            [program, "--version"],
+            capture_output=True,
+            text=True,
+            timeout=ANSWER_LIMIT,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    version = re.search(r"version (\d+)\.(\d+)", told.stdout)
+    return (int(version[1]), int(version[2])) if version else None

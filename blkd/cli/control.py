@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that speak to a serving `blkd` over its control socket."""
+
+import click
+
+from blkd.cli import sizes
+from blkd.cli.output import json_option, print_result
+from blkd.control import models
+from blkd.control.client import call
+
+control_option = click.option(
+    "--control", required=True, metavar="PATH", help="The socket given to blkd serve --control."
+)
+
+
+@click.command()
+@control_option
+@json_option
+def show(control: str, *, as_json: bool) -> None:
+    """Show the state of a served disk."""
+    print_result(call(control, "GET", models.EXPORT), title="disk", as_json=as_json)
+
+
+@click.command()
+@control_option
+@json_option
+def stats(control: str, *, as_json: bool) -> None:
+    """Show the counters of a served disk."""
+    print_result(call(control, "GET", models.STATS), title="counters", as_json=as_json)
+
+
+@click.command()
+@click.argument("size", callback=sizes.callback)
+@control_option
+@click.option("--force", is_flag=True, help="Shrink as well: the guest loses what is beyond.")
+@json_option
+def resize(control: str, size: int, *, force: bool, as_json: bool) -> None:
+    """Make a served disk SIZE bytes large (10G, 512M) while the guest runs."""
+    wanted = models.ResizeExport(size=size, force=force)
+    print_result(call(control, "POST", models.RESIZE, wanted), title="resized", as_json=as_json)
+
+
+@click.command()
+@control_option
+@click.option(
+    "--deadline",
+    type=click.FloatRange(0, models.MAX_DEADLINE),
+    default=models.DEFAULT_DEADLINE,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for the requests in flight.",
+)
+@json_option
+def pause(control: str, deadline: float, *, as_json: bool) -> None:
+    """Fetch no more requests of the guest; they wait until blkd resume."""
+    result = call(
+        control, "POST", models.PAUSE, models.PauseExport(deadline=deadline), wait=deadline
+    )
+    print_result(result, title="pause", as_json=as_json)
+
+
+@click.command()
+@control_option
+@json_option
+def resume(control: str, *, as_json: bool) -> None:
+    """Go on with the guest's requests after blkd pause."""
+    print_result(call(control, "POST", models.RESUME), title="disk", as_json=as_json)
+
+
+@click.command()
+@control_option
+@json_option
+def kill(control: str, *, as_json: bool) -> None:
+    """End a served disk at once, abandoning the requests in flight."""
+    print_result(call(control, "POST", models.KILL), title="last state", as_json=as_json)

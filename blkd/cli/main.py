@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program `blkd`."""
+
+import signal
+import sys
+
+from blkd.cli import signals
+
+
+def main() -> None:
+    """Run `blkd` with the arguments of this process."""
+    if sys.argv[1:2] == ["serve"]:
+        signals.hold()
+    else:  # what is half done is undone
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # All else is imported only now, so that no signal comes too early.
+    from blkd.cli.group import blkd  # noqa: PLC0415
+
+    blkd()

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a command prints: a table for people, JSON for programs, with the same fields."""
+
+import contextlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+import msgspec
+
+from blkd.cli import sizes
+
+PIPE_WIDTH = 160  # columns, where there is no terminal to ask
+BYTES = frozenset(
+    {
+        "size",
+        "previous",
+        "allocated",
+        "rings.bytes_read",
+        "rings.bytes_written",
+        "front_end.memory_regions.size",
+    }
+)
+HEXADECIMAL = frozenset(
+    {
+        "features",
+        "front_end.features",
+        "front_end.protocol_features",
+        "front_end.status",
+        "front_end.memory_regions.guest_address",
+        "front_end.memory_regions.user_address",
+        "front_end.memory_regions.mmap_offset",
+    }
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+
+def print_result(result: object, *, title: str, as_json: bool) -> None:
+    """Print `result`, anything that msgspec can encode, on standard output."""
+    if as_json:
+        line = msgspec.json.encode(result).decode()
+    else:
+        line = as_tables(msgspec.to_builtins(result), title)
+    with contextlib.suppress(BrokenPipeError):  # nobody reads: as good as said
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+
+def as_tables(fields: Mapping[str, Any], title: str) -> str:
+    """`fields` as a table of names and values, lists of records as tables of their own."""
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - rich is slow and JSON needs none of it
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    plain, lists = _split(fields)
+    summary = Table(title=title, title_justify="left", box=None, show_header=False, pad_edge=False)
+    for name, value in plain.items():
+        summary.add_row(_words(name), _text(name, value))
+    tables = [summary] if plain else []
+    for name, records in lists.items():
+        table = Table(title=_words(name), title_justify="left", box=SIMPLE_HEAD)
+        for column in records[0]:
+            table.add_column(_words(column), justify=_justify(records[0][column]))
+        for record in records:
+            table.add_row(*(_text(f"{name}.{column}", value) for column, value in record.items()))
+        tables.append(table)
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+    with console.capture() as captured:
+        console.print(*tables, sep="\n")
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip()
+
+
+def _split(
+    fields: Mapping[str, Any], prefix: str = ""
+) -> tuple[dict[str, Any], dict[str, Sequence[Mapping[str, Any]]]]:
+    """The fields of a table and those that are tables; a record within is spread out."""
+    plain: dict[str, Any] = {}
+    lists: dict[str, Sequence[Mapping[str, Any]]] = {}
+    for name, value in fields.items():
+        match value:
+            case Mapping():
+                inner = _split(value, f"{prefix}{name}.")
+                plain |= inner[0]
+                lists |= inner[1]
+            case [Mapping(), *_]:
+                lists[prefix + name] = value
+            case _:
+                plain[prefix + name] = value
+    return plain, lists
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").replace(".", ": ")
+
+
+def _justify(value: object) -> Any:
+    return "right" if isinstance(value, int) and not isinstance(value, bool) else "left"
+
+
+def _text(name: str, value: object) -> str:
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case int() if name in BYTES:
+            return sizes.show(value)
+        case int() if name in HEXADECIMAL:
+            return hex(value)
+        case list() | tuple():
+            return ", ".join(str(item) for item in value) or "-"
+        case _:
+            return str(value)

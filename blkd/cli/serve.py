@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`blkd serve`: one export in the foreground."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import msgspec
+
+from blkd import log
+from blkd.cli import serving, signals
+from blkd.cli.output import json_option, print_result
+from blkd.config import MAX_QUEUES, MIN_QUEUE_SIZE, CacheMode, ExportConfig
+from blkd.export import ExportState
+from blkd.virtio.device import MAX_QUEUE_SIZE
+
+
+def _power_of_two(_ctx: click.Context, _param: click.Parameter, value: int) -> int:
+    if value & (value - 1):
+        raise click.BadParameter(f"{value} is no power of two")
+    return value
+
+
+def _number(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
+    return None if value is None else int(value)
+
+
+@click.command()
+@click.argument("image", metavar="IMAGE")
+@click.option("--socket", metavar="PATH", required=True, help="Where the VMM is to connect.")
+@click.option("--name", help="What to call the disk; from the image if not given.")
+@click.option("--read-only", is_flag=True, help="Never write; others may read the image too.")
+@click.option(
+    "--queues",
+    type=click.IntRange(1, MAX_QUEUES),
+    default=4,
+    show_default=True,
+    help="Most queues that a VMM may use; as many as the guest has CPUs is best.",
+)
+@click.option(
+    "--queue-size",
+    type=click.IntRange(MIN_QUEUE_SIZE, MAX_QUEUE_SIZE),
+    callback=_power_of_two,
+    default=256,
+    show_default=True,
+    help="The queue size that the VMM is to use, a power of two; requests are fitted to it.",
+)
+@click.option("--serial", help="The disk's serial in the guest; from the image if not given.")
+@click.option(
+    "--cache",
+    type=click.Choice(get_args(CacheMode)),
+    default="none",
+    show_default=True,
+    help="none: O_DIRECT; writeback: the host's page cache; writethrough: durable writes.",
+)
+@click.option(
+    "--logical-block-size",
+    type=click.Choice(["512", "4096"]),
+    callback=_number,
+    help="The smallest request; what the file system allows if not given.",
+)
+@click.option("--no-discard", is_flag=True, help="Keep the guest from giving space back.")
+@click.option(
+    "--max-discard-seg",
+    "max_discard_segments",
+    type=click.IntRange(1, 256),
+    default=32,
+    show_default=True,
+    help="Most ranges in one discard.",
+)
+@click.option("--control", metavar="PATH", help="Answer the control API on this socket.")
+@json_option
+def serve(*, as_json: bool, no_discard: bool, **settings: Any) -> None:
+    """Make IMAGE, a raw image or a block device, a disk of a virtual machine.
+
+    Runs until SIGTERM or SIGINT, which let the requests in flight complete.
+    SIGHUP reads the image's size again.
+    """
+    settings["name"] = settings["name"] or Path(settings["image"]).stem
+    try:
+        config = msgspec.convert(settings | {"discard": not no_discard}, ExportConfig)
+    except msgspec.ValidationError as error:
+        raise click.UsageError(str(error)) from error
+    log.configure(json=as_json)
+
+    def announce(state: ExportState) -> None:
+        print_result(state, title="serving", as_json=as_json)
+
+    serving.run(config, announce)
+    signals.leave(0)

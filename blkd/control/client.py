@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One call of the control API from another process."""
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from blkd.control import models
+from blkd.errors import ControlError, SocketError
+
+ANSWER_LIMIT = 60.0  # seconds for an answer, beyond what the call itself may wait
+
+
+def call(path: str, method: str, target: str, body: object = None, *, wait: float = 0) -> Any:
+    """The JSON that the API at the socket `path` answers to `method target`.
+
+    Args:
+        path: The socket that `blkd serve --control` listens on.
+        method: GET or POST.
+        target: One of the paths in `models`.
+        body: What to send as JSON, if anything.
+        wait: Seconds that the call may take by its nature.
+
+    Raises:
+        ControlError: the call was refused; the message says why.
+        SocketError: nobody answers at `path`.
+    """
+    status, answer = asyncio.run(_exchange(path, method, target, body, wait + ANSWER_LIMIT))
+    if status < 400:  # noqa: PLR2004 - where HTTP's errors begin
+        return _decode(answer, Any)
+    problem = _decode(answer, models.Problem)
+    raise ControlError(problem.detail or problem.title, hint=problem.hint)
+
+
+async def _exchange(
+    path: str, method: str, target: str, body: object, limit: float
+) -> tuple[int, bytes]:
+    data = None if body is None else msgspec.json.encode(body)
+    headers = {"Content-Type": "application/json"} if data else None
+    try:
+        async with (
+            asyncio.timeout(limit),
+            aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(path), base_url="http://blkd"
+            ) as session,
+            session.request(method, target, data=data, headers=headers) as response,
+        ):
+            return response.status, await response.read()
+    except TimeoutError as error:
+        raise ControlError(f"no answer from {path} within {limit:g} s") from error
+    except aiohttp.ClientConnectorError as error:
+        raise SocketError(
+            f"nobody answers at {path}: {error.os_error.strerror or error.os_error}",
+            hint="is `blkd serve --control` running with this path?",
+        ) from error
+    except aiohttp.ClientError as error:
+        raise ControlError(f"{path} does not speak the control API: {error}") from error
+
+
+def _decode(answer: bytes, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(answer, type=kind)
+    except msgspec.DecodeError as error:
+        raise ControlError(f"the answer is not of the control API: {error}") from error

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes over the control API as JSON, beside the states that an export shows."""
+
+from typing import Annotated
+
+import msgspec
+
+PROBLEM_JSON = "application/problem+json"  # RFC 9457
+PROBLEM_TYPES = "urn:blkd:problem:"
+
+EXPORT = "/v1/export"
+STATS = "/v1/export/stats"
+RESIZE = "/v1/export/resize"
+PAUSE = "/v1/export/pause"
+RESUME = "/v1/export/resume"
+KILL = "/v1/export/kill"
+
+DEFAULT_DEADLINE = 10.0  # seconds
+MAX_DEADLINE = 3600.0  # seconds
+
+
+class ResizeExport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Give an export another size; without `force` it can only grow."""
+
+    size: Annotated[int, msgspec.Meta(gt=0, le=2**63 - 1)]
+    """In bytes; a multiple of the disk's logical block size."""
+    force: bool = False
+    """Shrink, if it comes to that: the guest loses what is beyond `size`."""
+
+
+class PauseExport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Stop fetching requests and let those in flight complete."""
+
+    deadline: Annotated[float, msgspec.Meta(ge=0, le=MAX_DEADLINE)] = DEFAULT_DEADLINE
+    """Seconds to wait for the requests in flight."""
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why a call was refused: problem details as RFC 9457 has them."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str | None = None
+    hint: str | None = None
+    """What a person can do about it."""

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The UNIX sockets that blkd listens on: made, taken over from a parent, removed."""
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+import struct
+import time
+from pathlib import Path
+
+from blkd.errors import SocketError
+
+MAX_PATH = 107  # bytes: sun_path has 108 and ends in NUL (unix(7))
+BACKLOG = 16  # peers that may wait to be accepted
+LINGER_LIMIT = 5.0  # seconds that a killed process may take to let its socket go
+LINGER_PERIOD = 0.02  # seconds between two looks
+UCRED = struct.Struct("=iII")  # pid, uid, gid (unix(7), SO_PEERCRED)
+
+
+def listen(path: str, mode: int) -> socket.socket:
+    """A non-blocking socket listening at `path`, whose file has the permissions `mode`.
+
+    A socket file that nobody answers on any more is replaced.
+
+    Raises:
+        SocketError: the path is unfit, not a socket, or a living process listens there.
+    """
+    _check(path)
+    _clear(path)
+    with contextlib.ExitStack() as undo:
+        sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        sock.setblocking(False)
+        os.fchmod(sock.fileno(), mode)  # bind() takes the mode from here: never open for a moment
+        try:
+            sock.bind(path)
+            undo.callback(Path(path).unlink)
+            Path(path).chmod(mode)  # what the umask took away
+            sock.listen(BACKLOG)
+        except OSError as error:
+            raise SocketError(
+                f"cannot listen on {path}: {os.strerror(error.errno or 0)}"
+            ) from error
+        undo.pop_all()
+    return sock
+
+
+def unlink_if_ours(path: str) -> None:
+    """Remove the socket file at `path` if it is this process that listens there.
+
+    To be called while the socket still listens; a file that somebody else has put in
+    its place meanwhile stays.
+    """
+    with contextlib.suppress(OSError):
+        if _listener(path) == os.getpid():
+            Path(path).unlink()
+
+
+def adopt(fd: int) -> socket.socket:
+    """The stream socket that a parent process left open as `fd`, listening or connected.
+
+    Raises:
+        SocketError: `fd` is not such a socket.
+    """
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError as error:
+        raise SocketError(
+            f"file descriptor {fd} is no socket: {os.strerror(error.errno or 0)}"
+        ) from error
+    with contextlib.ExitStack() as undo:
+        undo.callback(sock.detach)  # refused: it stays the parent's
+        if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
+            raise SocketError(f"file descriptor {fd} is a socket, but not a UNIX stream socket")
+        if not is_listening(sock) and not _is_connected(sock):
+            raise SocketError(f"file descriptor {fd} is a socket neither listening nor connected")
+        undo.pop_all()
+    sock.setblocking(False)
+    sock.set_inheritable(False)
+    return sock
+
+
+def is_listening(sock: socket.socket) -> bool:
+    """Whether `sock` accepts connections, rather than being one."""
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 0
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def _check(path: str) -> None:
+    name = os.fsencode(path)
+    if not name or b"\0" in name:
+        raise SocketError(f"{path!r} is no path for a socket")
+    if len(name) > MAX_PATH:
+        raise SocketError(
+            f"the socket path {path} has {len(name)} bytes, more than the {MAX_PATH} "
+            "that the kernel allows",
+            hint="use a shorter path, or a relative one from a directory nearer to it",
+        )
+
+
+def _clear(path: str) -> None:
+    """Make room at `path`: remove a dead socket, refuse anything else."""
+    try:
+        kind = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SocketError(f"cannot listen on {path}: {os.strerror(error.errno or 0)}") from error
+    if not stat.S_ISSOCK(kind):
+        raise SocketError(f"{path} exists and is not a socket", hint="choose another path")
+    try:
+        pid = _lasting_listener(path)
+        if pid is not None:
+            raise SocketError(
+                f"{path} is in use by {_process(pid)}",
+                hint="choose another path, or end that process first",
+            )
+        Path(path).unlink()
+    except FileNotFoundError:
+        return  # gone by itself
+    except OSError as error:
+        raise SocketError(
+            f"cannot replace the socket {path}: {os.strerror(error.errno or 0)}"
+        ) from error
+
+
+def _listener(path: str) -> int | None:
+    """The process that listens at `path`, 0 if it cannot be told, None if there is none."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return None
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EPROTOTYPE):  # a full backlog; another type
+                return 0
+            raise
+        credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
+    pid: int = UCRED.unpack(credentials)[0]
+    return pid
+
+
+def _lasting_listener(path: str) -> int | None:
+    """Like `_listener`, but a process that is dying already is waited for, for a while.
+
+    One that was killed keeps its sockets until the disk has answered its last requests.
+    """
+    patience = time.monotonic() + LINGER_LIMIT
+    while (pid := _listener(path)) and _is_dying(pid) and time.monotonic() < patience:
+        time.sleep(LINGER_PERIOD)
+    return pid
+
+
+def _is_dying(pid: int) -> bool:
+    """Whether process `pid` has ended but for a thread that the kernel still holds."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return True
+    return stat.rpartition(")")[2].split()[0] in "ZX"
+
+
+def _process(pid: int) -> str:
+    """How to call process `pid` in a message."""
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return f"process {pid}" if pid else "another process"
+    return f"process {pid} ({name})"

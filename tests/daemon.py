@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""blkd as a process of its own, for system tests."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Self
+
+PROGRAMS = Path(sys.executable).parent
+HELD = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+
+
+def run(*arguments: object, timeout: float = 30) -> subprocess.CompletedProcess[str]:
+    """Run one command of `blkd` to its end."""
+    return subprocess.run(
+        [PROGRAMS / "blkd", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+class Process:
+    """A running program; leaving the context ends it, by force if need be."""
+
+    def __init__(
+        self, command: list[object], log: Path, *, hold: bool = False, **options: Any
+    ) -> None:
+        """Start `command`; with `hold`, signals sent before its first line wait for it."""
+        self.log = log
+        with log.open("ab") as stderr:
+            self.process = subprocess.Popen(
+                [PROGRAMS / str(command[0]), *map(str, command[1:])],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                preexec_fn=_hold if hold else None,  # noqa: PLW1509 - no threads here
+                **options,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def line(self, timeout: float = 10) -> str:
+        """The next line of its standard output."""
+        assert self.process.stdout
+        ready, _, _ = select.select([self.process.stdout], [], [], timeout)
+        assert ready, f"nothing said within {timeout} s: {self.errors()}"
+        return self.process.stdout.readline().decode()
+
+    def end(self, number: int | None = signal.SIGTERM, timeout: float = 6) -> int:
+        """Send a signal, if any, and wait: the exit status."""
+        if number is not None:
+            self.process.send_signal(number)
+        return self.process.wait(timeout)
+
+    def errors(self) -> str:
+        return self.log.read_text()
+
+
+class Daemon(Process):
+    """`blkd serve`, ready for front ends."""
+
+    def __init__(self, image: Path, directory: Path, *options: object, **popen: Any) -> None:
+        self.image = image
+        self.socket = directory / "disk.sock"
+        self.control = directory / "control.sock"
+        command = ["blkd", "serve", image, "--socket", self.socket, "--control", self.control]
+        super().__init__([*command, "--json", *options], directory / "log", **popen)
+
+    def ready(self) -> Any:
+        """Wait until it serves: the state that it announces."""
+        line = self.line()
+        assert line, self.errors()
+        return json.loads(line)
+
+    def call(self, verb: str, *arguments: object) -> Any:
+        """What the command `verb` answers."""
+        done = run(verb, *arguments, "--control", self.control, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def wait_for(self, field: str, value: object, timeout: float = 10) -> None:
+        """Wait until `blkd show` has `value` for `field`."""
+        deadline = time.monotonic() + timeout
+        while (state := self.call("show"))[field] != value:
+            assert time.monotonic() < deadline, f"{field} is {state[field]}, not {value}"
+
+
+def image(path: Path, size: int = 1 << 20) -> Path:
+    """A sparse image at `path`."""
+    with path.open("wb") as file:
+        os.ftruncate(file.fileno(), size)
+    return path
+
+
+def _hold() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)

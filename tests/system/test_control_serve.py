@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import struct
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.daemon import Daemon, image, run
+from tests.frontend import FrontEnd
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def disk(tmp_path):
+    return image(tmp_path / "demo.img")
+
+
+@pytest.fixture
+def daemon(disk, tmp_path):
+    with Daemon(disk, tmp_path) as started:
+        yield started
+
+
+@pytest.fixture
+def background():
+    """Runs a call of the API beside the front end that must answer it."""
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+
+def test_one_line_of_json_says_that_it_is_ready(daemon, disk):
+    state = daemon.ready()
+    assert (state["name"], state["image"]) == ("demo", str(disk))
+    assert (state["size"], state["socket"]) == (MIB, str(daemon.socket))
+    assert state == daemon.call("show")
+    with FrontEnd.connect(daemon.socket) as front_end:
+        front_end.negotiate()
+        assert front_end.capacity() == MIB // 512
+
+
+def test_people_get_a_table(disk, tmp_path):
+    with Daemon(disk, tmp_path) as daemon:
+        daemon.ready()
+        shown = run("show", "--control", daemon.control).stdout
+        assert "demo" in shown
+        assert "1 MiB" in shown
+        assert not shown.startswith("{")
+
+
+def test_only_the_owner_may_control(daemon):
+    daemon.ready()
+    assert stat.S_IMODE(daemon.control.stat().st_mode) == 0o600
+
+
+def test_the_manager_is_told_once_it_is_ready(disk, tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(10)
+        environment = os.environ | {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        with Daemon(disk, tmp_path, env=environment) as daemon:
+            assert manager.recv(4096).startswith(b"READY=1\n")
+            FrontEnd.connect(daemon.socket, timeout=0).close()
+            daemon.process.send_signal(signal.SIGHUP)
+            assert manager.recv(4096).startswith(b"RELOADING=1\n")
+            assert manager.recv(4096).startswith(b"READY=1\n")
+            assert daemon.end() == 0
+            assert manager.recv(4096) == b"STOPPING=1"
+
+
+def test_the_counters_count(daemon):
+    daemon.ready()
+    with FrontEnd.connect(daemon.socket) as front_end:
+        disk = front_end.disk()
+        assert disk.write(0, bytes(4096)) == 0
+        assert disk.read(0, 512)[0] == 0
+        assert disk.flush() == 0
+        counters = daemon.call("stats")["rings"][0]
+    assert (counters["writes"], counters["reads"], counters["flushes"]) == (1, 1, 1)
+    assert (counters["bytes_written"], counters["bytes_read"]) == (4096, 512)
+
+
+def test_the_front_end_shows_while_it_is_connected(daemon):
+    assert daemon.ready()["front_end"] is None
+    with FrontEnd.connect(daemon.socket) as front_end:
+        front_end.disk()
+        assert daemon.call("show")["front_end"] is not None
+    daemon.wait_for("front_end", None)
+
+
+def test_growing_with_nobody_connected_says_so(daemon, disk):
+    daemon.ready()
+    result = daemon.call("resize", "2M")
+    assert (result["size"], result["previous"]) == (2 * MIB, MIB)
+    assert result["announced"] == "not-connected"
+    assert disk.stat().st_size == 2 * MIB
+    with FrontEnd.connect(daemon.socket) as front_end:
+        front_end.negotiate()
+        assert front_end.capacity() == 2 * MIB // 512
+
+
+def test_growing_returns_once_the_front_end_has_the_new_size(daemon, background):
+    daemon.ready()
+    with FrontEnd.connect(daemon.socket) as front_end:
+        front_end.disk()
+        front_end.config(0, 60)
+        resized = background.submit(daemon.call, "resize", "2M")
+        _, config = front_end.answer_backend()
+        assert struct.unpack_from("<Q", config)[0] == 2 * MIB // 512
+        assert resized.result(10)["announced"] == "fetched"
+
+
+def test_shrinking_needs_force(daemon, disk):
+    daemon.ready()
+    refused = run("resize", "512K", "--control", daemon.control)
+    assert refused.returncode == 1
+    assert "hint: " in refused.stderr
+    assert disk.stat().st_size == MIB
+    assert daemon.call("resize", "512K", "--force")["size"] == MIB // 2
+    assert disk.stat().st_size == MIB // 2
+
+
+def test_a_size_between_blocks_is_refused(daemon, disk):
+    daemon.ready()
+    assert run("resize", str(MIB + 100), "--control", daemon.control).returncode == 1
+    assert disk.stat().st_size == MIB
+
+
+def test_sighup_reads_the_size_again(daemon, disk):
+    daemon.ready()
+    os.truncate(disk, 3 * MIB)
+    daemon.process.send_signal(signal.SIGHUP)
+    daemon.wait_for("size", 3 * MIB)
+
+
+def test_a_pause_makes_requests_wait_and_loses_none(daemon):
+    daemon.ready()
+    with FrontEnd.connect(daemon.socket) as front_end:
+        disk = front_end.disk()
+        assert daemon.call("pause", "--deadline", "5") == {"paused": True, "in_flight": 0}
+        head = disk.submit(1, 0, bytes(512))
+        with pytest.raises(TimeoutError):
+            disk.wait(head, timeout=0.3)
+        assert daemon.call("show")["state"] == "paused"
+        daemon.call("resume")
+        assert disk.wait(head)[0].status == 0
+        assert daemon.call("show")["state"] == "serving"
+
+
+def test_kill_answers_and_ends_at_once(daemon):
+    daemon.ready()
+    with FrontEnd.connect(daemon.socket) as front_end:
+        front_end.disk()
+        assert daemon.call("kill")["name"] == "demo"
+        assert daemon.end(None) == 0
+        assert front_end.wait_closed()
+
+
+def test_no_socket_file_stays_behind(daemon):
+    daemon.ready()
+    assert daemon.end() == 0
+    assert not daemon.socket.exists()
+    assert not daemon.control.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["term", "int"])
+def test_a_signal_before_the_first_line_ends_it_in_order(disk, tmp_path, number):
+    with Daemon(disk, tmp_path, hold=True) as daemon:
+        assert daemon.end(number) == 0
+    assert not daemon.socket.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["term", "int"])
+def test_signals_without_end_end_it_in_order(disk, tmp_path, number):
+    with Daemon(disk, tmp_path) as daemon:
+        daemon.ready()
+        while daemon.process.poll() is None:
+            daemon.process.send_signal(number)
+        assert daemon.process.returncode == 0
+
+
+def test_sigterm_lets_the_requests_in_flight_complete(daemon, disk):
+    daemon.ready()
+    with FrontEnd.connect(daemon.socket) as front_end:
+        guest = front_end.disk()
+        heads = [guest.submit(1, sector, b"\x5a" * 512) for sector in range(16)]
+        assert daemon.end() == 0
+        served = guest.ring.used_idx
+    assert served in (0, *range(1, len(heads) + 1))
+    assert disk.read_bytes()[: served * 512].count(0x5A) == served * 512
+
+
+def test_a_peer_that_never_reads_does_not_hold_up_the_end(daemon):
+    daemon.ready()
+    with FrontEnd.connect(daemon.socket) as front_end:
+        front_end.sock.settimeout(0.3)
+        with contextlib.suppress(TimeoutError):
+            while True:  # until nobody takes any more
+                front_end.send(1)
+        assert daemon.end() == 0
+
+
+def test_the_socket_of_a_living_blkd_is_refused(daemon, tmp_path):
+    daemon.ready()
+    other = image(tmp_path / "other.img")
+    refused = run("serve", other, "--socket", daemon.socket)
+    assert refused.returncode == 1
+    assert f"in use by process {daemon.process.pid}" in refused.stderr
+    with FrontEnd.connect(daemon.socket) as front_end:
+        front_end.negotiate()
+
+
+def test_what_a_killed_blkd_left_is_replaced(disk, tmp_path):
+    with Daemon(disk, tmp_path) as first:
+        first.ready()
+        first.end(signal.SIGKILL)
+    assert first.socket.exists()
+    with Daemon(disk, tmp_path) as second:
+        second.ready()
+        second.call("show")
+
+
+def test_a_control_socket_in_use_leaves_nothing_behind(daemon, tmp_path):
+    daemon.ready()
+    other = image(tmp_path / "other.img")
+    refused = run("serve", other, "--socket", tmp_path / "other.sock", "--control", daemon.control)
+    assert refused.returncode == 1
+    assert "in use" in refused.stderr
+    assert not (tmp_path / "other.sock").exists()
+    daemon.call("show")
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory", "empty"])
+def test_an_unfit_image_is_refused_before_anything_listens(tmp_path, kind):
+    path = tmp_path / "a.img"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "empty":
+        path.touch()
+    sockets = tmp_path / "d.sock", tmp_path / "c.sock"
+    refused = run("serve", path, "--socket", sockets[0], "--control", sockets[1])
+    assert refused.returncode == 1
+    assert str(path) in refused.stderr
+    assert refused.stderr.count("\n") <= 2
+    assert not any(path.exists() for path in sockets)
+
+
+def test_a_socket_path_too_long_is_refused(disk, tmp_path):
+    refused = run("serve", disk, "--socket", tmp_path / ("x" * 108))
+    assert refused.returncode == 1
+    assert "107" in refused.stderr
+
+
+def test_every_answer_of_the_commands_is_json_if_asked(daemon):
+    daemon.ready()
+    for verb in ("show", "stats", "resume"):
+        done = run(verb, "--control", daemon.control, "--json")
+        assert done.stdout.count("\n") == 1
+        assert isinstance(json.loads(done.stdout), dict)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from blkd.cli import output
+from blkd.cli.group import COMMANDS, blkd
+
+
+def run(*arguments):
+    return CliRunner().invoke(blkd, arguments)
+
+
+def test_every_command_is_listed_and_tells_about_itself():
+    listed = run("--help").output
+    for name in COMMANDS:
+        assert f"  {name} " in listed
+        assert run(name, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["no-such-command"], id="command"),
+        pytest.param(["show"], id="no-control"),
+        pytest.param(["resize", "ten", "--control", "/a"], id="size"),
+        pytest.param(["pause", "--deadline", "-1", "--control", "/a"], id="deadline"),
+        pytest.param(["serve", "a.img"], id="no-socket"),
+        pytest.param(["serve", "a.img", "--socket", "s", "--queues", "0"], id="queues"),
+        pytest.param(["serve", "a.img", "--socket", "s", "--queues", "65"], id="many-queues"),
+        pytest.param(["serve", "a.img", "--socket", "s", "--queue-size", "100"], id="no-power"),
+        pytest.param(["serve", "a.img", "--socket", "s", "--queue-size", "2048"], id="long-queue"),
+        pytest.param(["serve", "a.img", "--socket", "s", "--serial", "x" * 21], id="serial"),
+        pytest.param(["serve", "a.img", "--socket", "s", "--cache", "unsafe"], id="cache"),
+        pytest.param(["serve", "a.img", "--socket", "s", "--logical-block-size", "1024"], id="lbs"),
+        pytest.param(["serve", "a.img", "--socket", "s", "--max-discard-seg", "0"], id="segments"),
+        pytest.param(["connect", "--socket", "s", "--vmm", "bhyve"], id="vmm"),
+        pytest.param(["image", "create", "a.img", "1Z"], id="image-size"),
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments):
+    assert run(*arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        pytest.param(["show", "--control", "/nowhere"], "nobody answers at /nowhere", id="show"),
+        pytest.param(["image", "info", "/nowhere"], "/nowhere", id="info"),
+        pytest.param(["connect", "--socket", "a,b", "--vmm", "crosvm"], "comma", id="connect"),
+    ],
+)
+def test_a_refusal_is_one_line_and_a_hint_and_ends_with_1(arguments, reason):
+    done = run(*arguments)
+    assert done.exit_code == 1
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("Error: ")
+    assert reason in error
+    assert hint.startswith("hint: ")
+    assert done.stdout == ""
+
+
+def test_an_image_is_created_and_told_about(tmp_path):
+    path = str(tmp_path / "a.img")
+    created = run("image", "create", path, "1.5M", "--json")
+    assert created.exit_code == 0, created.output
+    told = json.loads(run("image", "info", path, "--json").output)
+    assert told == json.loads(created.output)
+    assert told["size"] == 3 << 19
+    assert "1.5 MiB" in run("image", "info", path).output
+
+
+def test_an_image_that_exists_is_not_overwritten(tmp_path):
+    path = tmp_path / "a.img"
+    path.write_bytes(b"precious")
+    assert run("image", "create", str(path), "1M").exit_code == 1
+    assert path.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("vmm", ["qemu", "libvirt", "cloud-hypervisor", "firecracker", "crosvm"])
+def test_a_recipe_has_the_absolute_path(vmm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = json.loads(run("connect", "--socket", "d.sock", "--vmm", vmm, "--json").output)
+    assert told["vmm"] == vmm
+    assert str(tmp_path / "d.sock") in told["text"]
+
+
+def test_only_the_recipe_goes_to_standard_output():
+    done = run("connect", "--socket", "/d.sock", "--vmm", "libvirt")
+    assert done.stdout.startswith("<memoryBacking>")
+    assert "#" not in done.stdout
+    assert done.stderr.startswith("# ")
+
+
+def test_a_table_shows_every_field_of_the_json():
+    shown = output.as_tables(
+        {
+            "name": "demo",
+            "size": 1 << 30,
+            "read_only": False,
+            "broken_rings": (),
+            "serial": None,
+            "front_end": {"features": ["MQ", "FLUSH"], "rings": []},
+            "rings": [{"index": 0, "state": "running"}, {"index": 1, "state": "stopped"}],
+        },
+        "disk",
+    )
+    for text in ("demo", "1 GiB", "no", "-", "MQ, FLUSH", "front end: features", "running"):
+        assert text in shown
+    assert "stopped" in shown
+    assert "()" not in shown

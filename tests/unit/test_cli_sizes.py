@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blkd.cli import sizes
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("4096", 4096),
+        ("512B", 512),
+        ("1k", KIB),
+        ("512M", 512 * MIB),
+        ("10G", 10 * GIB),
+        ("10GiB", 10 * GIB),
+        ("10 gib", 10 * GIB),
+        (" 10G ", 10 * GIB),
+        ("1.5G", 3 * GIB // 2),
+        ("0.5K", 512),
+        ("2T", 2 << 40),
+        ("1P", 1 << 50),
+        ("1E", 1 << 60),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(text, size):
+    assert sizes.parse(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "G", "-1G", "+1G", "1,5G", "10GB", "1e3", "0x10", "1 0", "ten", "1.G", "\u0661"]
+)
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match="no size"):
+        sizes.parse(text)
+
+
+def test_parts_of_a_byte_are_refused():
+    with pytest.raises(ValueError, match="whole number"):
+        sizes.parse("0.3K")
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1 KiB"),
+        (3 * GIB // 2, "1.5 GiB"),
+        (10 * GIB, "10 GiB"),
+        (10 * GIB + 1, "10 GiB"),
+        ((1 << 63) - 1, "8 EiB"),
+    ],
+)
+def test_sizes_are_shown_short(size, text):
+    assert sizes.show(size) == text
+
+
+@given(st.integers(0, (1 << 63) - 1))
+def test_what_is_shown_is_read_back_nearly_alike(size):
+    assert abs(round(float(sizes.show(size).split()[0]) * unit(size)) - size) <= size * 0.01
+
+
+def unit(size):
+    return sizes.parse("1" + sizes.show(size).split()[1])

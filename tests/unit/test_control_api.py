@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+import asyncio
+import contextlib
+import json
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import aiohttp
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from blkd import errors, listener
+from blkd.control import models
+from blkd.control.client import call
+from blkd.control.server import control_api
+from blkd.export import ExportState, ExportStats, PauseResult, ResizeResult, RingStats
+from blkd.vhost_user.connection import FrontEndRing, FrontEndState
+from blkd.vhost_user.wire import MemoryRegion
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "control-api.md"
+
+
+@dataclass
+class Played:
+    """An export that does as it is told, or fails as it is told."""
+
+    size: int = 1 << 20
+    failure: Exception | None = None
+    calls: list = field(default_factory=list)
+
+    def show(self):
+        return {"name": "demo", "size": self.size}
+
+    def stats(self):
+        return {"reads": 7}
+
+    async def resize(self, size, *, force=False):
+        self._note("resize", size, force)
+        self.size = size
+        return {"size": size}
+
+    async def pause(self, deadline):
+        self._note("pause", deadline)
+        return {"paused": True, "in_flight": 0}
+
+    async def resume(self):
+        self._note("resume")
+
+    def kill(self):
+        self._note("kill")
+
+    def _note(self, *called):
+        self.calls.append(called)
+        if self.failure is not None:
+            raise self.failure
+
+
+@contextlib.asynccontextmanager
+async def served(path, export):
+    with listener.listen(path, 0o600) as sock:
+        async with control_api(export, sock):
+            yield
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / "control.sock")
+
+
+@pytest.fixture
+def export():
+    return Played()
+
+
+@pytest.fixture
+async def api(path, export):
+    """Sends one request as any HTTP client would: status, content type, body."""
+
+    async def request(method, target, body=None, headers=None):
+        async with (
+            aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(path), base_url="http://blkd"
+            ) as session,
+            session.request(method, target, data=body, headers=headers) as response,
+        ):
+            return response, await response.json(content_type=None)
+
+    async with served(path, export):
+        yield request
+
+
+async def test_the_state_and_the_counters_can_be_read(api):
+    response, state = await api("GET", models.EXPORT)
+    assert (response.status, response.content_type) == (200, "application/json")
+    assert state == {"name": "demo", "size": 1 << 20}
+    _, counters = await api("GET", models.STATS)
+    assert counters == {"reads": 7}
+
+
+@pytest.mark.parametrize(
+    ("target", "body", "called", "status"),
+    [
+        (models.RESIZE, b'{"size": 8192}', ("resize", 8192, False), 200),
+        (models.RESIZE, b'{"size": 512, "force": true}', ("resize", 512, True), 200),
+        (models.PAUSE, b'{"deadline": 2.5}', ("pause", 2.5), 200),
+        (models.PAUSE, None, ("pause", models.DEFAULT_DEADLINE), 200),
+        (models.PAUSE, b"{}", ("pause", models.DEFAULT_DEADLINE), 200),
+        (models.RESUME, None, ("resume",), 200),
+        (models.KILL, None, ("kill",), 202),
+    ],
+)
+async def test_each_call_reaches_the_export(api, export, target, body, *, called, status):
+    response, answer = await api("POST", target, body)
+    assert response.status == status
+    assert isinstance(answer, dict)
+    assert export.calls == [called]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        pytest.param(b"not json", 400, id="no-json"),
+        pytest.param(b"{", 400, id="half"),
+        pytest.param(b"\xff\xfe", 400, id="no-text"),
+        pytest.param(b"{}", 422, id="no-size"),
+        pytest.param(b"[]", 422, id="a-list"),
+        pytest.param(b'{"size": "1G"}', 422, id="text"),
+        pytest.param(b'{"size": 0}', 422, id="zero"),
+        pytest.param(b'{"size": -512}', 422, id="negative"),
+        pytest.param(b'{"size": 9223372036854775808}', 422, id="past-63-bits"),
+        pytest.param(b'{"size": 512, "volume": 1}', 422, id="unknown-field"),
+        pytest.param(b'{"size": 512, "force": 1}', 422, id="force-no-boolean"),
+        pytest.param(b" " * 70_000, 413, id="too-long"),
+    ],
+)
+async def test_a_bad_body_is_a_problem_and_changes_nothing(api, export, body, status):
+    response, problem = await api("POST", models.RESIZE, body)
+    assert (response.status, response.content_type) == (status, models.PROBLEM_JSON)
+    assert problem["status"] == status
+    assert problem["title"]
+    assert export.calls == []
+
+
+@pytest.mark.parametrize("deadline", ["-1", "1e9", "NaN", "null", '"1"'])
+async def test_a_deadline_out_of_reason_is_refused(api, export, deadline):
+    response, _ = await api("POST", models.PAUSE, f'{{"deadline": {deadline}}}'.encode())
+    assert response.status in (400, 422)
+    assert export.calls == []
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status"),
+    [("GET", "/", 404), ("GET", "/v2/export", 404), ("GET", models.RESIZE, 405)],
+)
+async def test_what_there_is_not_is_a_problem_too(api, method, target, status):
+    response, problem = await api(method, target)
+    assert (response.status, response.content_type) == (status, models.PROBLEM_JSON)
+    assert problem["status"] == status
+
+
+async def test_a_wrong_method_is_told_the_right_ones(api):
+    response, _ = await api("DELETE", models.RESIZE)
+    assert response.headers["Allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "kind"),
+    [
+        (errors.ImageBusy("locked"), 409, "image-busy"),
+        (errors.ImageError("cannot shrink"), 409, "image-error"),
+        (errors.RequestRefused("not now"), 409, "request-refused"),
+        (errors.ConfigError("bad size"), 422, "config-error"),
+        (errors.DrainTimeout("3 in flight"), 504, "drain-timeout"),
+        (errors.DataPlaneError("io_uring"), 500, "data-plane-error"),
+    ],
+)
+async def test_a_refusal_tells_its_kind_and_what_to_do(api, export, failure, status, kind):
+    failure.hint = "do this"
+    export.failure = failure
+    response, problem = await api("POST", models.RESIZE, b'{"size": 512}')
+    assert (response.status, response.content_type) == (status, models.PROBLEM_JSON)
+    assert problem == {
+        "type": f"urn:blkd:problem:{kind}",
+        "title": kind.replace("-", " ").capitalize(),
+        "status": status,
+        "detail": str(failure),
+        "hint": "do this",
+    }
+
+
+async def test_an_error_of_ours_tells_nothing_but_that(api, export):
+    export.failure = ZeroDivisionError("secret")
+    response, problem = await api("POST", models.RESIZE, b'{"size": 512}')
+    assert response.status == 500
+    assert "secret" not in json.dumps(problem)
+
+
+async def test_bytes_that_are_no_http_do_not_end_the_server(path, export):
+    async with served(path, export):
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"\0\1\2\3 garbage \r\n\r\n" * 100)
+        async with asyncio.timeout(10):
+            await reader.read()
+        writer.close()
+        assert await asyncio.to_thread(call, path, "GET", models.STATS) == {"reads": 7}
+
+
+async def test_a_caller_that_never_finishes_does_not_hold_up_the_end(path, export):
+    async with asyncio.timeout(10):
+        async with served(path, export):
+            _, writer = await asyncio.open_unix_connection(path)
+            writer.write(
+                b"POST /v1/export/resize HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"
+            )
+            assert await asyncio.to_thread(call, path, "GET", models.STATS) == {"reads": 7}
+        writer.close()
+
+
+async def test_the_client_returns_what_the_export_answers(path, export):
+    async with served(path, export):
+        wanted = models.ResizeExport(size=4096, force=True)
+        answer = await asyncio.to_thread(call, path, "POST", models.RESIZE, wanted)
+    assert answer == {"size": 4096}
+    assert export.calls == [("resize", 4096, True)]
+
+
+async def test_the_client_raises_the_refusal_with_its_hint(path, export):
+    export.failure = errors.ImageError("cannot shrink", hint="--force")
+    async with served(path, export):
+        with pytest.raises(errors.ControlError, match="cannot shrink") as refused:
+            await asyncio.to_thread(call, path, "POST", models.RESUME)
+    assert refused.value.hint == "--force"
+
+
+def test_the_client_says_that_nobody_is_there(path):
+    with pytest.raises(errors.SocketError, match="nobody answers") as refused:
+        call(path, "GET", models.EXPORT)
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize("answer", [b"", b"SSH-2.0\r\n", b"HTTP/1.1 200 OK\r\n\r\nhello"])
+async def test_the_client_knows_a_stranger(path, answer):
+    async def stranger(_reader, writer):
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_unix_server(stranger, path)
+    async with server:
+        with pytest.raises(errors.ControlError):
+            await asyncio.to_thread(call, path, "GET", models.EXPORT)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.binary(max_size=200))
+def test_no_body_fails_the_server(tmp_path_factory, body):
+    async def exchange():
+        export = Played()
+        path = str(tmp_path_factory.mktemp("api") / "s")
+        async with (
+            served(path, export),
+            aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(path), base_url="http://blkd"
+            ) as session,
+            session.post(models.RESIZE, data=body) as response,
+        ):
+            return response.status
+
+    assert asyncio.run(exchange()) in (200, 400, 422)
+
+
+RECORDS = [ExportState, FrontEndState, FrontEndRing, MemoryRegion, ExportStats, RingStats]
+RESULTS = [ResizeResult, PauseResult]
+CALLS = ["EXPORT", "STATS", "RESIZE", "PAUSE", "RESUME", "KILL"]
+PROBLEMS = ["image-busy", "image-error", "request-refused", "config-error", "drain-timeout"]
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *(getattr(models, call) for call in CALLS),
+        *PROBLEMS,
+        *sorted({item.name for record in RECORDS + RESULTS for item in fields(record)}),
+    ],
+)
+def test_the_document_tells_of_everything_that_goes_over_the_api(word):
+    quoted = re.findall(r"`([^`\n]+)`", DOCUMENT.read_text())
+    assert word in {part for quote in quoted for part in quote.split()}

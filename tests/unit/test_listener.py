@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from blkd import listener
+from blkd.errors import SocketError
+
+LISTENER = """
+import socket, sys
+sock = socket.socket(socket.AF_UNIX)
+sock.bind(sys.argv[1])
+sock.listen()
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def connected(path):
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(str(path))
+    return True
+
+
+@pytest.fixture
+def dead(tmp_path):
+    """A socket file whose process is gone."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "dead.sock"))
+    return tmp_path / "dead.sock"
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077], ids=["lax", "strict"])
+def test_the_file_has_the_mode_asked_for_whatever_the_umask(tmp_path, umask):
+    path = tmp_path / "a.sock"
+    before = os.umask(umask)
+    try:
+        with listener.listen(str(path), 0o660) as sock:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o660
+            assert not sock.getblocking()
+            assert connected(path)
+    finally:
+        os.umask(before)
+
+
+def test_a_dead_socket_is_replaced(dead):
+    with listener.listen(str(dead), 0o600):
+        assert connected(dead)
+
+
+def test_a_living_socket_is_refused_and_named(tmp_path):
+    path = str(tmp_path / "a.sock")
+    with listener.listen(path, 0o600):
+        with pytest.raises(SocketError, match=rf"in use by process {os.getpid()} \(") as refused:
+            listener.listen(path, 0o600)
+        assert refused.value.hint
+        assert connected(path)
+
+
+def test_a_socket_of_another_type_is_living_too(tmp_path):
+    path = tmp_path / "a.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
+        other.bind(str(path))
+        other.listen()
+        with pytest.raises(SocketError, match="in use by another process"):
+            listener.listen(str(path), 0o600)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "symlink"])
+def test_what_is_no_socket_is_never_removed(tmp_path, kind):
+    path = tmp_path / "a.sock"
+    match kind:
+        case "file":
+            path.touch()
+        case "directory":
+            path.mkdir()
+        case "symlink":
+            path.symlink_to("nowhere")
+    with pytest.raises(SocketError, match="not a socket"):
+        listener.listen(str(path), 0o600)
+    assert path.is_symlink() or path.exists()
+
+
+def test_the_longest_path_works_and_one_more_byte_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with listener.listen("x" * 107, 0o600):
+        assert connected("x" * 107)
+    with pytest.raises(SocketError, match="has 108 bytes") as refused:
+        listener.listen("x" * 108, 0o600)
+    assert refused.value.hint
+
+
+def test_the_length_is_counted_in_bytes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SocketError, match="has 108 bytes"):
+        listener.listen("é" * 54, 0o600)
+
+
+@pytest.mark.parametrize("path", ["", "\0abstract"], ids=["empty", "abstract"])
+def test_what_names_no_file_is_refused(path):
+    with pytest.raises(SocketError, match="no path"):
+        listener.listen(path, 0o600)
+
+
+def test_a_missing_directory_is_told(tmp_path):
+    with pytest.raises(SocketError, match="No such file or directory"):
+        listener.listen(str(tmp_path / "none" / "a.sock"), 0o600)
+
+
+def test_our_socket_file_is_removed(tmp_path):
+    path = tmp_path / "a.sock"
+    with listener.listen(str(path), 0o600):
+        listener.unlink_if_ours(str(path))
+    assert not path.exists()
+
+
+def test_the_socket_file_of_somebody_else_stays(tmp_path):
+    path = tmp_path / "a.sock"
+    other = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            LISTENER,
+            path,
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with other:
+        other.stdout.readline()
+        listener.unlink_if_ours(str(path))
+        assert path.exists()
+        other.stdin.close()
+
+
+def test_nothing_to_remove_is_no_error(tmp_path, dead):
+    listener.unlink_if_ours(str(tmp_path / "none"))
+    listener.unlink_if_ours(str(dead))
+    assert dead.exists()
+
+
+def test_an_inherited_listening_socket_is_adopted(tmp_path):
+    with socket.socket(socket.AF_UNIX) as parent:
+        parent.bind(str(tmp_path / "a.sock"))
+        parent.listen()
+        with listener.adopt(os.dup(parent.fileno())) as sock:
+            assert listener.is_listening(sock)
+            assert not sock.getblocking()
+            assert not sock.get_inheritable()
+
+
+def test_an_inherited_connected_socket_is_adopted():
+    ours, theirs = socket.socketpair()
+    with ours, listener.adopt(theirs.detach()) as sock:
+        assert not listener.is_listening(sock)
+        sock.send(b"x")
+        assert ours.recv(1) == b"x"
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        pytest.param(lambda: socket.socket(socket.AF_UNIX), "neither listening", id="idle"),
+        pytest.param(lambda: socket.socket(socket.AF_INET), "not a UNIX stream", id="internet"),
+        pytest.param(
+            lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), "not a UNIX", id="datagram"
+        ),
+        pytest.param(Path(os.devnull).open, "is no socket", id="file"),
+    ],
+)
+def test_an_unfit_descriptor_is_refused_and_left_open(make, reason):
+    with make() as given:
+        with pytest.raises(SocketError, match=reason):
+            listener.adopt(given.fileno())
+        os.fstat(given.fileno())
+
+
+def test_a_closed_descriptor_is_refused():
+    fd = os.open(os.devnull, os.O_RDONLY)
+    os.close(fd)
+    with pytest.raises(SocketError, match=f"file descriptor {fd} is no socket"):
+        listener.adopt(fd)

@@ -14,79 +14,11 @@ import pytest
 from blkd.doctor import examine
 from blkd.errors import ImageBusy, ImageError
 from blkd.image import raw, store
+from tests.storage import DISK_BYTES, loop_device, mounted, run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and loop devices are root's")
 
 MIB = 1 << 20
-DISK_BYTES = 400 * MIB
-"""The smallest that mkfs.xfs takes is 300 MiB."""
-
-
-def run(*command, text=""):
-    return subprocess.run(
-        command, check=True, capture_output=True, text=True, input=text
-    ).stdout.strip()
-
-
-@contextlib.contextmanager
-def loop_device(path, *options):
-    device = run("losetup", "--show", "--find", *options, path)
-    try:
-        yield Path(device)
-    finally:
-        run("losetup", "--detach", device)
-
-
-@contextlib.contextmanager
-def mounted(what, place, *options):
-    place.mkdir()
-    run("mount", *options, what, place)
-    try:
-        yield place
-    finally:
-        run("umount", place)
-
-
-@pytest.fixture
-def backing(tmp_path):
-    path = tmp_path / "backing"
-    path.touch()
-    os.truncate(path, DISK_BYTES)
-    return path
-
-
-@pytest.fixture
-def device(backing):
-    with loop_device(backing, "--sector-size", "4096", "--direct-io=on") as path:
-        yield path
-
-
-@pytest.fixture
-def xfs(device, tmp_path):
-    run("mkfs.xfs", "-q", device)
-    with mounted(device, tmp_path / "xfs") as place:
-        yield place
-
-
-@pytest.fixture
-def btrfs(backing, tmp_path):
-    run("mkfs.btrfs", "-q", backing)
-    with mounted(backing, tmp_path / "btrfs", "-o", "loop") as place:
-        yield place
-
-
-@pytest.fixture
-def ext2(backing, tmp_path):
-    """A file system that allocates no space ahead."""
-    run("mkfs.ext2", "-q", backing)
-    with mounted(backing, tmp_path / "ext2", "-o", "loop") as place:
-        yield place
-
-
-@pytest.fixture
-def tmpfs(tmp_path):
-    with mounted("none", tmp_path / "tmpfs", "-t", "tmpfs", "-o", "size=8m") as place:
-        yield place
 
 
 @pytest.fixture

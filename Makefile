@@ -1,0 +1,72 @@
+# blkd: every task of a developer or a user, as a visible command.
+# `make demo` and `make test` set everything up on Debian 12 or 13 and may be run again at any time.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+GUEST := build/guest
+
+# All that is taken from Debian, besides make: to build, to run guests, to test.
+BUILD_PACKAGES := gcc libc6-dev liburing-dev python3-dev python3-venv
+GUEST_PACKAGES := qemu-system-x86 qemu-utils fio busybox-static cpio kmod
+TEST_PACKAGES := btrfs-progs e2fsprogs fdisk strace util-linux xfsprogs
+# Unpacked under build/, never installed: the kernel that guests boot.
+KERNEL_PACKAGE := linux-image-cloud-amd64
+
+SOURCES := $(wildcard src/*) setup.py pyproject.toml
+PYTHON_FILES := blkd demo tests setup.py
+
+.PHONY: demo test check build sanitize clean
+
+demo: build $(GUEST)/kernel/version packages-guest
+	$(BIN)/python -m demo.run
+
+test: build $(VENV)/tested $(GUEST)/kernel/version packages-guest packages-test
+	$(BIN)/pytest
+
+check: $(VENV)/checked
+	$(BIN)/ruff check $(PYTHON_FILES)
+	$(BIN)/ruff format --check $(PYTHON_FILES)
+	PATH="$(abspath $(BIN)):$$PATH" cython-lint --max-line-length 100 src
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell $$(git ls-files)
+
+build: $(VENV)/built
+
+# The data path under AddressSanitizer and UBSan, driven by the ring and system tests.
+sanitize: $(VENV)/tested packages-test
+	tests/sanitize
+
+clean:
+	rm -rf build dist *.egg-info $(VENV) blkd/*.so
+
+$(VENV)/made: | packages-build
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	touch $@
+
+# --no-build-isolation builds with the environment's own Cython, and the result stays in place.
+$(VENV)/built: $(VENV)/made $(SOURCES)
+	$(BIN)/pip install --quiet --group build
+	BLKD_PROBES=1 $(BIN)/pip install --quiet --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/tested: $(VENV)/built
+	$(BIN)/pip install --quiet --group test
+	touch $@
+
+$(VENV)/checked: $(VENV)/tested
+	$(BIN)/pip install --quiet --group check
+	touch $@
+
+$(GUEST)/kernel/version: demo/fetch_kernel.sh | packages-guest
+	demo/fetch_kernel.sh $(KERNEL_PACKAGE) $(GUEST)/kernel
+
+.PHONY: packages-build packages-guest packages-test
+packages-build:
+	@packaging/install-packages $(BUILD_PACKAGES)
+packages-guest:
+	@packaging/install-packages $(GUEST_PACKAGES)
+packages-test:
+	@packaging/install-packages $(TEST_PACKAGES)

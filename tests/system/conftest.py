@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Storage of many kinds: block devices and file systems that differ in what they can do."""
+
+import os
+
+import pytest
+
+from tests.storage import DISK_BYTES, loop_device, mounted, run
+
+
+@pytest.fixture
+def backing(tmp_path):
+    path = tmp_path / "backing"
+    path.touch()
+    os.truncate(path, DISK_BYTES)
+    return path
+
+
+@pytest.fixture
+def device(backing):
+    with loop_device(backing, "--sector-size", "4096", "--direct-io=on") as path:
+        yield path
+
+
+@pytest.fixture
+def xfs(device, tmp_path):
+    run("mkfs.xfs", "-q", device)
+    with mounted(device, tmp_path / "xfs") as place:
+        yield place
+
+
+@pytest.fixture
+def btrfs(backing, tmp_path):
+    run("mkfs.btrfs", "-q", backing)
+    with mounted(backing, tmp_path / "btrfs", "-o", "loop") as place:
+        yield place
+
+
+@pytest.fixture
+def ext2(backing, tmp_path):
+    """A file system that allocates no space ahead."""
+    run("mkfs.ext2", "-q", backing)
+    with mounted(backing, tmp_path / "ext2", "-o", "loop") as place:
+        yield place
+
+
+@pytest.fixture
+def tmpfs(tmp_path):
+    with mounted("none", tmp_path / "tmpfs", "-t", "tmpfs", "-o", "size=8m") as place:
+        yield place

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guests and front ends that break the rules of a running ring; others must not notice."""
+
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import Daemon, image
+from tests.frontend import IN, OUT, Disk, FrontEnd, Request
+from tests.vring import DESC_INDIRECT, DESC_NEXT, DESC_WRITE
+
+OK = 0
+SIZE = 128
+HEADER = struct.pack("<IIQ", IN, 0, 0)
+
+
+@pytest.fixture
+def daemon(tmp_path):
+    with Daemon(image(tmp_path / "disk.img", 1 << 20), tmp_path, "--queues", 2) as started:
+        started.ready()
+        yield started
+
+
+@pytest.fixture
+def disks(daemon):
+    """Two rings of one front end: one to break, one that must go on."""
+    with FrontEnd.connect(daemon.socket) as front_end:
+        yield list(front_end.disks(2, SIZE))
+
+
+def wild_index(ring):
+    ring.avail_idx = SIZE + 2
+
+
+def wild_index_after_wrap(ring):
+    ring.avail_idx = 0x8000
+
+
+def head_outside(ring):
+    ring.publish(SIZE)
+
+
+def self_loop(ring):
+    ring.put_desc(0, ring.memory.alloc(16), 16, DESC_NEXT, 0)
+    ring.publish(0)
+
+
+def next_outside(ring):
+    ring.put_desc(0, ring.memory.alloc(16), 16, DESC_NEXT, SIZE)
+    ring.publish(0)
+
+
+def outside_memory(ring):
+    ring.put_desc(0, 2**40, 16)
+    ring.publish(0)
+
+
+def address_that_wraps(ring):
+    ring.put_desc(0, 2**64 - 8, 16)
+    ring.publish(0)
+
+
+def no_status(ring):
+    ring.publish(ring.add([(HEADER, 16, 0)]))
+
+
+def no_header(ring):
+    ring.publish(ring.add([(ring.memory.alloc(513), 513, DESC_WRITE)]))
+
+
+def readable_after_writable(ring):
+    ring.publish(ring.add([(HEADER, 16, 0), (bytes(512), 512, DESC_WRITE), (bytes(1), 1, 0)]))
+
+
+def nested_indirect(ring):
+    table = ring.memory.alloc(16)
+    ring.memory.write(table, struct.pack("<QIHH", table, 16, DESC_INDIRECT, 0))
+    ring.put_desc(0, table, 16, DESC_INDIRECT)
+    ring.publish(0)
+
+
+def indirect_table_too_long(ring):
+    ring.put_desc(0, ring.memory.alloc(16 * 300), 16 * 300, DESC_INDIRECT)
+    ring.publish(0)
+
+
+def indirect_table_torn(ring):
+    ring.put_desc(0, ring.memory.alloc(32), 17, DESC_INDIRECT)
+    ring.publish(0)
+
+
+BREAKERS = [
+    wild_index,
+    wild_index_after_wrap,
+    head_outside,
+    self_loop,
+    next_outside,
+    outside_memory,
+    address_that_wraps,
+    no_status,
+    no_header,
+    readable_after_writable,
+    nested_indirect,
+    indirect_table_too_long,
+    indirect_table_torn,
+]
+
+
+@pytest.mark.parametrize("break_ring", BREAKERS, ids=lambda f: f.__name__)
+def test_a_broken_ring_is_reported_and_the_other_goes_on(daemon, disks, break_ring):
+    broken, healthy = disks
+    assert broken.write(0, b"a" * 512) == OK
+    break_ring(broken.ring)
+    broken.ring.kick()
+    assert broken.ring.broken()
+    assert broken.ring.used_idx == 1
+    assert healthy.read(0, 512) == (OK, b"a" * 512)
+    assert daemon.call("show")["broken_rings"] == [0]
+    assert "ring broken" in daemon.errors()
+
+
+def test_a_broken_ring_can_be_stopped_and_started_again(disks):
+    broken, _ = disks
+    self_loop(broken.ring)
+    broken.ring.kick()
+    assert broken.ring.broken()
+    front_end = broken.front_end
+    front_end.stop_ring(0)
+    fresh = Disk(front_end, front_end.start_ring(0, SIZE, base=0))
+    assert fresh.read(0, 512)[0] == OK
+
+
+def test_the_same_chain_offered_twice_is_served_twice_and_harms_nobody(disks):
+    twice, other = disks
+    head = twice.ring.add([(HEADER, 16, 0), (bytes(513), 513, DESC_WRITE)])
+    twice.ring.publish(head, head, head)
+    twice.ring.kick()
+    while twice.ring.used_idx < 3:
+        assert twice.ring.wait_used()
+    assert other.read(0, 512)[0] == OK
+
+
+def test_a_guest_that_rewrites_its_descriptors_all_the_time_stays_in_its_memory(daemon, disks):
+    racy, other = disks
+    ring, memory = racy.ring, racy.memory
+    header, data, status = memory.alloc(16), memory.alloc(512, 512), memory.alloc(1)
+    memory.write(header, struct.pack("<IIQ", OUT, 0, 0))
+    for turn in range(2000):
+        ring.put_desc(0, header, 16, DESC_NEXT, 1)
+        ring.put_desc(1, data, 512, DESC_NEXT, 2)
+        ring.put_desc(2, status, 1, DESC_WRITE)
+        ring.publish(0)
+        ring.kick()
+        ring.put_desc(1, 2**50 + turn, 2**31, DESC_NEXT | DESC_WRITE, turn % SIZE)
+        if ring.broken(0):
+            break
+    assert other.read(0, 512)[0] == OK
+    assert daemon.process.poll() is None
+
+
+def test_a_ring_whose_memory_is_taken_away_breaks_and_the_other_goes_on(daemon):
+    with FrontEnd.connect(daemon.socket) as front_end:
+        front_end.negotiate()
+        front_end.share_memory()
+        healthy = Disk(front_end, front_end.start_ring(1, SIZE))
+        region = front_end.memory.grow(1 << 20)
+        front_end.add_region(region)
+        lost = front_end.start_ring(0, SIZE)
+        front_end.stop_ring(0)
+        for part in ("desc", "avail", "used"):
+            setattr(lost, part, region.gpa + (getattr(lost, part) & 0xFFFF))
+        front_end.start_ring(0, ring=lost, base=0)
+        front_end.remove_region(region)
+        lost.kick()
+        assert lost.broken()
+        assert healthy.read(0, 512)[0] == OK
+
+
+@pytest.mark.parametrize("flags", [0, os.EFD_NONBLOCK], ids=["blocking", "non-blocking"])
+def test_a_full_call_eventfd_never_blocks_a_worker(daemon, disks, flags):
+    full, _ = disks
+    call = os.eventfd(0, os.EFD_CLOEXEC | flags)
+    os.eventfd_write(call, 2**64 - 2)
+    full.front_end.ring_fd(Request.SET_VRING_CALL, 0, call)
+    heads = []
+    for sector in range(20):
+        heads.append(full.submit(OUT, sector, bytes([sector]) * 512))
+        while full.ring.used_idx < sector + 1:
+            os.sched_yield()
+    assert full.front_end.stop_ring(0) == 20
+    os.close(call)
+    assert daemon.end() == 0
+
+
+def test_a_blocking_call_eventfd_is_called_like_any_other(daemon):
+    with FrontEnd.connect(daemon.socket) as front_end:
+        disk = front_end.disk()
+        os.set_blocking(disk.ring.call_fd, True)
+        for sector in range(50):
+            assert disk.write(sector, bytes(512)) == OK
+
+
+@pytest.mark.parametrize("request_id", [Request.SET_VRING_KICK, Request.SET_VRING_CALL])
+@pytest.mark.parametrize("kind", ["directory", "path", "pipe", "file", "device", "memfd"])
+def test_a_descriptor_that_is_no_eventfd_is_refused(daemon, request_id, kind, tmp_path):
+    with FrontEnd.connect(daemon.socket) as front_end:
+        front_end.negotiate()
+        before = open_fds(daemon)
+        with opened(kind, tmp_path) as fd:
+            assert front_end.ack(request_id, struct.pack("=Q", 0), [fd]) != 0
+        assert front_end.disk().read(0, 512)[0] == OK
+        front_end.stop_ring(0)
+    daemon.wait_for("front_end", None)
+    assert open_fds(daemon) < before
+
+
+@pytest.mark.parametrize("kind", ["directory", "path", "pipe", "device", "memfd", "eventfd"])
+def test_memory_that_is_no_memory_is_refused(daemon, kind, tmp_path):
+    with FrontEnd.connect(daemon.socket) as front_end:
+        front_end.negotiate()
+        region = struct.pack("=QQQQQ", 0, 0, 4096, 0x7F00_0000_0000, 0)
+        with opened(kind, tmp_path) as fd:
+            assert front_end.ack(Request.ADD_MEM_REG, region, [fd]) != 0
+        assert front_end.disk().read(0, 512)[0] == OK
+
+
+@pytest.mark.parametrize(
+    ("size", "offset"),
+    [
+        pytest.param(8192, 0, id="longer-than-the-file"),
+        pytest.param(4096, 4096, id="behind-its-end"),
+        pytest.param(4096, 2**64 - 4096, id="offset-wraps"),
+        pytest.param(2**63, 0, id="enormous"),
+        pytest.param(0, 0, id="nothing"),
+    ],
+)
+def test_a_mapping_beyond_its_file_is_refused(daemon, size, offset):
+    with FrontEnd.connect(daemon.socket) as front_end:
+        front_end.negotiate()
+        memory = os.memfd_create("small")
+        os.ftruncate(memory, 4096)
+        region = struct.pack("=QQQQQ", 0, 0, size, 0x7F00_0000_0000, offset)
+        try:
+            refused = front_end.ack(Request.ADD_MEM_REG, region, [memory])
+        except ConnectionError:
+            refused = 1
+        os.close(memory)
+        assert refused
+    with FrontEnd.connect(daemon.socket) as front_end:
+        assert front_end.disk().read(0, 512)[0] == OK
+
+
+def test_front_ends_come_and_go_for_ever_and_leave_nothing_behind(daemon):
+    counts = []
+    for turn in range(12):
+        with FrontEnd.connect(daemon.socket) as front_end:
+            for disk in front_end.disks(2, SIZE):
+                disk.submit(OUT, turn, bytes(512))
+        daemon.wait_for("front_end", None)
+        counts.append((open_fds(daemon), mappings(daemon)))
+    assert len(set(counts[4:])) == 1, counts
+
+
+def test_a_second_front_end_is_turned_away_and_the_first_keeps_its_disk(daemon, disks):
+    with FrontEnd.connect(daemon.socket) as second:
+        assert second.wait_closed()
+    assert disks[0].read(0, 512)[0] == OK
+    assert "second front end refused" in daemon.errors()
+
+
+def open_fds(daemon):
+    return len(list(Path(f"/proc/{daemon.process.pid}/fd").iterdir()))
+
+
+def mappings(daemon):
+    """How much guest memory the process has mapped."""
+    return Path(f"/proc/{daemon.process.pid}/maps").read_text().count("memfd:")
+
+
+class opened:  # noqa: N801 - reads as a verb
+    """A descriptor of a certain kind, closed at the end."""
+
+    def __init__(self, kind, directory):
+        self.others = []
+        match kind:
+            case "directory":
+                self.fd = os.open(directory, os.O_RDONLY)
+            case "path":
+                self.fd = os.open(directory / "disk.img", os.O_PATH)
+            case "file":
+                self.fd = os.open(directory / "disk.img", os.O_RDWR)
+            case "pipe":
+                other, self.fd = os.pipe()
+                self.others.append(other)
+            case "device":
+                self.fd = os.open("/dev/null", os.O_RDWR)
+            case "memfd":
+                self.fd = os.memfd_create("empty")
+            case "eventfd":
+                self.fd = os.eventfd(0)
+
+    def __enter__(self):
+        return self.fd
+
+    def __exit__(self, *_):
+        for fd in (self.fd, *self.others):
+            os.close(fd)

@@ -13,7 +13,7 @@ import structlog
 
 from blkd import listener
 from blkd.config import ExportConfig
-from blkd.dataplane import DataPlane
+from blkd.dataplane import DataPlane, probe_io_uring
 from blkd.errors import BlkdError, ConfigError, DrainTimeout, ImageError
 from blkd.image.raw import RawImage, default_serial, open_image
 from blkd.vhost_user.connection import Connection, FrontEndState
@@ -134,6 +134,7 @@ class Export:
             BlkdError: It cannot be served as configured; nothing stays open.
         """
         config = self.config
+        probe_io_uring()  # rather now than at the first request
         with contextlib.ExitStack() as undo:
             if inherited is not None:
                 undo.callback(inherited.close)

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Linux guest in QEMU: it boots in seconds, has vhost-user disks and runs what it is sent.
+
+machine = await Machine.prepare()
+async with machine.boot(Disk(socket)) as guest:
+    print(await guest.run("blkdiscard /dev/vda"))
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import socket
+import tempfile
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from demo.agent import Agent, Answer, GuestError
+from demo.initramfs import Kernel, MissingPart, build
+from demo.process import kill, spawn
+
+QEMU = "qemu-system-x86_64"
+MEMORY = "512M"
+KERNEL_ARGUMENTS = "console=ttyS0 loglevel=7 log_buf_len=4M panic=-1"
+BOOT_LIMIT = 60.0
+KVM_PROBE_LIMIT = 10.0
+"""A guest boots under KVM in about a second; under one that hangs in the BIOS it never does."""
+RECONNECT_MS_SINCE = (9, 2)
+"""QEMU took `reconnect-ms` then, and later dropped `reconnect`, which is in seconds."""
+LOG_LEVEL_ERR = 3
+"""The kernel's KERN_ERR: a line of this level or a lower one reports an error."""
+LOG_TAIL = 30  # lines shown when the guest fails
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A vhost-user-blk device of the guest: the first is /dev/vda, and so on."""
+
+    socket: Path
+    queues: int = 4
+    queue_size: int = 256
+
+
+class CommandFailed(GuestError):
+    """A script in the guest ended with another status than 0."""
+
+    def __init__(self, script: str, answer: Answer) -> None:
+        super().__init__(f"status {answer.status} from {script!r}: {answer.stdout}{answer.stderr}")
+        self.answer = answer
+
+
+class Guest:
+    """A booted guest.  Made by `Machine.boot`."""
+
+    def __init__(self, agent: Agent, process: Process, logs: Path) -> None:
+        self._agent = agent
+        self._process = process
+        self._logs = logs
+        self.kernel = ""
+        """Release of the kernel that runs in the guest."""
+
+    async def run(self, script: str, *, limit: float = 60.0) -> str:
+        """What a shell script in the guest printed.  Raises CommandFailed, or GuestError."""
+        try:
+            async with asyncio.timeout(limit):
+                answer = await self._agent.ask(script)
+        except TimeoutError as error:
+            raise GuestError(f"no answer in {limit} s to {script!r}\n{self._tail()}") from error
+        except GuestError as error:
+            raise GuestError(f"{error} during {script!r}\n{self._tail()}") from error
+        if answer.status != 0:
+            raise CommandFailed(script, answer)
+        return answer.stdout
+
+    async def booted(self, limit: float = BOOT_LIMIT) -> None:
+        """Wait until the guest runs scripts.  Raises GuestError with the end of its log."""
+        try:
+            async with asyncio.timeout(limit):
+                self.kernel = await self._agent.ready
+        except (TimeoutError, GuestError) as error:
+            raise GuestError(f"the guest has not booted in {limit} s\n{self._tail()}") from error
+
+    async def reboot(self) -> None:
+        """Reset the machine; returns when it runs scripts again."""
+        self._agent.expect_boot()
+        self._agent.ask("reboot -f")
+        await self.booted()
+
+    async def power_off(self, limit: float = 20.0) -> int:
+        """Have the guest switch itself off: QEMU's exit status.  Raises TimeoutError."""
+        self._agent.ask("poweroff -f")
+        async with asyncio.timeout(limit):
+            return await self._process.wait()
+
+    async def until(self, condition: str, *, limit: float = 20.0) -> None:
+        """Wait until a shell condition holds in the guest.  Raises GuestError."""
+        await self.run(f"until {condition}; do sleep 0.02; done", limit=limit)
+
+    async def size(self, disk: str) -> int:
+        """Bytes that the guest's kernel takes the disk ("vda") to have."""
+        return int(await self.run(f"blockdev --getsize64 /dev/{disk}"))
+
+    async def sha256(self, disk: str) -> str:
+        """Digest of all that the disk answers to reads, past the guest's page cache."""
+        out = await self.run(
+            f"set -o pipefail; dd if=/dev/{disk} bs=1M iflag=direct | sha256sum", limit=180
+        )
+        return out.split()[0]
+
+    async def kernel_errors(self) -> list[str]:
+        """Every line of level "err" or worse in the kernel's log."""
+        log = await self.run("dmesg -r")
+        lines = re.findall(r"^<(\d+)>(.*)$", log, re.MULTILINE)
+        assert lines, "the kernel's log cannot be empty"
+        return [text for level, text in lines if int(level) & 7 <= LOG_LEVEL_ERR]
+
+    def _tail(self) -> str:
+        """The last lines that the guest's kernel and QEMU have written."""
+        return "\n".join(
+            line
+            for log in ("serial", "qemu")
+            for line in (self._logs / log).read_text(errors="replace").splitlines()[-LOG_TAIL:]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What guests are made of on this host."""
+
+    kernel: Kernel
+    initramfs: Path
+    qemu_version: tuple[int, ...]
+    accelerator: str
+    """"kvm" where a guest was seen to boot under it, else "tcg"."""
+
+    @classmethod
+    async def prepare(cls) -> Self:
+        """Build what is not built yet and try KVM.  Raises MissingPart."""
+        kernel = Kernel.fetched()
+        machine = cls(kernel, build(kernel), await ask_version(), "kvm")
+        if os.access("/dev/kvm", os.R_OK | os.W_OK):
+            with contextlib.suppress(GuestError):
+                async with machine.boot(limit=KVM_PROBE_LIMIT):
+                    return machine
+        return replace(machine, accelerator="tcg")
+
+    @contextlib.asynccontextmanager
+    async def boot(
+        self, *disks: Disk, cpus: int = 4, limit: float = BOOT_LIMIT
+    ) -> AsyncIterator[Guest]:
+        """A guest that has booted; at the end QEMU is killed if it still runs."""
+        ours, theirs = socket.socketpair()
+        with tempfile.TemporaryDirectory(prefix="guest-") as directory, ours:
+            logs = Path(directory)
+            with theirs, (logs / "qemu").open("wb") as log:
+                process = await spawn(
+                    *(QEMU, *self._arguments(disks, cpus, theirs.fileno(), logs / "serial")),
+                    pass_fds=[theirs.fileno()],
+                    stdout=log,
+                    stderr=log,
+                )
+            try:
+                loop = asyncio.get_running_loop()
+                _, agent = await loop.create_connection(Agent, sock=ours)
+                guest = Guest(agent, process, logs)
+                await guest.booted(limit)
+                yield guest
+            finally:
+                await kill(process)
+
+    def _arguments(
+        self, disks: tuple[Disk, ...], cpus: int, agent: int, serial: Path
+    ) -> Iterator[str]:
+        yield from ("-nodefaults", "-no-user-config", "-display", "none")
+        yield from ("-accel", self.accelerator, "-cpu", "max", "-smp", f"{cpus}")
+        yield from ("-machine", "q35,memory-backend=memory", "-m", MEMORY)
+        yield from ("-object", f"memory-backend-memfd,id=memory,size={MEMORY},share=on")
+        yield from ("-kernel", f"{self.kernel.image}", "-initrd", f"{self.initramfs}")
+        yield from ("-append", KERNEL_ARGUMENTS, "-serial", f"file:{serial}")
+        yield from ("-chardev", f"socket,id=agent,fd={agent}", "-device", "virtio-serial-pci")
+        yield from ("-device", "virtserialport,chardev=agent,name=agent")
+        again = "reconnect-ms=500" if self.qemu_version >= RECONNECT_MS_SINCE else "reconnect=1"
+        for n, disk in enumerate(disks):
+            yield from ("-chardev", f"socket,id=disk{n},path={disk.socket},{again}")
+            ring = f"num-queues={disk.queues},queue-size={disk.queue_size}"
+            yield from ("-device", f"vhost-user-blk-pci,chardev=disk{n},{ring}")
+
+
+async def ask_version() -> tuple[int, ...]:
+    """QEMU's version.  Raises MissingPart without a QEMU."""
+    try:
+        process = await asyncio.create_subprocess_exec(QEMU, "--version", stdout=PIPE)
+    except FileNotFoundError as error:
+        raise MissingPart(f"no {QEMU} on this host", hint="install qemu-system-x86") from error
+    words, _ = await process.communicate()
+    return tuple(map(int, re.findall(r"\d+", words.decode())[:3]))

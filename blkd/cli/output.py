@@ -17,6 +17,8 @@ BYTES = frozenset(
         "size",
         "previous",
         "allocated",
+        "total.bytes_read",
+        "total.bytes_written",
         "rings.bytes_read",
         "rings.bytes_written",
         "front_end.memory_regions.size",

@@ -288,7 +288,7 @@ class Session:
         if not 1 <= size <= limit or size & (size - 1):
             raise RequestRefused(
                 f"ring {ring.index} of {size} descriptors, not a power of two up to {limit}",
-                hint=f"give the front end a queue size of {limit}, or the export a larger one",
+                hint=f"give the front end a queue size of at most {limit}",
             )
         if ring.started and size != ring.size:
             raise RequestRefused(f"ring {ring.index} runs with {ring.size} descriptors")

@@ -3,6 +3,7 @@
 
 import os
 import select
+import signal
 import subprocess
 from pathlib import Path
 
@@ -140,7 +141,7 @@ def test_a_truncated_image_fails_what_is_gone_and_keeps_its_size(serve, tmp_path
     os.truncate(path, 2 * MIB)
     assert disk.read(6144, 4096)[0] == IOERR
     assert disk.read(0, 4096) == (OK, b"a" * 4096)
-    daemon.process.send_signal(1)
+    daemon.process.send_signal(signal.SIGHUP)
     assert front_end.capacity() == 8192
     assert daemon.call("show")["size"] == 4 * MIB
 
@@ -214,9 +215,7 @@ def test_a_stuck_disk_does_not_keep_the_process_from_ending(xfs, serve, frozen):
     disk.submit(OUT, 0, b"w" * 4096)
     while daemon.call("show")["in_flight"] < 1:
         pass
-    daemon.process.send_signal(15)
-    line = Path("/proc") / str(daemon.process.pid) / "task"
-    assert line.exists()
+    daemon.process.send_signal(signal.SIGTERM)
     try:
         status = daemon.process.wait(6)
     except subprocess.TimeoutExpired:
@@ -251,3 +250,19 @@ def test_an_image_whose_killed_server_still_writes_is_waited_for(xfs, tmp_path, 
         assert not select.select([second.process.stdout], [], [], 0.5)[0]
         thaw()
         second.ready()
+
+
+def test_sigterm_completes_what_is_in_flight(xfs, serve, frozen):
+    path = image(xfs / "disk.img", 4 * MIB)
+    daemon, front_end = serve(path)
+    disk = front_end.disk()
+    thaw = frozen()
+    heads = [disk.submit(OUT, n * 8, b"w" * 4096) for n in range(3)]
+    while daemon.call("show")["in_flight"] < 3:
+        pass
+    daemon.process.send_signal(signal.SIGTERM)
+    daemon.wait_for("state", "stopping")
+    thaw()
+    assert [done.status for done in disk.wait(*heads)] == [OK] * 3
+    assert daemon.end(None) == 0
+    assert path.read_bytes()[: 3 * 4096] == b"w" * 3 * 4096

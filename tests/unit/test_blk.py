@@ -126,7 +126,7 @@ def test_features_offered_are_exactly_those_that_work(changes, expected):
             id="zeroes-without-unmap",
         ),
         pytest.param({"write_back": False}, {"writeback": 0}, id="write-through"),
-        pytest.param({"queue_size": 2}, {"seg_max": 1}, id="a-segment-even-in-the-smallest-ring"),
+        pytest.param({"queue_size": 4}, {"seg_max": 2}, id="segments-in-the-smallest-ring"),
     ],
 )
 def test_config_fields_stand_where_the_specification_puts_them(changes, expected):

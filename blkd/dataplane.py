@@ -6,7 +6,9 @@ until the worker has answered that it no longer needs it.
 """
 
 import asyncio
+import contextlib
 import errno
+import mmap
 import os
 import stat
 import threading
@@ -72,7 +74,12 @@ def map_region(region: MemoryRegion, fd: int) -> ring.Mapping:
         raise RequestRefused(f"{where}: ends at {end:#x} of a file of {status.st_size:#x} bytes")
     try:
         return ring.Mapping(
-            fd, region.mmap_offset, region.size, region.guest_address, region.user_address
+            fd,
+            region.mmap_offset,
+            region.size,
+            region.guest_address,
+            region.user_address,
+            max(status.st_blksize, mmap.PAGESIZE),
         )
     except OSError as error:
         raise RequestRefused(f"{where}: cannot be mapped: {error.strerror}") from error
@@ -85,6 +92,7 @@ class _Thread:
         self.worker = ring.Worker(rings=1, largest=MAX_QUEUE_SIZE, longest_chain=longest_chain)
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[int, asyncio.Future[int]] = {}
+        self._left = False
         self._on_end = on_end
         self.on_report: Callable[[int], None] = lambda _reason: None
         self._loop.add_reader(self.worker.answers_fd, self._hear)
@@ -92,13 +100,17 @@ class _Thread:
         self._thread.start()
 
     def answer(self, ticket: int) -> asyncio.Future[int]:
-        """What the worker will answer under `ticket`: a number, or OSError."""
+        """What the worker will answer under `ticket`: a number, or DataPlaneError."""
         future: asyncio.Future[int] = self._loop.create_future()
-        self._waiting[ticket] = future
+        if self._left:
+            future.cancel()
+        else:
+            self._waiting[ticket] = future
         return future
 
     def leave(self) -> None:
         """Have the thread end at once; nothing waits for it any more."""
+        self._left = True
         self._loop.remove_reader(self.worker.answers_fd)
         self.worker.quit()
         for future in self._waiting.values():
@@ -123,7 +135,7 @@ class _Thread:
             if future.done():
                 continue  # nobody waits any more
             if result < 0:
-                future.set_exception(OSError(-result, os.strerror(-result)))
+                future.set_exception(DataPlaneError(os.strerror(-result)))
             else:
                 future.set_result(result)
 
@@ -159,18 +171,14 @@ class _Ring:
             "call": self.worker.set_call,
             "error": self.worker.set_error,
         }[kind]
-        try:
-            if fd is not None:
-                require_eventfd(fd, kind)
-        except RequestRefused:
-            os.close(fd if fd is not None else NO_FD)
-            raise
         old = self.fds.pop(kind, None)
         if fd is not None:
             self.fds[kind] = fd
-        await self.thread.answer(post(0, NO_FD if fd is None else fd))
-        if old is not None:
-            os.close(old)
+        try:
+            await self.thread.answer(post(0, NO_FD if fd is None else fd))
+        finally:
+            if old is not None:
+                os.close(old)
 
     def set_memory(self, memory: ring.MemoryMap | None) -> asyncio.Future[int]:
         """Serve from another memory map; done when the old one is unused."""
@@ -192,7 +200,8 @@ class _Ring:
 
     def _report(self, reason: int) -> None:
         name = errno.errorcode.get(reason, str(reason))
-        log.warning("ring broken by its driver", ring=self.index, reason=name)
+        what = "ring lost its memory" if reason == errno.ENXIO else "ring broken by its driver"
+        log.warning(what, ring=self.index, reason=name)
 
 
 class DataPlane:
@@ -218,16 +227,25 @@ class DataPlane:
         """The rings that a front end has had to do with; the others cost nothing."""
         return tuple(self._awake.values())
 
-    async def _ring(self, index: int) -> _Ring:
-        """Ring `index`, with a worker that knows all that the others know."""
-        r = self._awake.get(index)
-        if r is None:
+    async def _wake(self, index: int) -> _Ring:
+        """Ring `index`, with a worker that knows all that the others know.
+
+        Raises:
+            DataPlaneError: The host has no room for one more worker, or all have ended.
+        """
+        if index in self._awake:
+            return self._awake[index]
+        if self._left:
+            raise DataPlaneError("the data path has ended")
+        try:
             r = _Ring(index, _Thread(f"blkd-io-{index}", self._longest_chain, self._fail))
-            self._awake[index] = r
-            await self._set_limits(r)
-            await r.set_memory(self._memory)
-            if self.paused:
-                await r.thread.answer(r.worker.pause())
+        except (OSError, RuntimeError) as error:
+            raise DataPlaneError(f"no worker can be started for ring {index}: {error}") from error
+        self._awake[index] = r
+        told = [self._set_limits(r), r.set_memory(self._memory)]
+        if self.paused:
+            self._pausing.append(r.thread.answer(r.worker.pause()))
+        await self._everywhere(told)  # all posted before anything else can be
         return r
 
     # ---- memory ----
@@ -264,19 +282,28 @@ class DataPlane:
 
     async def set_kick(self, index: int, fd: int | None) -> None:
         """Give ring `index` its kick eventfd; None means that the front end has none."""
-        await (await self._ring(index)).replace_fd("kick", fd)
+        await self._replace_fd(index, "kick", fd)
 
     async def set_call(self, index: int, fd: int | None) -> None:
         """Give ring `index` its call eventfd; None means that it polls the used ring."""
-        await (await self._ring(index)).replace_fd("call", fd)
+        await self._replace_fd(index, "call", fd)
 
     async def set_error(self, index: int, fd: int | None) -> None:
         """Give ring `index` its error eventfd."""
-        await (await self._ring(index)).replace_fd("error", fd)
+        await self._replace_fd(index, "error", fd)
+
+    async def _replace_fd(self, index: int, kind: str, fd: int | None) -> None:
+        with contextlib.ExitStack() as undo:
+            if fd is not None:
+                undo.callback(os.close, fd)
+                require_eventfd(fd, kind)
+            r = await self._wake(index)
+            undo.pop_all()
+        await r.replace_fd(kind, fd)
 
     async def start_ring(self, index: int, setup: VringSetup) -> None:
         """Start ring `index`; what was made available before is looked at right away."""
-        r = await self._ring(index)
+        r = await self._wake(index)
         place = self._placed(r, setup)
         ticket = r.worker.start(
             0,
@@ -288,19 +315,19 @@ class DataPlane:
         )
         try:
             await r.thread.answer(ticket)
-        except OSError as error:
-            raise RequestRefused(f"ring {index} cannot start: {error.strerror}") from error
+        except DataPlaneError as error:
+            raise RequestRefused(f"ring {index} cannot start: {error}") from error
         r.setup = setup
 
     async def move_ring(self, index: int, setup: VringSetup) -> None:
         """Give a running ring new addresses (SET_VRING_ADDR while started)."""
-        r = await self._ring(index)
+        r = await self._wake(index)
         await r.thread.answer(r.worker.move(0, self._placed(r, setup)))
         r.setup = setup
 
     async def enable_ring(self, index: int, *, enabled: bool) -> None:
         """Let ring `index` be served, or have it wait; it stays started."""
-        r = await self._ring(index)
+        r = await self._wake(index)
         await r.thread.answer(r.worker.enable(0, enabled))
 
     async def stop_ring(self, index: int) -> int:
@@ -309,7 +336,7 @@ class DataPlane:
         Every request already fetched is completed to the guest before it returns, as
         GET_VRING_BASE asks, so guest memory may then be unmapped.
         """
-        return await (await self._ring(index)).stop()
+        return await (await self._wake(index)).stop()
 
     async def reset(self) -> None:
         """Drain and stop every ring, close its descriptors and unmap the guest's memory."""
@@ -358,25 +385,25 @@ class DataPlane:
         """Fetch nothing more and wait for what is in flight.
 
         Raises:
-            DrainTimeout: Requests are still in flight after `deadline` seconds; the rings
-                stay paused and go on draining.
+            DrainTimeout: Requests are still in flight after `deadline` seconds, and the rings
+                stay paused and go on draining; or `resume` came meanwhile.
         """
         if not self.paused:
             self.paused = True
             self._pausing = [r.thread.answer(r.worker.pause()) for r in self._rings]
-        unfinished = [future for future in self._pausing if not future.done()]
-        if unfinished:
+        pausing = self._pausing
+        if unfinished := [future for future in pausing if not future.done()]:
             await asyncio.wait(unfinished, timeout=deadline)
-        if any(not future.done() for future in self._pausing):
+        if not all(map(succeeded, pausing)):
             raise DrainTimeout(f"{self.in_flight} requests in flight after {deadline:g} seconds")
 
     async def resume(self) -> None:
-        """Fetch again; requests that waited are served now."""
+        """Fetch again; requests that waited are served now.  A pause under way is off."""
         if not self.paused:
             return
+        pausing, self._pausing, self.paused = self._pausing, [], False
         await self._everywhere(r.thread.answer(r.worker.resume()) for r in self._rings)
-        await asyncio.gather(*self._pausing, return_exceptions=True)
-        self.paused, self._pausing = False, []
+        await asyncio.gather(*pausing, return_exceptions=True)
 
     @property
     def in_flight(self) -> int:
@@ -419,6 +446,11 @@ class DataPlane:
         self.leave()
         if not self.failed.done():
             self.failed.set_exception(DataPlaneError(f"a worker failed: {error.strerror}"))
+
+
+def succeeded(future: asyncio.Future[int]) -> bool:
+    """Whether a future has a result, neither an exception nor a cancellation."""
+    return future.done() and not future.cancelled() and future.exception() is None
 
 
 def close_all(fds: Iterable[int]) -> None:

@@ -22,7 +22,7 @@ from blkd.virtio.blk import SECTOR_BYTES, BlkDevice, BlkParameters
 SOCKET_MODE: Final = 0o660  # the VMM's group may connect, nobody else
 ANNOUNCE_LIMIT: Final = 5.0  # seconds that a front end has to fetch a new size
 SIZE_PERIOD: Final = 1.0  # seconds between two looks at an image that may grow by other means
-DRAIN_LIMIT: Final = 30.0  # seconds to drain before an image shrinks
+DRAIN_LIMIT: Final = 30.0  # seconds to drain before an image shrinks or the export ends
 
 Announced = Literal["fetched", "not-connected", "pending"]
 
@@ -120,6 +120,8 @@ class Export:
         self._front_end: socket.socket | None = None
         self._ending = asyncio.Event()
         self._killed = False
+        self._paused = False  # on somebody's order
+        self._draining = False  # on our own, for a moment
         self._resizing = asyncio.Lock()
         self._resources = contextlib.ExitStack()
 
@@ -177,6 +179,10 @@ class Export:
                 watching.cancel()
                 if self._killed:
                     self._plane.leave()
+                with contextlib.suppress(DrainTimeout):
+                    # First of all: a front end that sees the connection close resumes from
+                    # the used index of that moment, which must not move any more.
+                    await self._plane.pause(DRAIN_LIMIT)
                 if self._connection is not None:
                     self._connection.close()
                 if self._serving is not None:
@@ -282,13 +288,14 @@ class Export:
 
     @contextlib.asynccontextmanager
     async def _drained(self) -> AsyncIterator[None]:
-        """Nothing in flight within; serving goes on afterwards unless it was paused before."""
-        was_paused = self._plane.paused
+        """Nothing in flight within; serving goes on afterwards unless it is paused anyway."""
+        self._draining = True
         try:
             await self._plane.pause(DRAIN_LIMIT)
             yield
         finally:
-            if not was_paused:
+            self._draining = False
+            if not self._paused:
                 await self._plane.resume()
 
     async def _take_size(self) -> None:
@@ -322,15 +329,18 @@ class Export:
 
     async def pause(self, deadline: float) -> PauseResult:
         """Fetch nothing more; wait up to `deadline` seconds for what is in flight."""
+        self._paused = True
         try:
             await self._plane.pause(deadline)
         except DrainTimeout as error:
             log.warning("pause incomplete", export=self.config.name, reason=str(error))
-        return PauseResult(paused=True, in_flight=self._plane.in_flight)
+        return PauseResult(paused=self._paused, in_flight=self._plane.in_flight)
 
     async def resume(self) -> None:
-        """Serve on: requests that waited are fetched now."""
-        await self._plane.resume()
+        """Serve on: requests that waited are fetched now, or once a shrink has drained."""
+        self._paused = False
+        if not self._draining:
+            await self._plane.resume()
 
     # ---- views ----
 
@@ -360,7 +370,7 @@ class Export:
     def _state(self) -> Literal["serving", "paused", "stopping"]:
         if self._ending.is_set():
             return "stopping"
-        return "paused" if self._plane.paused else "serving"
+        return "paused" if self._paused else "serving"
 
     def stats(self) -> ExportStats:
         """The counters now."""

@@ -12,7 +12,13 @@ class Mapping:
     size: int
     address: int
     def __init__(
-        self, fd: int, offset: int, size: int, guest_address: int, user_address: int
+        self,
+        fd: int,
+        offset: int,
+        size: int,
+        guest_address: int,
+        user_address: int,
+        page: int,
     ) -> None: ...
 
 class MemoryMap:

@@ -10,11 +10,11 @@ from mailbox cimport (
     CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_MEMORY, CMD_START, CMD_STOP, Command, stage_answer,
     take_command,
 )
-from notify cimport arm_kick, break_ring, call_driver, cancel
+from notify cimport arm_kick, call_driver, leave_call, leave_kick, lose_ring
 from requests cimport Vring, reset_requests
 from virtio_blk cimport BlkLimits
 from virtq cimport Desc
-from worker cimport TAG_CALL, TAG_KICK, Worker
+from worker cimport Worker
 
 cdef extern from "<errno.h>" nogil:
     enum:
@@ -45,7 +45,9 @@ cdef struct MemoryChange:
 
 
 cdef inline void place(Vring *r, const Placement *where) noexcept nogil:
-    """Point a ring at where it is mapped now."""
+    """Point a ring at where it is mapped now; one that was lost goes on."""
+    r.wants_look = r.lost or r.wants_look
+    r.lost = False
     r.vq.desc = where.desc
     r.vq.avail = where.avail
     r.vq.used = where.used
@@ -66,32 +68,34 @@ cdef inline int start_ring(Worker *w, Vring *r, const VringStart *how) noexcept 
     r.vq.next_used = r.vq.signalled = r.vq.used[1]
     reset_requests(r)
     r.started = r.wants_look = True
-    r.broken = r.call_again = False
+    r.broken = r.lost = False
     arm_kick(w, r)
+    if how.base or r.vq.next_used:
+        call_driver(w, r)       # whoever served it before may have died owing a call
     return 0
 
 
 cdef inline int set_memory(Worker *w, uint64_t ticket, const MemoryChange *change) noexcept nogil:
-    """Use another memory map from the next request on; rings outside it are broken.
+    """Use another memory map from the next request on; rings outside it wait for the next.
 
     Answered (LATER) when no request uses the old map; until then the old place of a
-    broken ring's used ring stays mapped too, so that its requests can end.
+    lost ring's used ring stays mapped too, so that its requests can end.
     """
     cdef uint32_t i
     cdef Vring *r
-    if w.old_view != NULL:
-        return -EBUSY
+    cdef MemoryView *old = w.view
     for i in range(w.count):
         r = &w.vrings[i]
         if r.started and change.places[i].desc != NULL:
             place(r, &change.places[i])
-        elif r.started and not r.broken:
-            break_ring(w, r, -EFAULT)
-    w.old_view = w.view
+        elif r.started and not r.lost:
+            lose_ring(w, r)
     w.view = change.view
-    if w.old_view == NULL:
+    if old == NULL:
         return 0
-    w.old_view.retired = ticket
+    old.retired = ticket
+    old.older = w.old_views
+    w.old_views = old
     return LATER
 
 
@@ -103,18 +107,14 @@ cdef inline int set_kick(Worker *w, Vring *r, uint64_t ticket, int fd) noexcept 
         return 0
     r.next_kick = fd
     r.kick_ticket = ticket
-    if not r.kick_cancelled:
-        r.kick_cancelled = True
-        cancel(w, r, TAG_KICK)
+    leave_kick(w, r)
     return LATER
 
 
 cdef inline void set_call(Worker *w, Vring *r, int fd) noexcept nogil:
     """Notify another call eventfd from now on, once at once: the old one may be unheard."""
+    leave_call(w, r)
     r.call = fd
-    if r.call_pending and not r.call_cancelled:
-        r.call_cancelled = True
-        cancel(w, r, TAG_CALL)
     if r.started:
         call_driver(w, r)
 
@@ -124,6 +124,15 @@ cdef inline int stop_ring(Vring *r, uint64_t ticket) noexcept nogil:
     if not r.started or r.stop_ticket:
         return -EBUSY
     r.stop_ticket = ticket
+    return LATER
+
+
+cdef inline int pause(Worker *w, uint64_t ticket) noexcept nogil:
+    """Fetch no more; `settle` answers once nothing is in flight: LATER, or -errno."""
+    if w.pause_ticket:
+        return -EBUSY
+    w.paused = True
+    w.pause_ticket = ticket
     return LATER
 
 
@@ -166,9 +175,7 @@ cdef inline int64_t apply(Worker *w, const Command *c) noexcept nogil:
     if c.kind == CMD_SET_LIMITS:
         w.limits = (<const BlkLimits *>c.data)[0]
     elif c.kind == CMD_PAUSE:
-        w.paused = True
-        w.pause_ticket = c.ticket
-        return LATER
+        return pause(w, c.ticket)
     elif c.kind == CMD_RESUME:
         resume(w)
     elif c.kind == CMD_QUIT:
@@ -181,7 +188,7 @@ cdef inline int64_t apply(Worker *w, const Command *c) noexcept nogil:
 cdef inline void take_commands(Worker *w) noexcept nogil:
     """Carry out what the control thread has posted."""
     cdef Command c
-    cdef inline int64_t result
+    cdef int64_t result
     while take_command(&w.mailbox, &c):
         result = apply(w, &c)
         if result != LATER:
@@ -189,21 +196,34 @@ cdef inline void take_commands(Worker *w) noexcept nogil:
 
 
 cdef inline void settle_stop(Worker *w, Vring *r) noexcept nogil:
-    """End a stopping ring once its requests, its kick poll and its calls are done."""
+    """End a stopping ring once its requests and its kick poll are done."""
     if r.in_flight:
         return
-    if r.kick_armed or r.call_pending:
-        if r.kick_armed and not r.kick_cancelled:
-            r.kick_cancelled = True
-            cancel(w, r, TAG_KICK)
-        if r.call_pending and not r.call_cancelled:
-            r.call_cancelled = True
-            cancel(w, r, TAG_CALL)
+    if r.kick_armed:
+        leave_kick(w, r)
         return
+    leave_call(w, r)
     stage_answer(&w.mailbox, r.stop_ticket, r.number, r.vq.next_avail)
     r.stop_ticket = 0
     r.started = False
     r.kick = r.call = -1
+
+
+cdef inline void settle_views(Worker *w) noexcept nogil:
+    """Let go of the memory maps that no request uses any more, the oldest first.
+
+    A ring may have moved on to a newer map while its requests hold an older one: what they
+    give back is written into the newer, so that must stay as long.
+    """
+    cdef MemoryView **oldest
+    while w.old_views != NULL:
+        oldest = &w.old_views
+        while oldest[0].older != NULL:
+            oldest = &oldest[0].older
+        if oldest[0].pins:
+            return
+        stage_answer(&w.mailbox, oldest[0].retired, 0, 0)
+        oldest[0] = NULL
 
 
 cdef inline void settle(Worker *w) noexcept nogil:
@@ -216,6 +236,4 @@ cdef inline void settle(Worker *w) noexcept nogil:
     if w.pause_ticket and in_flight == 0:
         stage_answer(&w.mailbox, w.pause_ticket, 0, 0)
         w.pause_ticket = 0
-    if w.old_view != NULL and w.old_view.pins == 0:
-        stage_answer(&w.mailbox, w.old_view.retired, 0, 0)
-        w.old_view = NULL
+    settle_views(w)

@@ -21,6 +21,7 @@ cdef struct MemoryView:
     const GuestMemory *memory   # control thread, before it is handed over
     uint64_t retired            # worker: the ticket to answer once unpinned, 0 while in use
     uint32_t pins               # worker: requests in flight on this map
+    MemoryView *older           # worker: the one retired before, if it still has pins
 
 
 cdef inline uint8_t *translate(

@@ -9,9 +9,11 @@ cdef extern from "<sys/mman.h>" nogil:
         MAP_NORESERVE
         MAP_PRIVATE
         MAP_SHARED
+        MADV_DONTDUMP
     void *MAP_FAILED
     void *mmap(void *at, size_t length, int protection, int flags, int fd, int64_t offset)
     int munmap(void *at, size_t length)
+    int madvise(void *at, size_t length, int advice)
 
 
 cdef void *reserve(size_t length) except NULL:
@@ -28,7 +30,8 @@ cdef void *reserve(size_t length) except NULL:
 cdef class Mapping:
     """One region of the front end's memory, mapped shared and writable until collected.
 
-    Mapped from the file's start, so that an offset that is no multiple of a huge page works.
+    Mapped from the file's start and up to a whole `page` of the file, so that an offset or a
+    size that is no multiple of a huge page can be mapped, and unmapped again.
 
     Raises:
         OSError: The kernel refuses the mapping.
@@ -36,17 +39,21 @@ cdef class Mapping:
 
     cdef void *base
     cdef size_t length
+    cdef uint64_t offset
     cdef readonly uint64_t guest_address, user_address, size
 
     def __init__(self, int fd, uint64_t offset, uint64_t size, uint64_t guest_address,
-                 uint64_t user_address):
+                 uint64_t user_address, uint64_t page):
+        cdef uint64_t length = (offset + size + page - 1) // page * page
         cdef void *base = mmap(
-            NULL, offset + size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0
+            NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0
         )
         if base == MAP_FAILED:
             raise OSError(errno, os.strerror(errno))
+        madvise(base, length, MADV_DONTDUMP)    # a guest's memory is not ours to dump
         self.base = base
-        self.length = offset + size
+        self.length = length
+        self.offset = offset
         self.size = size
         self.guest_address = guest_address
         self.user_address = user_address
@@ -54,7 +61,7 @@ cdef class Mapping:
     @property
     def address(self):
         """Where the region's first byte is mapped here."""
-        return <uint64_t>self.base + (self.length - self.size)
+        return <uint64_t>self.base + self.offset
 
     def __dealloc__(self):
         if self.base != NULL:

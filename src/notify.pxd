@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kicks, calls and errors: eventfds through io_uring, so that none can ever block a worker."""
 
+from libc.errno cimport ENXIO
 from libc.stdint cimport uint64_t
 
 from mailbox cimport stage_answer
@@ -8,7 +9,7 @@ from requests cimport Vring, bump
 from uring cimport (
     io_uring_prep_cancel64, io_uring_prep_poll_multishot, io_uring_prep_write, io_uring_sqe,
 )
-from worker cimport TAG_CALL, TAG_KICK, TAG_NOBODY, Worker, next_sqe, tagged
+from worker cimport TAG_ERROR, TAG_KICK, TAG_NOBODY, Worker, call_tag, next_sqe, tagged
 
 cdef extern from "<poll.h>" nogil:
     enum:
@@ -22,18 +23,18 @@ cdef inline void watch(Worker *w, int fd, void *owner, uint64_t tag) noexcept no
     sqe.user_data = tagged(owner, tag)
 
 
-cdef inline void cancel(Worker *w, void *owner, uint64_t tag) noexcept nogil:
+cdef inline void cancel(Worker *w, uint64_t user_data) noexcept nogil:
     """Have the kernel end what goes under this user_data; it completes all the same."""
     cdef io_uring_sqe *sqe = next_sqe(w)
-    io_uring_prep_cancel64(sqe, tagged(owner, tag), 0)
+    io_uring_prep_cancel64(sqe, user_data, 0)
     sqe.user_data = tagged(NULL, TAG_NOBODY)
 
 
-cdef inline void signal_eventfd(Worker *w, int fd, void *owner, uint64_t tag) noexcept nogil:
+cdef inline void signal_eventfd(Worker *w, int fd, uint64_t user_data) noexcept nogil:
     """Add one to an eventfd, through the kernel's queue: a full one never blocks us."""
     cdef io_uring_sqe *sqe = next_sqe(w)
     io_uring_prep_write(sqe, fd, &w.one, sizeof(w.one), 0)
-    sqe.user_data = tagged(owner, tag)
+    sqe.user_data = user_data
 
 
 cdef inline void call_driver(Worker *w, Vring *r) noexcept nogil:
@@ -45,16 +46,30 @@ cdef inline void call_driver(Worker *w, Vring *r) noexcept nogil:
         return
     r.call_pending = True
     bump(&r.counters.calls, 1)
-    signal_eventfd(w, r.call, r, TAG_CALL)
+    signal_eventfd(w, r.call, call_tag(r, r.call_round))
 
 
-cdef inline void end_call(Worker *w, Vring *r) noexcept nogil:
+cdef inline void end_call(Worker *w, Vring *r, uint64_t user_data) noexcept nogil:
     """A write to the call eventfd is done; do the one that came due meanwhile."""
-    r.call_pending = r.call_cancelled = False
+    if user_data != call_tag(r, r.call_round):
+        return                  # to an eventfd that is none of ours any more
+    r.call_pending = False
     if r.call_again:
         r.call_again = False
-        if not r.stop_ticket:
-            call_driver(w, r)
+        call_driver(w, r)
+
+
+cdef inline void leave_call(Worker *w, Vring *r) noexcept nogil:
+    """Have no more to do with the present call eventfd, which may never take our write.
+
+    A write under way is left to itself, since a blocking eventfd takes it a moment later;
+    only when the next one is left is it cancelled, so that no more than one can linger.
+    """
+    if r.call_orphaned:
+        cancel(w, call_tag(r, r.call_round - 1))
+    r.call_orphaned = r.call_pending
+    r.call_pending = r.call_again = False
+    r.call_round += 1
 
 
 cdef inline void arm_kick(Worker *w, Vring *r) noexcept nogil:
@@ -64,8 +79,39 @@ cdef inline void arm_kick(Worker *w, Vring *r) noexcept nogil:
         watch(w, r.kick, r, TAG_KICK)
 
 
-cdef inline void end_kick_poll(Worker *w, Vring *r) noexcept nogil:
+cdef inline void signal_error(Worker *w, Vring *r) noexcept nogil:
+    """Tell the front end that a ring stands still; once is enough while it has not heard."""
+    if r.error >= 0 and not r.error_pending:
+        r.error_pending = True
+        signal_eventfd(w, r.error, tagged(r, TAG_ERROR))
+
+
+cdef inline void break_ring(Worker *w, Vring *r, int reason) noexcept nogil:
+    """Stop fetching from a ring that the driver broke, and say so; the others go on."""
+    r.broken = True
+    signal_error(w, r)
+    stage_answer(&w.mailbox, 0, r.number, reason)
+
+
+cdef inline void lose_ring(Worker *w, Vring *r) noexcept nogil:
+    """Stop fetching from a ring whose memory was taken away, until it is mapped again."""
+    r.lost = True
+    signal_error(w, r)
+    stage_answer(&w.mailbox, 0, r.number, -ENXIO)
+
+
+cdef inline void leave_kick(Worker *w, Vring *r) noexcept nogil:
+    """End the poll of the kick eventfd; `end_kick_poll` follows."""
+    if not r.kick_cancelled:
+        r.kick_cancelled = True
+        cancel(w, tagged(r, TAG_KICK))
+
+
+cdef inline void end_kick_poll(Worker *w, Vring *r, int result) noexcept nogil:
     """The poll of the kick eventfd has ended: watch its successor, or the same again."""
+    if result < 0 and not r.kick_cancelled:
+        break_ring(w, r, result)        # it can never be heard again
+        r.kick = -1
     r.kick_armed = r.kick_cancelled = False
     if r.kick_ticket:
         r.kick = r.next_kick
@@ -73,11 +119,3 @@ cdef inline void end_kick_poll(Worker *w, Vring *r) noexcept nogil:
         r.kick_ticket = 0
         r.wants_look = True
     arm_kick(w, r)
-
-
-cdef inline void break_ring(Worker *w, Vring *r, int reason) noexcept nogil:
-    """Stop fetching from a ring that the driver broke, and say so; the others go on."""
-    r.broken = True
-    if r.error >= 0:
-        signal_eventfd(w, r.error, NULL, TAG_NOBODY)
-    stage_answer(&w.mailbox, 0, r.number, reason)

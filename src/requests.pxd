@@ -22,6 +22,13 @@ cdef enum:
     CACHE_LINE = 64
 
 
+cdef enum Step:
+    STEP_TRANSFER               # data between the file and the guest
+    STEP_RANGE                  # fallocate, for DISCARD and WRITE_ZEROES
+    STEP_ZEROES                 # zeroes written where fallocate cannot do it
+    STEP_SYNC                   # all that came before made durable
+
+
 cdef struct Counters:
     uint64_t reads              # requests answered, by type, whatever their status
     uint64_t writes
@@ -52,11 +59,9 @@ cdef struct Request:
     uint32_t ranges_left        # the present one included
     uint32_t written            # data bytes given to the guest
     uint32_t type               # virtio-blk's
-    uint32_t submitted          # bytes asked of the kernel in the present step
     uint16_t head
     OperationKind kind
-    bint zeroing                # WRITE_ZEROES by writing, as the file cannot do it
-    bint syncing                # the last step: make it durable
+    Step step                   # what the kernel is doing
     iovec few[FEW_IOVECS]
 
 
@@ -79,12 +84,15 @@ cdef struct Vring:
     bint started
     bint enabled
     bint broken                 # by the guest; serves again after stop and start
+    bint lost                   # its memory was taken away; serves again once it is back
     bint wants_look             # the avail ring may hold more
     bint kick_armed             # a poll is in the kernel
     bint kick_cancelled
     bint call_pending           # a write to `call` is in the kernel
     bint call_again             # ... and one more is due
-    bint call_cancelled
+    bint call_orphaned          # a write of the round before may still be in the kernel
+    uint16_t call_round         # which eventfd `call` is, counting; answers of others are stale
+    bint error_pending          # a write to `error` is in the kernel
     Counters counters
 
 
@@ -150,7 +158,6 @@ cdef inline Request *take_request(
     q.left = q.length = op.length
     q.written = op.written
     q.bounce = NULL
-    q.zeroing = q.syncing = False
     q.range = r.ranges + <size_t>number * MAX_RANGES
     q.ranges_left = <uint32_t>op.length
     q.iov = &q.few[0]
@@ -172,13 +179,21 @@ cdef inline void give_request_back(Request *q) noexcept nogil:
     q.pinned.pins -= 1
 
 
-cdef inline bint misaligned(const Request *q, uint32_t mask) noexcept nogil:
-    """Whether some buffer is not fit for direct I/O as it stands."""
-    cdef size_t bits = 0
+cdef inline bint misaligned(
+    const Request *q, uint32_t memory_mask, uint32_t block_mask
+) noexcept nogil:
+    """Whether some buffer is not fit for direct I/O as it stands.
+
+    Up to Linux 6.17 each buffer has to be whole blocks, not just all of them together.
+    """
+    cdef size_t addresses = 0, lengths = 0
     cdef uint32_t i
+    if memory_mask == 0:
+        return False            # not direct at all
     for i in range(q.iov_count):
-        bits |= <size_t>q.iov[i].iov_base | q.iov[i].iov_len
-    return (bits & mask) != 0
+        addresses |= <size_t>q.iov[i].iov_base
+        lengths |= q.iov[i].iov_len
+    return (addresses & memory_mask) != 0 or (lengths & block_mask) != 0
 
 
 cdef inline void advance(Request *q, uint64_t n) noexcept nogil:

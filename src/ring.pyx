@@ -26,7 +26,7 @@ from uring cimport (
     IORING_SETUP_CQSIZE, IORING_SETUP_DEFER_TASKRUN, IORING_SETUP_SINGLE_ISSUER, io_uring,
     io_uring_cq_advance, io_uring_cqe, io_uring_free_probe, io_uring_get_probe_ring,
     io_uring_opcode_supported, io_uring_params, io_uring_peek_batch_cqe, io_uring_probe,
-    io_uring_queue_exit, io_uring_queue_init_params, io_uring_submit,
+    io_uring_queue_exit, io_uring_queue_init_params, io_uring_sq_ready, io_uring_submit,
     io_uring_submit_and_get_events, io_uring_submit_and_wait, iovec,
 )
 from virtio_blk cimport MAX_RANGES, OP_ANSWER, BlkLimits, Operation, parse_request
@@ -34,7 +34,7 @@ from virtq cimport (
     Desc, Segment, next_chain, publish, rearm_kicks, suppress_kicks, walk_chain,
 )
 from worker cimport (
-    BOUNCE_BUFFERS, BOUNCE_BYTES, TAG_CALL, TAG_KICK, TAG_MAILBOX, TAG_REQUEST,
+    BOUNCE_BUFFERS, BOUNCE_BYTES, TAG_CALL, TAG_ERROR, TAG_KICK, TAG_MAILBOX, TAG_REQUEST,
     Worker as WorkerState, ZERO_BYTES, pointer_of, tag_of,
 )
 
@@ -49,7 +49,7 @@ cdef enum:
 
 cdef inline bint served(const WorkerState *w, const Vring *r) noexcept nogil:
     """Whether new chains may be fetched from a ring."""
-    return r.started and r.enabled and not (r.broken or r.stop_ticket or w.paused)
+    return r.started and r.enabled and not (r.broken or r.lost or r.stop_ticket or w.paused)
 
 
 cdef int begin(WorkerState *w, Vring *r, uint16_t head) noexcept nogil:
@@ -70,6 +70,16 @@ cdef int begin(WorkerState *w, Vring *r, uint16_t head) noexcept nogil:
     return 0
 
 
+cdef int next_or_rearm(Vring *r, uint16_t *head) noexcept nogil:
+    """The next chain's head: 1, or 0 once there is none and the driver will kick, or -errno."""
+    cdef int rc = next_chain(&r.vq, head)
+    if rc == 0:
+        r.wants_look = rearm_kicks(&r.vq)
+        if r.wants_look:
+            rc = next_chain(&r.vq, head)
+    return rc
+
+
 cdef void fetch(WorkerState *w, Vring *r) noexcept nogil:
     """Start what the driver has made available, as far as requests are free."""
     cdef uint16_t head
@@ -77,12 +87,9 @@ cdef void fetch(WorkerState *w, Vring *r) noexcept nogil:
     cdef int rc
     suppress_kicks(&r.vq)
     while r.free_count and budget:
-        rc = next_chain(&r.vq, &head)
+        rc = next_or_rearm(r, &head)
         if rc == 0:
-            r.wants_look = rearm_kicks(&r.vq)
-            if not r.wants_look:
-                return
-            continue
+            return
         if rc > 0:
             rc = begin(w, r, head)
         if rc < 0:
@@ -131,9 +138,11 @@ cdef void dispatch(WorkerState *w, const io_uring_cqe *cqe) noexcept nogil:
         r.wants_look = True
         bump(&r.counters.kicks, 1)
         if not cqe.flags & IORING_CQE_F_MORE:
-            end_kick_poll(w, r)
+            end_kick_poll(w, r, cqe.res)
     elif tag == TAG_CALL:
-        end_call(w, <Vring *>pointer_of(cqe.user_data))
+        end_call(w, <Vring *>pointer_of(cqe.user_data), cqe.user_data)
+    elif tag == TAG_ERROR:
+        (<Vring *>pointer_of(cqe.user_data)).error_pending = False
     elif tag == TAG_MAILBOX and not cqe.flags & IORING_CQE_F_MORE:
         watch(w, w.mailbox.commands_fd, w, TAG_MAILBOX)
 
@@ -165,8 +174,11 @@ cdef int turn(WorkerState *w, bint *more) noexcept nogil:
     more[0] = serve_rings(w)
     settle(w)
     if w.mailbox.staged != w.mailbox.delivered:
-        io_uring_submit(&w.uring)   # no answer may overtake a call or the use of a descriptor
-        deliver(&w.mailbox)
+        # No answer may overtake a call or the use of a descriptor.
+        if io_uring_submit(&w.uring) >= 0 and io_uring_sq_ready(&w.uring) == 0:
+            deliver(&w.mailbox)
+        else:
+            more[0] = True
     return 0
 
 
@@ -194,7 +206,12 @@ cdef extern from "<signal.h>" nogil:
         pass
     enum:
         SIG_BLOCK
+        SIGBUS
+        SIGFPE
+        SIGILL
+        SIGSEGV
     int sigfillset(sigset_t *signals)
+    int sigdelset(sigset_t *signals, int number)
     int pthread_sigmask(int how, const sigset_t *signals, sigset_t *old)
 
 cdef extern from "<sys/prctl.h>" nogil:
@@ -291,6 +308,8 @@ cdef class Worker:
         cdef sigset_t signals
         cdef bytes title = name.encode()
         sigfillset(&signals)
+        for fault in (SIGBUS, SIGFPE, SIGILL, SIGSEGV):
+            sigdelset(&signals, fault)      # this thread's own, and not to be put off
         pthread_sigmask(SIG_BLOCK, &signals, NULL)
         prctl(PR_SET_NAME, title)
         with nogil:
@@ -345,12 +364,13 @@ cdef class Worker:
         """
         cdef MemoryChange change
         cdef View view = None if map is None else View(map)
-        old, self.view = self.view, view
         memset(&change, 0, sizeof(change))
         change.view = NULL if view is None else &view.state
         for i, where in enumerate(places):
             change.places[i] = placement(where)
-        return self.post(CMD_SET_MEMORY, 0, 0, (<char *>&change)[:sizeof(change)], old)
+        ticket = self.post(CMD_SET_MEMORY, 0, 0, (<char *>&change)[:sizeof(change)], self.view)
+        self.view = view        # the old one is kept under the ticket until the answer
+        return ticket
 
     def set_limits(self, *, int fd, uint64_t capacity, uint32_t block_size,
                    uint32_t memory_alignment, uint32_t max_discard_sectors,
@@ -431,8 +451,9 @@ cdef class Worker:
             raise IndexError(f"ring {ring} of {self.state.count}")
         r = &self.state.vrings[ring]
         return {
-            "started": bool(r.started), "enabled": bool(r.enabled), "broken": bool(r.broken),
-            "size": r.vq.size, "in_flight": r.in_flight, "next_avail": r.vq.next_avail,
+            "started": bool(r.started), "enabled": bool(r.enabled),
+            "broken": bool(r.broken or r.lost), "size": r.vq.size,
+            "in_flight": r.in_flight, "next_avail": r.vq.next_avail,
         }
 
 

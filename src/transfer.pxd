@@ -5,7 +5,8 @@ from libc.errno cimport EAGAIN, EINTR, EOPNOTSUPP
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from requests cimport (
-    Request, Vring, advance, copy_bounced, count_answer, give_request_back, misaligned,
+    STEP_RANGE, STEP_SYNC, STEP_TRANSFER, STEP_ZEROES, Request, Step, Vring, advance,
+    copy_bounced, count_answer, give_request_back, misaligned,
 )
 from uring cimport (
     IORING_FSYNC_DATASYNC, RWF_DSYNC, io_uring_prep_fallocate, io_uring_prep_fsync,
@@ -69,12 +70,12 @@ cdef inline bint take_bounce(Worker *w, Request *q) noexcept nogil:
 
 cdef inline void submit_bounced(Worker *w, Request *q, io_uring_sqe *sqe) noexcept nogil:
     """Move the next piece through the bounce buffer."""
-    q.submitted = <uint32_t>min(q.left, <uint64_t>BOUNCE_BYTES)
+    cdef uint32_t piece = <uint32_t>min(q.left, <uint64_t>BOUNCE_BYTES)
     if q.kind == OP_READ:
-        io_uring_prep_read(sqe, w.limits.fd, q.bounce, q.submitted, q.offset)
+        io_uring_prep_read(sqe, w.limits.fd, q.bounce, piece, q.offset)
     else:
-        copy_bounced(q, q.submitted, False)
-        io_uring_prep_write(sqe, w.limits.fd, q.bounce, q.submitted, q.offset)
+        copy_bounced(q, piece, False)
+        io_uring_prep_write(sqe, w.limits.fd, q.bounce, piece, q.offset)
 
 
 cdef inline void submit_direct(Worker *w, Request *q, io_uring_sqe *sqe) noexcept nogil:
@@ -101,23 +102,22 @@ cdef inline void submit_transfer(Worker *w, Request *q) noexcept nogil:
         submit_direct(w, q, sqe)
     if q.kind == OP_WRITE and w.limits.write_through:
         sqe.rw_flags = RWF_DSYNC
-    sqe.user_data = tagged(q, TAG_REQUEST)
+    sent(q, STEP_TRANSFER, sqe)
 
 
 cdef inline void submit_sync(Worker *w, Request *q) noexcept nogil:
     """Make durable all that was completed before (virtio 1.3, 5.2.6.2)."""
     cdef io_uring_sqe *sqe = next_sqe(w)
-    q.syncing = True
     io_uring_prep_fsync(sqe, w.limits.fd, IORING_FSYNC_DATASYNC)
-    sqe.user_data = tagged(q, TAG_REQUEST)
+    sent(q, STEP_SYNC, sqe)
 
 
 cdef inline void submit_zeroes(Worker *w, Request *q) noexcept nogil:
     """Write the next piece of a range full of zeroes."""
     cdef io_uring_sqe *sqe = next_sqe(w)
-    q.submitted = <uint32_t>min(q.left, <uint64_t>ZERO_BYTES)
-    io_uring_prep_write(sqe, w.limits.fd, w.zeros, q.submitted, q.offset)
-    sqe.user_data = tagged(q, TAG_REQUEST)
+    cdef uint32_t piece = <uint32_t>min(q.left, <uint64_t>ZERO_BYTES)
+    io_uring_prep_write(sqe, w.limits.fd, w.zeros, piece, q.offset)
+    sent(q, STEP_ZEROES, sqe)
 
 
 cdef inline void submit_range(Worker *w, Request *q) noexcept nogil:
@@ -135,25 +135,26 @@ cdef inline void submit_range(Worker *w, Request *q) noexcept nogil:
         return
     q.offset = q.range.sector << SECTOR_SHIFT
     q.left = <uint64_t>q.range.sectors << SECTOR_SHIFT
-    q.zeroing = False
     if q.kind == OP_DISCARD or q.range.flags & RANGE_F_UNMAP:
         mode = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
     sqe = next_sqe(w)
     io_uring_prep_fallocate(sqe, w.limits.fd, mode, q.offset, q.left)
+    sent(q, STEP_RANGE, sqe)
+
+
+cdef inline void sent(Request *q, Step step, io_uring_sqe *sqe) noexcept nogil:
+    """Remember which step of a request an entry is, and whose."""
+    q.step = step
     sqe.user_data = tagged(q, TAG_REQUEST)
-
-
-cdef inline void end_range(Worker *w, Request *q) noexcept nogil:
-    """Go on behind a range that is done."""
-    q.range += 1
-    q.ranges_left -= 1
-    submit_range(w, q)
 
 
 cdef inline void submit(Worker *w, Request *q) noexcept nogil:
     """Start a request's first step."""
     if q.kind == OP_READ or q.kind == OP_WRITE:
-        if not misaligned(q, w.limits.memory_mask) or take_bounce(w, q):
+        if (
+            not misaligned(q, w.limits.memory_mask, w.limits.block_mask)
+            or take_bounce(w, q)
+        ):
             submit_transfer(w, q)
     elif q.kind == OP_FLUSH:
         submit_sync(w, q)
@@ -163,21 +164,18 @@ cdef inline void submit(Worker *w, Request *q) noexcept nogil:
 
 cdef inline void repeat_step(Worker *w, Request *q) noexcept nogil:
     """Ask again for a step that the kernel gave up without having done anything."""
-    if q.syncing:
-        submit_sync(w, q)
-    elif q.kind == OP_READ or q.kind == OP_WRITE:
+    if q.step == STEP_TRANSFER:
         submit_transfer(w, q)
-    elif q.zeroing:
+    elif q.step == STEP_RANGE:
+        submit_range(w, q)
+    elif q.step == STEP_ZEROES:
         submit_zeroes(w, q)
     else:
-        submit_range(w, q)
+        submit_sync(w, q)
 
 
-cdef inline void complete_transfer(Worker *w, Request *q, int32_t n) noexcept nogil:
+cdef inline void complete_transfer(Worker *w, Request *q, uint32_t n) noexcept nogil:
     """Account `n` bytes moved; a short transfer goes on where it stopped."""
-    if n == 0:
-        end_request(w, q, BLK_S_IOERR)      # the file ends before the disk does
-        return
     if q.kind == OP_READ:
         if q.bounce != NULL:
             copy_bounced(q, n, True)
@@ -189,33 +187,39 @@ cdef inline void complete_transfer(Worker *w, Request *q, int32_t n) noexcept no
         end_request(w, q, BLK_S_OK)
 
 
-cdef inline void complete_range(Worker *w, Request *q, int32_t result) noexcept nogil:
-    """Go on after fallocate or a piece of zeroes; what a file cannot do is done for it."""
-    if q.zeroing:
-        q.offset += result
-        q.left -= result
-        if q.left:
-            submit_zeroes(w, q)
-        else:
-            end_range(w, q)
-    elif result == -EOPNOTSUPP and q.kind != OP_DISCARD:
-        q.zeroing = True
+cdef inline void complete_zeroes(Worker *w, Request *q, uint32_t n) noexcept nogil:
+    """Account `n` bytes zeroed of a range."""
+    q.offset += n
+    q.left -= n
+    if q.left:
         submit_zeroes(w, q)
     else:
-        end_range(w, q)         # a discard is only advice (5.2.6.2)
+        complete_range(w, q, 0)
+
+
+cdef inline void complete_range(Worker *w, Request *q, int32_t result) noexcept nogil:
+    """Go on behind a range; what the file cannot do is done for it, or was only advice."""
+    if result == -EOPNOTSUPP and q.kind != OP_DISCARD:
+        submit_zeroes(w, q)
+    elif result < 0 and result != -EOPNOTSUPP:
+        end_request(w, q, BLK_S_IOERR)
+    else:
+        q.range += 1
+        q.ranges_left -= 1
+        submit_range(w, q)
 
 
 cdef inline void complete(Worker *w, Request *q, int32_t result) noexcept nogil:
     """Take the result of a request's present step: the next step, or the answer."""
     if result == -EINTR or result == -EAGAIN:
         repeat_step(w, q)
-    elif q.kind > OP_FLUSH and result == -EOPNOTSUPP and not (q.zeroing or q.syncing):
+    elif q.step == STEP_RANGE:
         complete_range(w, q, result)
-    elif result < 0 or (q.zeroing and result == 0 and not q.syncing):
-        end_request(w, q, BLK_S_IOERR)
-    elif q.syncing:
-        end_request(w, q, BLK_S_OK)
-    elif q.kind == OP_READ or q.kind == OP_WRITE:
+    elif q.step == STEP_SYNC:
+        end_request(w, q, BLK_S_OK if result == 0 else BLK_S_IOERR)
+    elif result <= 0:
+        end_request(w, q, BLK_S_IOERR)      # 0: the file ends before the disk does
+    elif q.step == STEP_TRANSFER:
         complete_transfer(w, q, result)
     else:
-        complete_range(w, q, result)
+        complete_zeroes(w, q, result)

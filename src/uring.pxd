@@ -61,6 +61,7 @@ cdef extern from "<liburing.h>" nogil:
     void io_uring_queue_exit(io_uring *ring)
     io_uring_sqe *io_uring_get_sqe(io_uring *ring)
     int io_uring_submit(io_uring *ring)
+    unsigned io_uring_sq_ready(const io_uring *ring)
     int io_uring_submit_and_wait(io_uring *ring, unsigned wait_for)
     int io_uring_submit_and_get_events(io_uring *ring)
     unsigned io_uring_peek_batch_cqe(io_uring *ring, io_uring_cqe **cqes, unsigned count)

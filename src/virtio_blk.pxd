@@ -179,37 +179,50 @@ cdef inline void check_ranges(
             return
 
 
-cdef inline int parse_request(
-    const BlkLimits *dev, Segment *segments, uint32_t count, Operation *op, BlkRange *ranges
+cdef inline int take_frame(
+    Segment *segments, uint32_t count, BlkHeader *header, Operation *op, uint32_t *writable
 ) noexcept nogil:
-    """Turn a chain's segments into `op`: 0, or -EINVAL if it cannot even be answered.
+    """Cut header and status off a chain: 0, or -EINVAL if it cannot even be answered.
 
     Framing is free (virtio 1.3, 2.6.4): the header is the first 16 readable bytes and the
-    status the last writable one, however they are cut.  `segments` is used up.
+    status the last writable one, however they are cut.  `op.data` becomes the readable
+    rest; the writable one, of `writable` segments, stands right behind it.
     """
-    cdef BlkHeader header
-    cdef uint32_t readable = 0, writable, i
-    cdef Segment *data = segments
+    cdef uint32_t readable = 0, i
     while readable < count and not segments[readable].device_writes:
         readable += 1
-    writable = count - readable
     for i in range(readable, count):
         if not segments[i].device_writes:
             return -EINVAL      # readable after writable (2.6.4.2)
-    if writable == 0:
+    if readable == count:
         return -EINVAL          # nowhere to put the status
-    if take_bytes(&data, &readable, <uint8_t *>&header, sizeof(header)) < sizeof(header):
+    writable[0] = count - readable
+    op.data, op.data_count = segments, readable
+    if take_bytes(&op.data, &op.data_count, <uint8_t *>header, sizeof(BlkHeader)) < sizeof(
+        BlkHeader
+    ):
         return -EINVAL
     segments[count - 1].len -= 1
     op.status_byte = segments[count - 1].base + segments[count - 1].len
     if segments[count - 1].len == 0:
-        writable -= 1
+        writable[0] -= 1
+    return 0
+
+
+cdef inline int parse_request(
+    const BlkLimits *dev, Segment *segments, uint32_t count, Operation *op, BlkRange *ranges
+) noexcept nogil:
+    """Turn a chain's segments, which are used up, into `op`: 0, or -EINVAL as `take_frame`."""
+    cdef BlkHeader header
+    cdef uint32_t writable = 0
+    cdef int rc = take_frame(segments, count, &header, op, &writable)
+    if rc < 0:
+        return rc
     op.type = header.type
     op.length = op.offset = op.written = 0
-    op.data, op.data_count = data, readable
     if header.type == BLK_T_IN:
         op.kind = OP_READ
-        op.data, op.data_count = data + readable, writable
+        op.data, op.data_count = op.data + op.data_count, writable
         check_transfer(dev, header.sector, op)
     elif header.type == BLK_T_OUT:
         op.kind = OP_WRITE
@@ -221,7 +234,7 @@ cdef inline int parse_request(
         check_ranges(dev, op, ranges)
     elif header.type == BLK_T_GET_ID:
         answer(op, BLK_S_OK)
-        op.written = give_bytes(data + readable, writable, dev.serial, ID_BYTES)
+        op.written = give_bytes(op.data + op.data_count, writable, dev.serial, ID_BYTES)
     else:
         answer(op, BLK_S_UNSUPP)
     return 0

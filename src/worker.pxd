@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One worker: its io_uring, its rings and the buffers they share."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from guestmem cimport MemoryView
 from mailbox cimport Mailbox
@@ -16,20 +16,23 @@ cdef enum:
     BOUNCE_BYTES = 1 << 17
     ZERO_BYTES = 1 << 20        # of the buffer that zeroes are written from
 
-    # What a completion is for: the low bits of its user_data, a pointer above them.
+    # What a completion is for: the low bits of its user_data, a pointer above them, and in
+    # the upper 16, which no pointer of this process uses, the round of a call.
     TAG_REQUEST = 0
     TAG_KICK = 1
     TAG_CALL = 2
     TAG_MAILBOX = 3
-    TAG_NOBODY = 4
+    TAG_ERROR = 4
+    TAG_NOBODY = 5
     TAG_MASK = 7
+    ROUND_SHIFT = 48
 
 
 cdef struct Worker:
     io_uring uring              # worker thread only, made and ended there
     BlkLimits limits            # worker, replaced by CMD_SET_LIMITS
     MemoryView *view            # worker; the map that new requests use
-    MemoryView *old_view        # worker; waits for its pins, or NULL
+    MemoryView *old_views       # worker; wait for their pins, the latest first
     Vring *vrings               # `count` of them
     Segment *segments           # scratch for one chain
     uint32_t segment_room
@@ -42,10 +45,8 @@ cdef struct Worker:
     uint8_t *zeros              # ZERO_BYTES, never written
     uint64_t one                # what is written to eventfds
     uint64_t pause_ticket       # CMD_PAUSE to be answered, or 0
-    uint64_t quit_ticket
     bint paused
     bint quit
-    bint mailbox_armed
     Mailbox mailbox             # see its fields
 
 
@@ -68,4 +69,9 @@ cdef inline uint64_t tag_of(uint64_t user_data) noexcept nogil:
 
 
 cdef inline void *pointer_of(uint64_t user_data) noexcept nogil:
-    return <void *>(user_data & ~<uint64_t>TAG_MASK)
+    return <void *>(user_data & ((<uint64_t>1 << ROUND_SHIFT) - 1 - TAG_MASK))
+
+
+cdef inline uint64_t call_tag(const Vring *r, uint16_t round) noexcept nogil:
+    """The user_data of a write to a ring's call eventfd; each eventfd has its own round."""
+    return tagged(r, TAG_CALL) | <uint64_t>round << ROUND_SHIFT

@@ -56,7 +56,7 @@ def test_rings_of_every_size_carry_many_times_their_length(serve, path, size, ev
         assert all(done.status == OK and done.written == 1 for done in disk.wait(*heads))
     written = path.read_bytes()
     for sector in range(turn):
-        assert written[sector * 512 :][:4] == sector.to_bytes(4, "little")
+        assert written[sector * 512 : sector * 512 + 4] == sector.to_bytes(4, "little")
 
 
 def test_all_of_64_queues_serve_side_by_side(serve):

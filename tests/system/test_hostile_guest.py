@@ -178,6 +178,63 @@ def test_a_ring_whose_memory_is_taken_away_breaks_and_the_other_goes_on(daemon):
         assert healthy.read(0, 512)[0] == OK
 
 
+def test_a_ring_goes_on_when_its_memory_comes_back(daemon, disks):
+    """QEMU removes a region and adds it again when the memory layout changes around it."""
+    disk, _ = disks
+    region = disk.memory.regions[0]
+    disk.front_end.remove_region(region)
+    assert daemon.call("show")["broken_rings"] == [0, 1]
+    disk.front_end.add_region(region)
+    assert disk.read(0, 512)[0] == OK
+    assert daemon.call("show")["broken_rings"] == []
+
+
+def test_a_ring_that_starts_again_calls_its_driver_once(disks):
+    """Whoever served it before may have died between the used index and the call."""
+    disk, _ = disks
+    front_end, ring = disk.front_end, disk.ring
+    front_end.ring_fd(Request.SET_VRING_CALL, 0, None)
+    disk.submit(IN, 0, size=512)
+    while ring.used_idx < 1:
+        os.sched_yield()
+    front_end.stop_ring(0)
+    assert not ring.called(0)
+    front_end.start_ring(0, ring=ring)
+    assert ring.called(5)
+
+
+def test_huge_pages_are_given_back_when_the_front_end_leaves(daemon):
+    pool = Path("/proc/sys/vm/nr_hugepages")
+    before = pool.read_text()
+    pool.write_text("4")
+    try:
+        with FrontEnd.connect(daemon.socket) as front_end:
+            front_end.negotiate()
+            memory = os.memfd_create("huge", os.MFD_HUGETLB)
+            os.ftruncate(memory, 4 << 20)
+            for start, end in ((0, 0xA0000), (0xC0000, 4 << 20)):  # as QEMU cuts low memory
+                region = struct.pack("=QQQQQ", 0, start, end - start, 1 << 40 | start, start)
+                assert front_end.ack(Request.ADD_MEM_REG, region, [memory]) == 0
+            os.close(memory)
+            assert mappings(daemon) == 2
+        daemon.wait_for("front_end", None)
+        assert mappings(daemon) == 0
+    finally:
+        pool.write_text(before)
+
+
+def test_a_kill_ends_it_at_once_whatever_the_front_end_still_sends(daemon):
+    with FrontEnd.connect(daemon.socket) as front_end:
+        front_end.negotiate()
+        call = os.eventfd(0)
+        for index in [0, 1] * 200:
+            payload = struct.pack("=Q", index)
+            front_end.send(Request.SET_VRING_CALL, payload, [call])
+        daemon.call("kill")
+        os.close(call)
+        assert daemon.end(None) == 0
+
+
 @pytest.mark.parametrize("flags", [0, os.EFD_NONBLOCK], ids=["blocking", "non-blocking"])
 def test_a_full_call_eventfd_never_blocks_a_worker(daemon, disks, flags):
     full, _ = disks

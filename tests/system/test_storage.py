@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -225,6 +226,48 @@ def test_a_stuck_disk_does_not_keep_the_process_from_ending(xfs, serve, frozen):
     assert daemon.process.wait(5) == 0
 
 
+@pytest.fixture
+def shrinking(xfs, serve, frozen):
+    """A shrink that waits for two writes beyond the new end: what to call to let them go on."""
+    path = image(xfs / "disk.img", 4 * MIB)
+    daemon, front_end = serve(path)
+    disk = front_end.disk()
+    thaw = frozen()
+    heads = [disk.submit(OUT, 4096 + n * 8, b"w" * 4096) for n in range(2)]
+    while daemon.call("show")["in_flight"] < 2:
+        pass
+    with ThreadPoolExecutor(1) as executor:
+        resized = executor.submit(daemon.call, "resize", "1M", "--force")
+
+        def go_on():
+            thaw()
+            assert resized.result(10)["size"] == MIB
+            assert [done.status for done in disk.wait(*heads)] == [OK] * 2
+            return path.stat().st_size, disk
+
+        yield daemon, go_on
+
+
+def test_a_resume_does_not_let_a_shrink_overtake_requests(shrinking):
+    daemon, go_on = shrinking
+    daemon.call("resume")
+    size, disk = go_on()
+    assert size == MIB
+    assert disk.read(0, 4096)[0] == OK
+
+
+def test_a_pause_outlives_a_shrink(shrinking):
+    daemon, go_on = shrinking
+    assert daemon.call("pause", "--deadline", "0.1") == {"paused": True, "in_flight": 2}
+    _, disk = go_on()
+    assert daemon.call("show")["state"] == "paused"
+    head = disk.submit(IN, 0, size=4096)
+    with pytest.raises(TimeoutError):
+        disk.wait(head, timeout=0.2)
+    daemon.call("resume")
+    assert disk.wait(head)[0].status == OK
+
+
 def test_shrinking_drains_first_and_refuses_what_is_beyond(serve, tmp_path):
     path = image(tmp_path / "disk.img", 4 * MIB)
     daemon, front_end = serve(path)
@@ -262,6 +305,8 @@ def test_sigterm_completes_what_is_in_flight(xfs, serve, frozen):
         pass
     daemon.process.send_signal(signal.SIGTERM)
     daemon.wait_for("state", "stopping")
+    # A front end that saw the connection close would resume from the used index as it is now.
+    assert not front_end.wait_closed(0.3)
     thaw()
     assert [done.status for done in disk.wait(*heads)] == [OK] * 3
     assert daemon.end(None) == 0

@@ -25,11 +25,13 @@ from demo.process import kill, spawn
 QEMU = "qemu-system-x86_64"
 MEMORY = "512M"
 KERNEL_ARGUMENTS = "console=ttyS0 loglevel=7 log_buf_len=4M panic=-1"
-BOOT_LIMIT = 60.0
+BOOT_LIMIT = 40.0
 KVM_PROBE_LIMIT = 10.0
 """A guest boots under KVM in about a second; under one that hangs in the BIOS it never does."""
 RECONNECT_MS_SINCE = (9, 2)
 """QEMU took `reconnect-ms` then, and later dropped `reconnect`, which is in seconds."""
+INIT_STARTS = "Run /init as init process"
+"""What the kernel logs when its own start is over, before it loads a driver of ours."""
 LOG_LEVEL_ERR = 3
 """The kernel's KERN_ERR: a line of this level or a lower one reports an error."""
 LOG_TAIL = 30  # lines shown when the guest fails
@@ -42,6 +44,10 @@ class Disk:
     socket: Path
     queues: int = 4
     queue_size: int = 256
+
+
+class KernelHangs(GuestError):
+    """The guest's kernel started and then came to a halt before it had to do with a disk."""
 
 
 class CommandFailed(GuestError):
@@ -81,7 +87,9 @@ class Guest:
             async with asyncio.timeout(limit):
                 self.kernel = await self._agent.ready
         except (TimeoutError, GuestError) as error:
-            raise GuestError(f"the guest has not booted in {limit} s\n{self._tail()}") from error
+            log = (self._logs / "serial").read_text(errors="replace")
+            kind = KernelHangs if log and INIT_STARTS not in log else GuestError
+            raise kind(f"the guest has not booted in {limit} s\n{self._tail()}") from error
 
     async def reboot(self) -> None:
         """Reset the machine; returns when it runs scripts again."""
@@ -111,10 +119,13 @@ class Guest:
         return out.split()[0]
 
     async def kernel_errors(self) -> list[str]:
-        """Every line of level "err" or worse in the kernel's log."""
-        log = await self.run("dmesg -r")
+        """Every line of level "err" or worse in the kernel's log since init was started.
+
+        Before that no driver is loaded, and the kernel complains of emulated clocks.
+        """
+        _, found, log = (await self.run("dmesg -r")).partition(INIT_STARTS)
+        assert found, "the log is kept from the beginning"
         lines = re.findall(r"^<(\d+)>(.*)$", log, re.MULTILINE)
-        assert lines, "the kernel's log cannot be empty"
         return [text for level, text in lines if int(level) & 7 <= LOG_LEVEL_ERR]
 
     def _tail(self) -> str:
@@ -143,7 +154,7 @@ class Machine:
         machine = cls(kernel, build(kernel), await ask_version(), "kvm")
         if os.access("/dev/kvm", os.R_OK | os.W_OK):
             with contextlib.suppress(GuestError):
-                async with machine.boot(limit=KVM_PROBE_LIMIT):
+                async with machine._boot((), 1, KVM_PROBE_LIMIT):
                     return machine
         return replace(machine, accelerator="tcg")
 
@@ -151,7 +162,20 @@ class Machine:
     async def boot(
         self, *disks: Disk, cpus: int = 4, limit: float = BOOT_LIMIT
     ) -> AsyncIterator[Guest]:
-        """A guest that has booted; at the end QEMU is killed if it still runs."""
+        """A guest that has booted; at the end QEMU is killed if it still runs.
+
+        Under TCG of QEMU 7.2 a kernel was seen to hang in its own start, some hundred boots
+        apart, before any driver was loaded: only such a boot is tried a second time.
+        """
+        async with contextlib.AsyncExitStack() as running:
+            try:
+                guest = await running.enter_async_context(self._boot(disks, cpus, limit))
+            except KernelHangs:
+                guest = await running.enter_async_context(self._boot(disks, cpus, limit))
+            yield guest
+
+    @contextlib.asynccontextmanager
+    async def _boot(self, disks: tuple[Disk, ...], cpus: int, limit: float) -> AsyncIterator[Guest]:
         ours, theirs = socket.socketpair()
         with tempfile.TemporaryDirectory(prefix="guest-") as directory, ours:
             logs = Path(directory)

@@ -85,16 +85,16 @@ async def demonstrate(report: Report) -> None:
     with report.step("create the image") as seen:
         IMAGE.unlink(missing_ok=True)
         await blkd("image", "create", IMAGE, SIZE)
-        seen.extend([f"{IMAGE.parent.name}/{IMAGE.name}, {mib(IMAGE.stat().st_size)}"])
+        seen.append(f"{IMAGE.parent.name}/{IMAGE.name}, {mib(IMAGE.stat().st_size)}")
     with report.step("prepare the guest") as seen:
         machine = await Machine.prepare()
         version = ".".join(map(str, machine.qemu_version))
-        seen.extend([f"QEMU {version}, accelerator {machine.accelerator}"])
+        seen.append(f"QEMU {version}, accelerator {machine.accelerator}")
     async with contextlib.AsyncExitStack() as running:
         with report.step("blkd serve") as seen:
             server = await running.enter_async_context(serve(IMAGE, "--queues", QUEUES))
             expect("size served", server.announced["size"], SIZE)
-            seen.extend(["ready: {queues} queues of {queue_size}".format(**server.announced)])
+            seen.append("ready: {queues} queues of {queue_size}".format(**server.announced))
         with report.step("boot a guest") as seen:
             disk = Disk(server.socket, queues=QUEUES)
             guest = await running.enter_async_context(machine.boot(disk, cpus=QUEUES))

@@ -73,7 +73,10 @@ class Server:
 
     async def call(self, verb: str, *words: object) -> Any:
         """The answer to `blkd VERB WORDS` for this export.  Raises ServerError."""
-        return await blkd(verb, *words, "--control", self.control)
+        try:
+            return await blkd(verb, *words, "--control", self.control)
+        except ServerError as error:
+            raise ServerError(f"{error}\nblkd serve wrote:\n{self.log()}") from error
 
     def log(self) -> str:
         """All that it has written to stderr so far."""

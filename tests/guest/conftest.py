@@ -2,7 +2,7 @@
 import asyncio
 import contextlib
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,8 +32,8 @@ def boot(machine: Machine) -> Callable[..., contextlib.AbstractAsyncContextManag
 
 
 @pytest.fixture
-def image(tmp_path: Path) -> Callable[..., Path]:
-    """Makes sparse images, each of 64 MiB unless said."""
+def image(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Makes sparse images, each of 64 MiB unless said; they go when the test ends."""
 
     def image(name: str = "disk", size: int = 64 * MIB) -> Path:
         path = tmp_path / f"{name}.img"
@@ -41,7 +41,9 @@ def image(tmp_path: Path) -> Callable[..., Path]:
             file.truncate(size)
         return path
 
-    return image
+    yield image
+    for path in tmp_path.glob("*.img"):
+        path.unlink()
 
 
 @pytest.fixture

@@ -8,7 +8,16 @@ from setuptools import Extension, setup
 
 PROBES = os.environ.get("BLKD_PROBES") == "1"  # the tests' doors into inline functions
 SANITIZE = os.environ.get("BLKD_SANITIZE", "")  # for example "address,undefined"
-FLAGS = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer"] if SANITIZE else []
+SANITIZER_FLAGS = [
+    f"-fsanitize={SANITIZE}",
+    "-fno-sanitize-recover=all",
+    # A UBSan runtime that shares ASan's symbols would ignore its own log_path.
+    "-static-libubsan",
+    "-Wl,--exclude-libs,libubsan.a",
+    "-fno-omit-frame-pointer",
+    "-fno-wrapv",  # Python's own -fwrapv would hide signed overflow from UBSan
+]
+FLAGS = SANITIZER_FLAGS if SANITIZE else []
 
 
 def extension(name: str) -> Extension:

@@ -207,7 +207,8 @@ class _Ring:
 class DataPlane:
     """Serves the rings of one block device from one image; plays `vhost_user.rings.Rings`.
 
-    Made on a running event loop.  Failure of a worker arrives as `failed`.
+    Made on a running event loop.  Failure of a worker arrives as `failed`; a front end whose
+    memory shrank while it was in use has `on_fault` called, and has to go.
     """
 
     def __init__(self, image: Image, device: BlkDevice, longest_chain: int) -> None:
@@ -219,6 +220,9 @@ class DataPlane:
         self._left = False
         self.paused = False
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.on_fault: Callable[[], None] = lambda: None
+        self._faults = ring.fault_eventfd()
+        asyncio.get_running_loop().add_reader(self._faults, self._hear_fault)
         self._longest_chain = longest_chain
         self._awake: dict[int, _Ring] = {}
 
@@ -425,6 +429,7 @@ class DataPlane:
         if self._left:
             return
         self._left = True
+        asyncio.get_running_loop().remove_reader(self._faults)
         for r in self._rings:
             r.thread.leave()
 
@@ -441,6 +446,10 @@ class DataPlane:
         for result in results:
             if isinstance(result, BaseException):
                 raise result
+
+    def _hear_fault(self) -> None:
+        os.eventfd_read(self._faults)
+        self.on_fault()
 
     def _fail(self, error: OSError) -> None:
         self.leave()

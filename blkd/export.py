@@ -152,6 +152,7 @@ class Export:
             self._device = BlkDevice(parameters(config, self._image))
             self._plane = DataPlane(self._image, self._device, config.queue_size)
             undo.callback(self._plane.close)
+            self._plane.on_fault = self._drop_front_end
             self._listener = inherited or self._listen(undo)
             self._resources = undo.pop_all()
 
@@ -234,6 +235,12 @@ class Export:
         finally:
             self._connection = self._front_end = None
             self._device.reset()
+
+    def _drop_front_end(self) -> None:
+        """End the connection of a front end that took memory away which it had shared."""
+        log.error("front end's memory shrank under its rings", export=self.config.name)
+        if self._connection is not None:
+            self._connection.close()
 
     def _has_left(self) -> bool:
         """Whether the present front end has closed its side, served to the end or not."""

@@ -51,6 +51,7 @@ cdef class Mapping:
         if base == MAP_FAILED:
             raise OSError(errno, os.strerror(errno))
         madvise(base, length, MADV_DONTDUMP)    # a guest's memory is not ours to dump
+        watch_mapping(base, length, page)
         self.base = base
         self.length = length
         self.offset = offset
@@ -65,6 +66,7 @@ cdef class Mapping:
 
     def __dealloc__(self):
         if self.base != NULL:
+            forget_mapping(self.base)
             munmap(self.base, self.length)
 
 
@@ -109,3 +111,17 @@ cdef class View:
     def __cinit__(self, MemoryMap map):
         self.map = map
         self.state.memory = &map.memory
+
+
+def fault_eventfd() -> int:
+    """An eventfd, readable once a front end's memory shrank while it was in use; ours to keep.
+
+    From the first call on such memory reads as zeroes instead of ending the process.
+
+    Raises:
+        OSError: There is no descriptor left.
+    """
+    cdef int fd = install_fault_handler()
+    if fd < 0:
+        raise OSError(errno, os.strerror(errno))
+    return fd

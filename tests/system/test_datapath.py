@@ -306,3 +306,11 @@ def test_a_call_eventfd_that_comes_late_is_called_at_once(serve):
     os.dup2(fresh, disk.ring.call_fd)
     os.close(fresh)
     assert disk.wait(head)[0].status == OK
+
+
+def test_a_driver_of_before_virtio_1_is_served(serve):
+    _, front_end = serve()
+    offered = front_end.call_u64(Request.GET_FEATURES)
+    disk = front_end.disk(features=Feature(offered & ~Feature.VERSION_1))
+    assert disk.write(5, b"l" * 512) == OK
+    assert disk.read(5, 512) == (OK, b"l" * 512)

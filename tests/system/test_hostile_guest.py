@@ -235,6 +235,25 @@ def test_a_kill_ends_it_at_once_whatever_the_front_end_still_sends(daemon):
         assert daemon.end(None) == 0
 
 
+@pytest.mark.parametrize("region", [0, 1], ids=["of-the-rings", "of-a-request"])
+def test_memory_that_shrinks_ends_the_connection_not_the_process(daemon, region):
+    with FrontEnd.connect(daemon.socket) as front_end:
+        disk = front_end.disk()
+        memory, ring = front_end.memory, disk.ring
+        header = memory.alloc(16, region=1)
+        status = memory.alloc(1, region=1)
+        ring.put_desc(0, header, 16, DESC_NEXT, 1)
+        ring.put_desc(1, status, 1, DESC_WRITE)
+        if region == 1:
+            ring.publish(0)
+        os.ftruncate(memory.regions[region].fd, 0)
+        ring.kick()
+        assert front_end.wait_closed()
+    assert "memory shrank" in daemon.errors()
+    with FrontEnd.connect(daemon.socket) as front_end:
+        assert front_end.disk().read(0, 512)[0] == OK
+
+
 @pytest.mark.parametrize("flags", [0, os.EFD_NONBLOCK], ids=["blocking", "non-blocking"])
 def test_a_full_call_eventfd_never_blocks_a_worker(daemon, disks, flags):
     full, _ = disks

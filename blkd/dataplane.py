@@ -225,6 +225,7 @@ class DataPlane:
         asyncio.get_running_loop().add_reader(self._faults, self._hear_fault)
         self._longest_chain = longest_chain
         self._awake: dict[int, _Ring] = {}
+        self._enabled: set[int] = set()
 
     @property
     def _rings(self) -> Iterable[_Ring]:
@@ -247,6 +248,7 @@ class DataPlane:
             raise DataPlaneError(f"no worker can be started for ring {index}: {error}") from error
         self._awake[index] = r
         told = [self._set_limits(r), r.set_memory(self._memory)]
+        told.append(r.thread.answer(r.worker.enable(0, index in self._enabled)))
         if self.paused:
             self._pausing.append(r.thread.answer(r.worker.pause()))
         await self._everywhere(told)  # all posted before anything else can be
@@ -331,8 +333,9 @@ class DataPlane:
 
     async def enable_ring(self, index: int, *, enabled: bool) -> None:
         """Let ring `index` be served, or have it wait; it stays started."""
-        r = await self._wake(index)
-        await r.thread.answer(r.worker.enable(0, enabled))
+        (self._enabled.add if enabled else self._enabled.discard)(index)
+        if (r := self._awake.get(index)) is not None:
+            await r.thread.answer(r.worker.enable(0, enabled))
 
     async def stop_ring(self, index: int) -> int:
         """Drain ring `index` and stop it: the next avail index to serve.
@@ -350,7 +353,8 @@ class DataPlane:
         for r in self._rings:
             for kind in ("kick", "call", "error"):
                 await r.replace_fd(kind, None)
-            await r.thread.answer(r.worker.enable(0, False))
+            await self.enable_ring(r.index, enabled=False)
+        self._enabled.clear()
         await self._use_memory({})
 
     def _placed(self, r: _Ring, setup: VringSetup) -> Place:

@@ -22,6 +22,7 @@ from blkd.virtio.blk import SECTOR_BYTES, BlkDevice, BlkParameters
 SOCKET_MODE: Final = 0o660  # the VMM's group may connect, nobody else
 ANNOUNCE_LIMIT: Final = 5.0  # seconds that a front end has to fetch a new size
 SIZE_PERIOD: Final = 1.0  # seconds between two looks at an image that may grow by other means
+ACCEPT_PERIOD: Final = 0.5  # seconds until accepting is tried again after it failed
 DRAIN_LIMIT: Final = 30.0  # seconds to drain before an image shrinks or the export ends
 
 Announced = Literal["fetched", "not-connected", "pending"]
@@ -192,6 +193,10 @@ class Export:
             if self._plane.failed.done():
                 self._plane.failed.result()
 
+    def close(self) -> None:
+        """Release everything, unless `serve` has done so: for one that is never served."""
+        self._resources.close()
+
     def stop(self) -> None:
         """Complete what is in flight, close the connection and have `serve` return."""
         self._ending.set()
@@ -213,7 +218,13 @@ class Export:
                 self._serving = tasks.create_task(self._serve_one(self._listener))
                 return
             while True:
-                sock, _ = await loop.sock_accept(self._listener)
+                try:
+                    sock, _ = await loop.sock_accept(self._listener)
+                except OSError as error:
+                    # One that came and went, or no descriptor left: the present disk goes on.
+                    log.warning("no front end accepted", reason=error.strerror)
+                    await asyncio.sleep(ACCEPT_PERIOD)
+                    continue
                 if self._serving and not self._serving.done():
                     if not self._has_left():
                         log.warning("second front end refused", export=self.config.name)

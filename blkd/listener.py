@@ -65,10 +65,8 @@ def adopt(fd: int) -> socket.socket:
     """
     try:
         sock = socket.socket(fileno=fd)
-    except OSError as error:
-        raise SocketError(
-            f"file descriptor {fd} is no socket: {os.strerror(error.errno or 0)}"
-        ) from error
+    except (OSError, OverflowError) as error:
+        raise SocketError(f"file descriptor {fd} is no socket: {error}") from error
     with contextlib.ExitStack() as undo:
         undo.callback(sock.detach)  # refused: it stays the parent's
         if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):

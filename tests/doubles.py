@@ -16,6 +16,7 @@ class ToyDevice:
         self.queues, self.queue_size = queues, queue_size
         self.features = 1 << 32 | 1 << 29 | 1 << 28 | 1 << 9
         self.generation = 0
+        self.changing = range(8)
         self.space = bytearray(range(64))
         self.accepted = 0
         self.resets = 0

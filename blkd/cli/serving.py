@@ -73,6 +73,7 @@ class _Host:
         async with contextlib.AsyncExitStack() as stack:
             control = self._listen_for_control(stack)
             await self._export.open(sock)
+            stack.callback(self._export.close)
             if control is not None:
                 # aiohttp takes long to import and only this needs it.
                 from blkd.control.server import control_api  # noqa: PLC0415

@@ -7,6 +7,7 @@ from fractions import Fraction
 import click
 
 UNITS = "KMGTPE"
+MOST = 2**63 - 1  # off_t
 WRITTEN = re.compile(
     rf"(?P<number>\d+(?:\.\d+)?)\s*(?:(?P<unit>[{UNITS}])(?:iB)?|B)?", re.IGNORECASE | re.ASCII
 )
@@ -25,6 +26,8 @@ def parse(text: str) -> int:
     size = Fraction(written["number"]) * 1024**exponent
     if size.denominator != 1:
         raise ValueError(f"{text!r} is no whole number of bytes")
+    if size > MOST:
+        raise ValueError(f"{text!r} is more than a file can have")
     return int(size)
 
 

@@ -49,6 +49,9 @@ QEMU 7.2 serves the back-end channel while it waits for an answer on the main on
 message of ours would have it read the configuration in the middle of starting the device.
 """
 
+QUIET_LIMIT: Final = 1.0
+"""Seconds after which a pause between two requests has to do."""
+
 ACK_LIMIT: Final = 5.0
 """Seconds that a front end may take to acknowledge a request of ours."""
 
@@ -275,9 +278,12 @@ class Connection:
             log.info("configuration change announced", taken=taken)
 
     async def _quiet(self) -> None:
-        """Wait until the main channel has been silent for a while."""
+        """Wait until the main channel has been silent for a while, or chatters on and on."""
         loop = asyncio.get_running_loop()
-        while (wait := self._quiet_at - loop.time()) > 0:  # noqa: ASYNC110 - time is the event
+        patience = loop.time() + QUIET_LIMIT
+        while (wait := self._quiet_at - loop.time()) > 0:
+            if loop.time() > patience and self._quiet_at < math.inf:
+                return
             await asyncio.sleep(min(wait, QUIET))
 
     def _close_back_channel(self) -> None:

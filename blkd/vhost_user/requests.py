@@ -17,6 +17,7 @@ from blkd.vhost_user.wire import (
     U64,
     BackendRequest,
     Config,
+    ConfigWrite,
     Empty,
     MemoryTable,
     Payload,
@@ -140,7 +141,7 @@ REQUESTS: Final = MappingProxyType(
             note="any offset and length, zeroes past the end; from 0x100 on relative to that",
         ),
         Request.SET_CONFIG: Declaration(
-            Config, needs=ProtocolFeature.CONFIG, note="writable fields only"
+            ConfigWrite, needs=ProtocolFeature.CONFIG, note="writable fields only"
         ),
         Request.CREATE_CRYPTO_SESSION: declined(Support.FOREIGN, "crypto devices", replies=True),
         Request.CLOSE_CRYPTO_SESSION: declined(Support.FOREIGN, "crypto devices"),

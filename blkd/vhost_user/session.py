@@ -104,7 +104,7 @@ class Session:
         self.regions: tuple[MemoryRegion, ...] = ()
         self.rings = tuple(Ring(index) for index in range(device.queues))
         self.fetched: int | None = None
-        """The device's generation at the last GET_CONFIG; None before the first."""
+        """The device's generation when what changes with it was last read; None before."""
 
     @property
     def serving(self) -> frozenset[int]:
@@ -177,6 +177,9 @@ class Session:
     def set_features(self, wanted: U64) -> Steps:
         """Take the driver's choice; it cannot change under a running ring."""
         features = wanted.value
+        if features != self.features:
+            for ring in self.rings:
+                yield from self._end_disabled(ring)
         if features != self.features and any(ring.started for ring in self.rings):
             raise RequestRefused(f"features {features:#x} while rings run with {self.features:#x}")
         self.device.accept(features & ~VirtioFeature.PROTOCOL_FEATURES)
@@ -229,8 +232,11 @@ class Session:
 
     def get_config(self, wanted: Config) -> Answer:
         """Read the configuration space."""
-        data = self.device.config(config_offset(wanted), len(wanted.data))
-        self.fetched = self.device.generation
+        offset, size = config_offset(wanted), len(wanted.data)
+        data = self.device.config(offset, size)
+        changing = self.device.changing
+        if offset <= changing.start and changing.stop <= offset + size:
+            self.fetched = self.device.generation
         return Config(wanted.offset, wanted.flags, data)
 
     def set_config(self, written: Config) -> Steps:
@@ -290,6 +296,7 @@ class Session:
                 f"ring {ring.index} of {size} descriptors, not a power of two up to {limit}",
                 hint=f"give the front end a queue size of at most {limit}",
             )
+        yield from self._end_disabled(ring)
         if ring.started and size != ring.size:
             raise RequestRefused(f"ring {ring.index} runs with {ring.size} descriptors")
         ring.size = size
@@ -309,9 +316,10 @@ class Session:
         if ring.enabled:
             yield from self._start(ring)
 
-    def set_vring_base(self, state: VringState) -> None:
+    def set_vring_base(self, state: VringState) -> Steps:
         """Say where a ring's service begins."""
         ring = self._ring(state.index)
+        yield from self._end_disabled(ring)
         if ring.started:
             raise RequestRefused(f"ring {ring.index} runs: its base cannot change")
         if state.num > MAX_INDEX:
@@ -365,7 +373,16 @@ class Session:
         if ring.started:
             base = yield StopRing(ring.index)
             assert base is not None
-            ring.base, ring.started, ring.has_kick = base, False, False
+            ring.base, ring.started = base, False
+        ring.has_kick = False
+
+    def _end_disabled(self, ring: Ring) -> Steps:
+        """Stop a ring that was disabled and is now set up anew.
+
+        Some front ends never send GET_VRING_BASE: a disabled ring is all they leave behind.
+        """
+        if ring.started and not ring.enabled:
+            yield from self._stop(ring)
 
     def _enable(self, ring: Ring, *, enabled: bool) -> Steps:
         """Enable or disable a ring; enabled at last, it starts if it lacks nothing."""

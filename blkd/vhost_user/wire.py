@@ -433,3 +433,13 @@ class Config:
     def encode(self) -> bytes:
         """The access, its data included."""
         return self.HEAD.pack(self.offset, len(self.data), self.flags) + self.data
+
+
+class ConfigWrite(Config):
+    """A piece of the configuration space to be written."""
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Self:
+        """Read a write; DPDK's front end sends room for the whole space, whatever it writes."""
+        _, size, _ = exactly(cls.HEAD, payload[: cls.HEAD.size])
+        return super().decode(payload[: cls.HEAD.size + size])

@@ -126,6 +126,8 @@ LAYOUT: Final = struct.Struct(
     "II?3x"  # write zeroes, unused1
 )
 WRITEBACK_OFFSET: Final = 32
+CAPACITY: Final = range(8)
+"""Where the capacity stands: what a resize changes."""
 
 
 class BlkDevice:
@@ -137,6 +139,7 @@ class BlkDevice:
         self.queue_size = MAX_QUEUE_SIZE
         self.capacity = parameters.capacity
         self.generation = 0
+        self.changing = CAPACITY
         self.read_only = parameters.read_only
         self.serial = parameters.serial.encode("ascii").ljust(SERIAL_BYTES, b"\0")
         """The answer to GET_ID, NUL-padded and unterminated when full (5.2.6)."""

@@ -26,6 +26,9 @@ class Device(Protocol):
     generation: int
     """Rises whenever the configuration space changes in a way the driver must hear of."""
 
+    changing: range
+    """The bytes of the configuration space that a new generation may have changed."""
+
     def config(self, offset: int, size: int) -> bytes:
         """`size` bytes of the configuration space from `offset`, zero-padded past its end."""
 

@@ -2,6 +2,7 @@
 """Guests and front ends that break the rules of a running ring; others must not notice."""
 
 import os
+import resource
 import struct
 from pathlib import Path
 
@@ -338,6 +339,20 @@ def test_front_ends_come_and_go_for_ever_and_leave_nothing_behind(daemon):
         daemon.wait_for("front_end", None)
         counts.append((open_fds(daemon), mappings(daemon)))
     assert len(set(counts[4:])) == 1, counts
+
+
+def test_a_disk_goes_on_while_no_other_front_end_can_be_accepted(daemon, disks):
+    limits = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (open_fds(daemon), limits[1]))
+    with FrontEnd.connect(daemon.socket):
+        while "no front end accepted" not in daemon.errors():
+            assert daemon.process.poll() is None
+    resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, limits)
+    assert disks[0].read(0, 512)[0] == OK
+    disks[0].front_end.close()
+    daemon.wait_for("front_end", None)
+    with FrontEnd.connect(daemon.socket) as front_end:
+        assert front_end.disk().read(0, 512)[0] == OK
 
 
 def test_a_second_front_end_is_turned_away_and_the_first_keeps_its_disk(daemon, disks):

@@ -39,6 +39,12 @@ def test_what_is_no_size_is_refused(text):
         sizes.parse(text)
 
 
+def test_more_than_a_file_can_have_is_refused():
+    assert sizes.parse("7E") < 2**63
+    with pytest.raises(ValueError, match="more than a file"):
+        sizes.parse("8E")
+
+
 def test_parts_of_a_byte_are_refused():
     with pytest.raises(ValueError, match="whole number"):
         sizes.parse("0.3K")

@@ -307,6 +307,19 @@ def test_a_config_read_is_what_makes_the_front_end_up_to_date(talk):
     assert talk.session.is_stale
 
 
+def test_reading_something_else_does_not_make_the_front_end_up_to_date(talk):
+    talk.say(Request.GET_CONFIG, Config(32, 0, bytes(1)))
+    talk.say(Request.GET_CONFIG, Config(0, 0, bytes(4)))
+    assert talk.session.is_stale
+
+
+def test_a_config_write_may_have_more_room_than_it_needs(talk):
+    """DPDK's front end always sends the whole space."""
+    payload = Config(32, 0, b"\0").encode() + bytes(255)
+    assert talk.say(Request.SET_CONFIG, payload, need_reply=True) == bytes(8)
+    assert talk.device.space[32] == 0
+
+
 # Memory
 
 

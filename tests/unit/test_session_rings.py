@@ -187,6 +187,31 @@ def test_size_and_base_of_a_running_ring_do_not_change(talk):
     assert talk.refuses(Request.SET_VRING_BASE, VringState(0, 0))
 
 
+@pytest.mark.parametrize(
+    ("request_", "payload"),
+    [
+        (Request.SET_FEATURES, U64(BIT_30)),
+        (Request.SET_VRING_NUM, VringState(0, 64)),
+        (Request.SET_VRING_BASE, VringState(0, 3)),
+    ],
+)
+def test_a_ring_that_was_only_disabled_can_be_set_up_again(talk, request_, payload):
+    """Cloud Hypervisor and others ended a ring so, without GET_VRING_BASE."""
+    talk.start_ring()
+    talk.say(Request.SET_VRING_ENABLE, VringState(0, 0))
+    assert talk.say(request_, payload, need_reply=True) == bytes(8)
+    assert talk.commands[0] == StopRing(0)
+    assert not talk.session.rings[0].started
+
+
+def test_a_kick_does_not_outlive_a_stop_before_the_start(talk):
+    talk.say(Request.SET_VRING_KICK, VringFd(0, has_fd=True), 1)
+    talk.say(Request.GET_VRING_BASE, VringState(0, 0))
+    talk.place_ring()
+    talk.say(Request.SET_VRING_ENABLE, VringState(0, 1))
+    assert [type(command) for command in talk.commands] == [EnableRing]
+
+
 def test_a_back_end_channel_is_opened(talk):
     talk.say(Request.SET_BACKEND_REQ_FD, fds=1)
     assert talk.commands == [OpenBackChannel()]

@@ -5,6 +5,8 @@ import os
 
 import pytest
 
+from tests.daemon import Daemon
+from tests.frontend import FrontEnd
 from tests.storage import DISK_BYTES, loop_device, mounted, run
 
 
@@ -48,3 +50,20 @@ def ext2(backing, tmp_path):
 def tmpfs(tmp_path):
     with mounted("none", tmp_path / "tmpfs", "-t", "tmpfs", "-o", "size=8m") as place:
         yield place
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Serves an image with options and connects: the daemon and a front end."""
+    running = []
+
+    def served(path, *options):
+        daemon = Daemon(path, tmp_path, *options)
+        running.append(daemon)
+        daemon.ready()
+        running.append(FrontEnd.connect(daemon.socket))
+        return daemon, running[-1]
+
+    yield served
+    for each in reversed(running):
+        each.__exit__()

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests of a scripted guest through a whole blkd to the image and back."""
 
+import functools
 import os
 import random
 import struct
 
 import pytest
 
-from tests.daemon import Daemon, image
-from tests.frontend import DISCARD, FLUSH, IN, OUT, WRITE_ZEROES, Disk, Feature, FrontEnd, Request
+from tests.daemon import image
+from tests.frontend import DISCARD, FLUSH, IN, OUT, WRITE_ZEROES, Disk, Feature, Request
 from tests.vring import DESC_WRITE
 
 MIB = 1 << 20
@@ -22,20 +23,9 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def serve(path, tmp_path):
-    """Serves the image with options and connects: the daemon and a front end."""
-    running = []
-
-    def served(*options):
-        daemon = Daemon(path, tmp_path, *options)
-        running.append(daemon)
-        daemon.ready()
-        running.append(FrontEnd.connect(daemon.socket))
-        return daemon, running[-1]
-
-    yield served
-    for each in reversed(running):
-        each.__exit__()
+def serve(serve, path):
+    """Serves that image with options and connects: the daemon and a front end."""
+    return functools.partial(serve, path)
 
 
 def pattern(seed, length):

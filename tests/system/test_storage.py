@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import Daemon, image
-from tests.frontend import IN, OUT, Feature, FrontEnd, Request
+from tests.frontend import IN, OUT, Feature, Request
 from tests.storage import loop_device, run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and loop devices are root's")
@@ -19,23 +19,6 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and loop devic
 MIB = 1 << 20
 OK, IOERR = 0, 1
 WRITEBACK = 32  # offset of the config space's one writable byte
-
-
-@pytest.fixture
-def serve(tmp_path):
-    """Serves an image with options and connects: the daemon and a front end."""
-    running = []
-
-    def served(path, *options):
-        daemon = Daemon(path, tmp_path, *options)
-        running.append(daemon)
-        daemon.ready()
-        running.append(FrontEnd.connect(daemon.socket))
-        return daemon, running[-1]
-
-    yield served
-    for each in reversed(running):
-        each.__exit__()
 
 
 @pytest.fixture(params=["device", "xfs", "btrfs", "ext2", "tmpfs"])

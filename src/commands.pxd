@@ -5,6 +5,7 @@ from libc.errno cimport EBUSY, EFAULT
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 from guestmem cimport MemoryView
+from layouts cimport Desc
 from mailbox cimport (
     CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR,
     CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_MEMORY, CMD_START, CMD_STOP, Command, stage_answer,
@@ -13,7 +14,6 @@ from mailbox cimport (
 from notify cimport arm_kick, call_driver, leave_call, leave_kick, lose_ring
 from requests cimport Vring, reset_requests
 from virtio_blk cimport BlkLimits
-from virtq cimport Desc
 from worker cimport Worker
 
 cdef extern from "<errno.h>" nogil:

@@ -7,11 +7,10 @@ from libc.string cimport memcpy, memset
 import os
 
 from guestmem cimport GuestMemory, Region
-from virtio_blk cimport (
-    BlkLimits, BlkRange, MAX_RANGES, Operation, parse_request,
-)
+from layouts cimport BlkRange, Desc
+from virtio_blk cimport BlkLimits, MAX_RANGES, Operation, parse_request
 from virtq cimport (
-    Desc, Segment, Virtq, event_passed, next_chain, publish, put_used, rearm_kicks, walk_chain,
+    Segment, Virtq, event_passed, next_chain, publish, put_used, rearm_kicks, walk_chain,
 )
 
 cdef enum:

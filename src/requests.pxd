@@ -9,11 +9,12 @@ from libc.string cimport memcpy
 
 from atomics cimport load_relaxed_u64, store_relaxed_u64
 from guestmem cimport MemoryView
-from uring cimport iovec
-from virtio_blk cimport (
+from layouts cimport (
     BLK_S_OK, BLK_T_DISCARD, BLK_T_FLUSH, BLK_T_GET_ID, BLK_T_IN, BLK_T_OUT, BLK_T_WRITE_ZEROES,
-    BlkRange, MAX_RANGES, Operation, OperationKind, Segment,
+    BlkRange,
 )
+from uring cimport iovec
+from virtio_blk cimport MAX_RANGES, Operation, OperationKind
 from virtq cimport Virtq
 
 

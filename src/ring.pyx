@@ -13,13 +13,14 @@ from libc.string cimport memset
 from commands cimport MemoryChange, Placement, VringStart, settle, take_commands
 from faults cimport forget_mapping, install_fault_handler, watch_mapping
 from guestmem cimport GuestMemory, MemoryView, Region
+from layouts cimport BlkRange, Desc
 from mailbox cimport (
     CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR,
     CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_MEMORY, CMD_START, CMD_STOP, Answer, Command,
     CommandKind, MAILBOX_SLOTS, deliver, hear_answer, post_command,
 )
 from notify cimport break_ring, call_driver, end_call, end_kick_poll, watch
-from requests cimport BlkRange, Request, Vring, bump, next_ranges, take_request
+from requests cimport Request, Vring, bump, next_ranges, take_request
 from transfer cimport complete, end_request, submit
 from uring cimport (
     IORING_CQE_F_MORE, IORING_OP_ASYNC_CANCEL, IORING_OP_FALLOCATE, IORING_OP_FSYNC,
@@ -32,7 +33,7 @@ from uring cimport (
 )
 from virtio_blk cimport MAX_RANGES, OP_ANSWER, BlkLimits, Operation, parse_request
 from virtq cimport (
-    Desc, Segment, next_chain, publish, rearm_kicks, suppress_kicks, walk_chain,
+    Segment, next_chain, publish, rearm_kicks, suppress_kicks, walk_chain,
 )
 from worker cimport (
     BOUNCE_BUFFERS, BOUNCE_BYTES, TAG_CALL, TAG_ERROR, TAG_KICK, TAG_MAILBOX, TAG_REQUEST,

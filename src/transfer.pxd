@@ -4,6 +4,7 @@
 from libc.errno cimport EAGAIN, EINTR, EOPNOTSUPP
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
+from layouts cimport BLK_S_IOERR, BLK_S_OK, RANGE_F_UNMAP, SECTOR_SHIFT
 from requests cimport (
     STEP_RANGE, STEP_SYNC, STEP_TRANSFER, STEP_ZEROES, Request, Step, Vring, advance,
     copy_bounced, count_answer, give_request_back, misaligned,
@@ -13,9 +14,7 @@ from uring cimport (
     io_uring_prep_read, io_uring_prep_readv, io_uring_prep_write, io_uring_prep_writev,
     io_uring_sqe,
 )
-from virtio_blk cimport (
-    BLK_S_IOERR, BLK_S_OK, OP_DISCARD, OP_FLUSH, OP_READ, OP_WRITE, RANGE_F_UNMAP, SECTOR_SHIFT,
-)
+from virtio_blk cimport OP_DISCARD, OP_FLUSH, OP_READ, OP_WRITE
 from virtq cimport put_used
 from worker cimport BOUNCE_BYTES, TAG_REQUEST, Worker, ZERO_BYTES, next_sqe, tagged
 

@@ -9,24 +9,14 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from atomics cimport copy_once
+from layouts cimport (
+    BLK_S_IOERR, BLK_S_OK, BLK_S_UNSUPP, BLK_T_DISCARD, BLK_T_FLUSH, BLK_T_GET_ID, BLK_T_IN,
+    BLK_T_OUT, BLK_T_WRITE_ZEROES, BlkHeader, BlkRange, ID_BYTES, RANGE_F_UNMAP, SECTOR_SHIFT,
+)
 from virtq cimport Segment
 
 
 cdef enum:
-    BLK_T_IN = 0
-    BLK_T_OUT = 1
-    BLK_T_FLUSH = 4
-    BLK_T_GET_ID = 8
-    BLK_T_DISCARD = 11
-    BLK_T_WRITE_ZEROES = 13
-
-    BLK_S_OK = 0
-    BLK_S_IOERR = 1
-    BLK_S_UNSUPP = 2
-
-    RANGE_F_UNMAP = 1
-    SECTOR_SHIFT = 9
-    ID_BYTES = 20
     MAX_RANGES = 256            # segments of one DISCARD or WRITE_ZEROES, at the most
     MAX_DATA = 0xfffffe00       # bytes of one request; a chain has fewer than 2^32 (2.7.5)
 
@@ -38,18 +28,6 @@ cdef enum OperationKind:
     OP_FLUSH
     OP_DISCARD
     OP_WRITE_ZEROES
-
-
-cdef struct BlkHeader:
-    uint32_t type
-    uint32_t reserved
-    uint64_t sector
-
-
-cdef struct BlkRange:           # struct virtio_blk_discard_write_zeroes
-    uint64_t sector
-    uint32_t sectors
-    uint32_t flags
 
 
 cdef struct BlkLimits:

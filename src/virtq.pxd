@@ -13,26 +13,10 @@ from atomics cimport (
     store_relaxed_u32, store_release_u16,
 )
 from guestmem cimport GuestMemory, translate, translate_whole
-
-
-cdef enum:
-    DESC_F_NEXT = 1
-    DESC_F_WRITE = 2
-    DESC_F_INDIRECT = 4
-    AVAIL_F_NO_INTERRUPT = 1
-    USED_F_NO_NOTIFY = 1
-
-
-cdef struct Desc:
-    uint64_t addr               # guest physical
-    uint32_t len                # bytes
-    uint16_t flags
-    uint16_t next
-
-
-cdef struct UsedElem:
-    uint32_t id
-    uint32_t len                # bytes written to the guest
+from layouts cimport (
+    AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Desc, USED_F_NO_NOTIFY,
+    UsedElem,
+)
 
 
 cdef struct Segment:

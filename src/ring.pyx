@@ -44,6 +44,7 @@ cdef enum:
     SQ_ENTRIES = 1024
     CQ_ENTRIES = 8192           # more than can be in flight; a full one is not lost either
     CQE_BATCH = 128
+    DISK_PART = 4
 
 
 # ---- the loop ----
@@ -193,7 +194,9 @@ cdef class Worker:
         self.state.mailbox.commands_fd = self.state.mailbox.answers_fd = -1
         self.state.count = rings
         self.state.longest_chain = longest_chain
-        self.state.longest_poll = longest_poll
+        self.state.with_driver.longest = longest_poll
+        # What a disk takes is no matter of some microseconds: a sleep costs less than to look on.
+        self.state.with_disk.longest = longest_poll // DISK_PART
         self.state.one = 1
         self.state.segment_room = room
         self.state.vrings = <Vring *>calloc(rings, sizeof(Vring))

@@ -40,6 +40,7 @@ cdef inline int begin(Worker *w, Vring *r, const Chain *chain) noexcept nogil:
         if w.limits.engine == ENGINE_INLINE:
             return 1 + <int>(op.length >> INLINE_SHARE)
     else:
+        w.in_disk += 1
         submit(w, take_request(r, w.view, &op, chain), unfit_for_direct(&op, &w.limits))
     return 1
 
@@ -67,14 +68,20 @@ cdef inline void fetch(Worker *w, Vring *r, bint packed) noexcept nogil:
         break_ring(w, r, rc)
 
 
+cdef inline void spare_kicks(Vring *r) noexcept nogil:
+    """Tell a ring's driver not to kick, since it is being looked at."""
+    if not r.kicks_wanted:
+        return
+    r.kicks_wanted = False
+    if r.vq.packed:
+        suppress_packed(&r.vq)
+    else:
+        suppress_split(&r.vq)
+
+
 cdef inline void serve_ring(Worker *w, Vring *r) noexcept nogil:
     """Fetch from a ring that may hold more."""
-    if r.kicks_wanted:
-        r.kicks_wanted = False
-        if r.vq.packed:
-            suppress_packed(&r.vq)
-        else:
-            suppress_split(&r.vq)
+    spare_kicks(r)
     if r.vq.packed:
         fetch(w, r, True)
     else:
@@ -84,6 +91,8 @@ cdef inline void serve_ring(Worker *w, Vring *r) noexcept nogil:
 cdef inline void publish_ring(Worker *w, Vring *r) noexcept nogil:
     """Show the driver what was answered since the last time, and call it if it wants that."""
     cdef bint wanted
+    if w.with_driver.now:
+        spare_kicks(r)          # of a driver that goes on at once: that is looked out for
     if r.vq.packed:
         wanted = publish_packed(&r.vq, r.used, r.used_count)
     else:

@@ -38,6 +38,7 @@ cdef inline void end_request(Worker *w, Request *q, uint8_t status) noexcept nog
     if q.bounce != NULL:
         give_bounce_back(w, q.bounce)
     give_request_back(q)
+    w.in_disk -= 1
 
 
 cdef inline void give_bounce_back(Worker *w, uint8_t *bounce) noexcept nogil:

@@ -41,6 +41,7 @@ cdef extern from *:
     void store_release_u16 "blkd_store_release"(uint16_t *p, uint16_t v) noexcept nogil
     void store_release_u32 "blkd_store_release"(uint32_t *p, uint32_t v) noexcept nogil
     void full_fence "blkd_full_fence"() noexcept nogil
+    void prefetch "__builtin_prefetch"(const void *p) noexcept nogil
     void prefetch_to_write "blkd_prefetch_to_write"(const void *p) noexcept nogil
     void pause "blkd_pause"() noexcept nogil
     void copy_once "blkd_copy_once"(void *to, const void *source, size_t bytes) noexcept nogil

@@ -5,7 +5,7 @@ from libc.errno cimport EINVAL, ELOOP, ERANGE
 from libc.stdint cimport uint16_t, uint32_t
 
 from atomics cimport (
-    copy_once, full_fence, load_acquire_u16, load_relaxed_u16, prefetch_to_write, store_relaxed_u16,
+    copy_once, full_fence, load_acquire_u16, load_relaxed_u16, prefetch, prefetch_to_write, store_relaxed_u16,
     store_relaxed_u32, store_release_u16,
 )
 from guestmem cimport GuestMemory
@@ -54,6 +54,8 @@ cdef inline void start_split(Virtq *vq, uint16_t base) noexcept nogil:
 
 cdef inline bint split_has_more(const Virtq *vq) noexcept nogil:
     """Whether the driver has made more available than was fetched."""
+    # The head is read next, and may lie in another cache line than the index.
+    prefetch(&avail_ring(vq)[2 + (vq.next_avail & (vq.size - 1))])
     return load_relaxed_u16(&avail_ring(vq)[1]) != vq.next_avail
 
 

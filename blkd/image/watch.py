@@ -74,14 +74,14 @@ async def looks(image: Image, period: float) -> AsyncGenerator[None, None]:
 
 def _watch(image: Image, period: float) -> Watch:
     """The best watch that there is for `image`; the log tells where that is the clock."""
-    reason = _why_unheard(image)
-    if reason is None:
-        try:
-            if image.limits.is_block_device:
-                return CapacityChange(os.fstat(image.fd).st_rdev)
+    try:
+        reason = _why_unheard(image)
+        if reason is None and image.limits.is_block_device:
+            return CapacityChange(os.fstat(image.fd).st_rdev)
+        if reason is None:
             return Modification(image.fd)
-        except OSError as error:
-            reason = error.strerror
+    except OSError as error:
+        reason = error.strerror
     log.info("size looked at by the clock", image=image.path, period=period, reason=reason)
     return AnyMoment()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A disk that nobody uses costs no CPU, and yet its growth is noticed."""
+"""A disk that nobody uses costs no CPU and little memory, and yet its growth is noticed."""
 
 import os
 import re
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import image
+from tests.daemon import Daemon, image
+from tests.frontend import FrontEnd, GuestMemory
 from tests.storage import loop_device, mounted, run
 
 MIB = 1 << 20
@@ -16,6 +17,8 @@ RINGS = 4
 WINDOW = 3.0  # seconds in which wake-ups are counted
 QUIET = 1.2  # seconds without a wake-up that end what was begun: a look may be due in one
 LIMIT = 10.0  # seconds for that, and for a new size to be seen
+MEMORY_LIMIT = 40 * MIB
+MEMORY_NOISE = MIB  # between two processes that do the same
 BY_THE_CLOCK = "size looked at by the clock"
 
 
@@ -43,6 +46,12 @@ def switches(pid):
         if not status.startswith("Name:\tiou-wrk-"):
             counts[task.name] = [int(n) for n in re.findall(r"ctxt_switches:\t(\d+)", status)]
     return counts
+
+
+def memory(pid):
+    """The bytes of memory that `pid` takes itself: the guest's own, shared pages left out."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * sum(int(n) for n in re.findall(r"Rss(?:Anon|File):\s*(\d+) kB", status))
 
 
 def settle(pid):
@@ -79,6 +88,30 @@ def test_an_idle_disk_wakes_nobody(serve, disk, device, kind):
         assert each.write(0, bytes(4096)) == 0
     daemon.call("show")
     assert_at_rest(daemon.process.pid)
+
+
+def test_an_idle_disk_takes_little_memory(serve, disk):
+    daemon, front_end = serve(disk)
+    for each in start(front_end):
+        assert each.write(0, bytes(4096)) == 0
+    daemon.call("show")
+    daemon.call("stats")
+    assert memory(daemon.process.pid) < MEMORY_LIMIT
+
+
+def test_neither_image_nor_guest_decides_how_much_memory_it_takes(tmp_path):
+    taken = []
+    for image_size, guest_size in ((64 * MIB, 64 * MIB), (64 << 30, 1 << 30)):
+        path = image(tmp_path / "a.img", image_size)
+        with Daemon(path, tmp_path) as daemon:
+            daemon.ready()
+            with FrontEnd.connect(daemon.socket) as front_end:
+                front_end.memory = GuestMemory([guest_size])
+                for each in start(front_end):
+                    last = image_size // 512 - 8
+                    assert each.write(last, bytes(4096)) == 0
+                taken.append(memory(daemon.process.pid))
+    assert abs(taken[1] - taken[0]) < MEMORY_NOISE
 
 
 def test_a_disk_at_work_is_looked_at_once_a_second(serve, disk):

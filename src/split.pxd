@@ -5,8 +5,8 @@ from libc.errno cimport EINVAL, ELOOP, ERANGE
 from libc.stdint cimport uint16_t, uint32_t
 
 from atomics cimport (
-    copy_once, full_fence, load_acquire_u16, load_relaxed_u16, prefetch, prefetch_to_write, store_relaxed_u16,
-    store_relaxed_u32, store_release_u16,
+    copy_once, full_fence, load_acquire_u16, load_relaxed_u16, prefetch, prefetch_to_write,
+    store_relaxed_u16, store_relaxed_u32, store_release_u16,
 )
 from guestmem cimport GuestMemory
 from layouts cimport (

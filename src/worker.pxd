@@ -7,7 +7,7 @@ from guestmem cimport MemoryView
 from mailbox cimport Mailbox
 from requests cimport Request, Vring
 from uring cimport io_uring, io_uring_get_sqe, io_uring_sqe, io_uring_submit, iovec
-from virtio_blk cimport BlkLimits
+from virtio_blk cimport BlkLimits, MAX_FAULTS
 from virtq cimport Segment
 
 
@@ -51,6 +51,7 @@ cdef struct Worker:
     uint32_t free_bounce_count
     Request *first_waiting      # for a bounce buffer
     Request *last_waiting
+    uint64_t fault_hits[MAX_FAULTS]     # requests that each rule has touched
     uint8_t *zeros              # ZERO_BYTES, never written
     uint64_t one                # what is written to eventfds
     Patience with_driver        # while no request is in flight

@@ -39,7 +39,7 @@ class ExportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     engine: EngineChoice = "auto"
     """How the data path does I/O; `auto` asks the image."""
     workers: Annotated[int, msgspec.Meta(ge=1, le=MAX_QUEUES)] | None = None
-    """Threads that serve the queues; None for one a queue, but no more than there are CPUs."""
+    """Threads that serve the queues; None for one a queue, but for one CPU less than there are."""
     cpus: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
     """CPUs that the workers are pinned to, one after the other; none leaves that to the kernel."""
     poll_us: Annotated[int, msgspec.Meta(ge=0, le=MAX_POLL_US)] = 32

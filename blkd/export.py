@@ -428,7 +428,8 @@ def crew(config: ExportConfig) -> Crew:
             f"CPU {min(missing)} cannot be used",
             hint=f"this process may run on {', '.join(map(str, sorted(allowed)))}",
         )
-    usable = len(set(config.cpus) or allowed)
+    # One CPU is left to the guest: workers that look on would keep its own CPUs from it.
+    usable = len(set(config.cpus)) or max(1, len(allowed) - 1)
     workers = min(config.workers or usable, config.queues)
     return Crew(workers, config.cpus, config.poll_us)
 

@@ -2,20 +2,30 @@
 """Doors for tests into the data path's inline functions; no part of a release."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 import os
 
-from guestmem cimport GuestMemory, Region
-from layouts cimport BlkRange
+from guestmem cimport GuestMemory, MemoryView, Region
+from layouts cimport (
+    BlkHeader, BlkRange, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Desc, PACKED_F_AVAIL,
+    PACKED_F_USED, PackedDesc,
+)
 from packed cimport (
-    packed_base, publish_packed, rearm_packed, start_packed, suppress_packed, take_packed,
+    FIRST_BASE, packed_base, publish_packed, rearm_packed, start_packed, suppress_packed, take_packed,
 )
 from split cimport (
     publish_split, rearm_split, start_split, suppress_split, take_split, walk_split,
 )
-from virtio_blk cimport BlkLimits, MAX_RANGES, Operation, parse_request
+from requests cimport Request, Vring, reset_requests
+from serving cimport serve_rings
+from uring cimport iovec
+from virtio_blk cimport BlkLimits, ENGINE_NULL, MAX_RANGES, Operation, parse_request
 from virtq cimport Chain, Segment, UsedChain, Virtq, event_passed
+from worker cimport Worker
+
+include "hot_loop.pxi"
 
 cdef enum:
     MAX_REGIONS = 8

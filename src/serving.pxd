@@ -63,27 +63,30 @@ cdef inline int begin(Worker *w, Vring *r, const Chain *chain) noexcept nogil:
     return 1
 
 
-cdef inline void fetch(Worker *w, Vring *r, bint packed) noexcept nogil:
-    """Start what the driver has made available, up to this ring's turn.
+# Two loops that differ in one call: neither has a branch on the layout.
 
-    `packed` is the same at each call of a ring, and a constant to the compiler: there are
-    two such functions, neither with a branch on the layout.
-    """
+cdef inline int fetch_split(Worker *w, Vring *r) noexcept nogil:
+    """Start what is available, up to this ring's turn: 1 if there may be more, 0, or -errno."""
     cdef Chain chain
     cdef int budget = FETCH_BUDGET, rc = 1
-    while r.free_count and budget > 0:
-        if packed:
-            rc = take_packed(&r.vq, w.view.memory, w.segments, w.segment_room, &chain)
-        else:
-            rc = take_split(&r.vq, w.view.memory, w.segments, w.segment_room, &chain)
+    while rc > 0 and budget > 0 and r.free_count:
+        rc = take_split(&r.vq, w.view.memory, w.segments, w.segment_room, &chain)
         if rc > 0:
             rc = begin(w, r, &chain)
-        if rc <= 0:
-            break
-        budget -= rc
-    r.wants_look = rc > 0
-    if rc < 0:
-        break_ring(w, r, rc)
+            budget -= rc
+    return rc
+
+
+cdef inline int fetch_packed(Worker *w, Vring *r) noexcept nogil:
+    """Start what is available, up to this ring's turn: 1 if there may be more, 0, or -errno."""
+    cdef Chain chain
+    cdef int budget = FETCH_BUDGET, rc = 1
+    while rc > 0 and budget > 0 and r.free_count:
+        rc = take_packed(&r.vq, w.view.memory, w.segments, w.segment_room, &chain)
+        if rc > 0:
+            rc = begin(w, r, &chain)
+            budget -= rc
+    return rc
 
 
 cdef inline void spare_kicks(Vring *r) noexcept nogil:
@@ -99,11 +102,12 @@ cdef inline void spare_kicks(Vring *r) noexcept nogil:
 
 cdef inline void serve_ring(Worker *w, Vring *r) noexcept nogil:
     """Fetch from a ring that may hold more."""
+    cdef int rc
     spare_kicks(r)
-    if r.vq.packed:
-        fetch(w, r, True)
-    else:
-        fetch(w, r, False)
+    rc = fetch_packed(w, r) if r.vq.packed else fetch_split(w, r)
+    r.wants_look = rc > 0
+    if rc < 0:
+        break_ring(w, r, rc)
 
 
 cdef inline void publish_ring(Worker *w, Vring *r) noexcept nogil:

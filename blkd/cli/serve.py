@@ -84,7 +84,7 @@ def _cpus(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tu
 @click.option(
     "--workers",
     type=click.IntRange(1, MAX_QUEUES),
-    help="Threads for all queues; one a queue or a CPU, whatever is fewer, if not given.",
+    help="Threads for all queues; if not given, one a queue, but one CPU stays free.",
 )
 @click.option(
     "--cpus", callback=_cpus, help="Pin the workers to these CPUs in turn, for example 2-5,8."

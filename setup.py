@@ -34,7 +34,7 @@ def extension(name: str) -> Extension:
 
 setup(
     ext_modules=cythonize(
-        [extension("ring")] + ([extension("probes")] if PROBES else []),
+        [extension("ring"), extension("loadgen")] + ([extension("probes")] if PROBES else []),
         include_path=["src"],
         build_dir="build/cython",
         compiler_directives={

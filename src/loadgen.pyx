@@ -206,21 +206,25 @@ cdef class Generator:
 
     def prepare(self, kind: str, *, bint mixed, bint random, bint once, bint fill, bint check,
                 bint any_generation, double read_share, uint32_t block_bytes,
-                uint32_t segment_bytes, uint64_t blocks, uint64_t limit, double seconds,
-                double stall, double rate, uint64_t seed, uint64_t generation,
+                uint32_t segment_bytes, uint64_t blocks, uint64_t limit, uint64_t most_passes,
+                double seconds, double stall, double rate, uint64_t seed, uint64_t generation,
                 uint64_t turn) -> None:
         """Say what the next `run` does, and clear the figures; nothing is in flight.
 
-        `seconds`, `limit` and `rate` (requests a second) of 0 mean none.
+        `seconds`, `limit`, `most_passes` and `rate` (requests a second) of 0 mean none.
         """
         cdef Work *w = &self.load.work
         cdef Clock *clock = &self.load.clock
+        if self.load.in_flight:
+            raise ValueError(f"{self.load.in_flight} requests of the last run are in flight")
+        store_release_u32(&self.load.stop, GO_ON)
         memset(w, 0, sizeof(Work))
         w.kind = <Kind>KIND_NAMES.index(kind)
         w.mixed, w.random, w.once, w.fill, w.check = mixed, random, once, fill, check
         w.any_generation = any_generation
         w.read_share = <uint32_t>min(read_share * 2.0**32, 2.0**32 - 1)
         w.block_bytes, w.blocks, w.limit = block_bytes, blocks, limit
+        w.most_passes = most_passes
         w.run_ticks = ticks_of(clock, <uint64_t>(seconds * 1e9))
         w.stall_ticks = ticks_of(clock, <uint64_t>(stall * 1e9))
         w.per_tick = rate / <double>ticks_of(clock, 1000000000)
@@ -300,6 +304,13 @@ cdef class Generator:
             (lowest_of(i), h.buckets[i]) for i in range(<uint32_t>BUCKETS) if h.buckets[i]
         ]
         return (h.count, h.sum, h.least if h.count else 0, h.most, buckets)
+
+    def passings(self) -> list:
+        """What `any_generation` has seen: (generation, first and last place, first's offset)."""
+        return [
+            (p.generation, p.first, p.last, p.first_offset)
+            for p in self.load.passings if p.generation
+        ]
 
     def findings(self) -> list:
         """The first requests that went wrong: (what, kind, offset, at, found, expected)."""

@@ -35,6 +35,7 @@ cdef struct Work:               # of one stretch: written before it, only read i
     uint32_t block_bytes
     uint64_t blocks
     uint64_t limit              # requests, or 0
+    uint64_t most_passes        # of those that `once` makes, or 0
     uint64_t run_ticks          # or 0
     uint64_t stall_ticks
     double per_tick             # requests, or 0 for no limit

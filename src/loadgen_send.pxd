@@ -20,6 +20,9 @@ cdef inline bint start_pass(Load *g) noexcept nogil:
     cdef uint32_t i, k
     if g.in_flight:
         return False            # no block may be in flight twice
+    if g.passes == g.work.most_passes:
+        g.sending = False
+        return False
     g.passes += 1
     g.next_block = 0
     g.work.generation = g.passes
@@ -35,14 +38,14 @@ cdef inline bint choose_once(Load *g, Slot *s, Kind kind) noexcept nogil:
     Each block comes once a pass; of mixed requests a read looks at the slot's last write.
     """
     cdef uint64_t at
+    if g.next_block == g.work.blocks and not start_pass(g):
+        return False
     if kind == READ and g.work.mixed:
         if s.kept:
             s.sequence = s.kept - 1
         else:
             kind = WRITE
     if kind != READ or not g.work.mixed:
-        if g.next_block == g.work.blocks and not start_pass(g):
-            return False
         s.sequence = g.next_block
         g.next_block += 1
         s.kept = g.next_block

@@ -50,6 +50,8 @@ class Stretch:
     check: bool = False
     """Reads are judged by them."""
     any_generation: bool = False
+    most_passes: int = 0
+    """Of those that `once` makes."""
     limit: int = 0
     """Requests."""
     seconds: float = 0.0
@@ -75,6 +77,19 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Passing:
+    """What was read of the blocks that one pass over the disk has left."""
+
+    generation: int
+    first: int
+    """The lowest place in the pass."""
+    last: int
+    """The highest one."""
+    first_offset: int
+    """Where the block of the lowest place lies, in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What one stretch came to."""
 
@@ -84,6 +99,8 @@ class Outcome:
     intact: int
     """Blocks that were judged good."""
     wrong_blocks: int
+    passings: tuple[Passing, ...]
+    """Of up to two generations, as blocks of any generation were read."""
     passes: int
     place: int
     """How many blocks the last pass has got to."""
@@ -205,6 +222,7 @@ class Loader:
             latencies[kind] = Counted(count, total, least, most, dict(buckets))
         return Outcome(
             **figures,
+            passings=tuple(Passing(*passing) for passing in self._generator.passings()),
             latencies=latencies,
             findings=tuple(Finding(*finding) for finding in self._generator.findings()),
             interrupted=interrupted,

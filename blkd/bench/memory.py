@@ -4,6 +4,7 @@
 import fcntl
 import mmap
 import os
+import random
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -81,6 +82,12 @@ class Memory:
     def region(self) -> MemoryRegion:
         """What the back end is told of it."""
         return MemoryRegion(GUEST_ADDRESS, self.size, GUEST_ADDRESS, 0)
+
+    def fill(self, start: int, end: int, seed: int) -> None:
+        """Fill a part with bytes that no storage can shorten."""
+        piece = random.Random(seed).randbytes(min(end - start, WHOLE))  # noqa: S311 - no secret
+        for at in range(start, end, len(piece)):
+            self.mapping[at : min(at + len(piece), end)] = piece[: end - at]
 
     def __enter__(self) -> Self:
         return self

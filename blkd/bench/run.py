@@ -1,153 +1,82 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run from connecting to the result."""
+"""One run from connecting to the result: its phases and what is made of them."""
 
-import contextlib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final, Self
+from typing import Final
 
-from blkd.bench.agreement import Agreement
-from blkd.bench.backend import BackEnd, Ring
-from blkd.bench.latency import Counted, Latency
-from blkd.bench.loader import Loader, Outcome, Stretch
-from blkd.bench.memory import GUEST_ADDRESS, Memory, QueueLayout
+from blkd.bench.backend import BackEnd
+from blkd.bench.loader import Outcome, Stretch
 from blkd.bench.processor import Processor
-from blkd.bench.result import Result, WrongRequest
+from blkd.bench.result import Result, judge_passings, summary, wrong_requests
+from blkd.bench.rings import Rings
 from blkd.bench.workload import PERCENT, Rw, Workload
-from blkd.errors import BenchError
 
-PACKED_BASE: Final = 0x8000_8000  # both indices 0, both wrap counters 1
-QUIET_INTERVAL: Final = 60.0  # seconds between looks at the count that nobody watches
+LOOK_INTERVAL: Final = 0.25  # seconds between looks at how far it is
+QUIET_INTERVAL: Final = 60.0  # where nobody wants to know
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is."""
+    """How far a phase is."""
 
     phase: str
     done: int
     """Requests."""
     total: int
-    """Likewise, or 0 where time decides."""
+    """Likewise; 0 where time decides."""
     seconds: float
     of_seconds: float
+    """0 where requests decide."""
 
 
 Watch = Callable[[Progress], None]
 
 
-def bench(path: str, work: Workload, watch: Watch | None = None, interval: float = 0.5) -> Result:
-    """Load the back end at `path`; `watch` is told every `interval` seconds how far it is.
+def bench(path: str, work: Workload, watch: Watch | None = None) -> Result:
+    """Load the back end at `path`; `watch` is told now and then how far it is.
 
     Raises:
         BenchError: It cannot do what is asked, or broke its word.
     """
+    if work.verify_only:
+        work = replace(work, rw=Rw.READ)
     target = Processor(work.pid)
-    with BackEnd.connect(path, work.timeout) as backend, Bench.start(backend, work) as running:
-        running.watch, running.interval = watch, interval
-        return running.measure(target)
+    with BackEnd.connect(path, work.timeout) as backend, Rings.start(backend, work) as rings:
+        return _Run(rings, work, target, watch).whole()
 
 
-class Bench:
-    """Rings that a back end serves, and the phases of a run on them."""
+class _Run:
+    """The phases of one run."""
 
-    def __init__(self, backend: BackEnd, work: Workload, agreed: Agreement) -> None:
-        self.backend, self.work, self.agreed = backend, work, agreed
-        self.watch: Watch | None = None
-        self.interval = QUIET_INTERVAL
-        self._errors: list[int] = []
-        self._stack = contextlib.ExitStack()
+    def __init__(
+        self, rings: Rings, work: Workload, target: Processor, watch: Watch | None
+    ) -> None:
+        self._rings, self._work, self._target, self._watch = rings, work, target, watch
+        self._own_seconds = self._target_seconds = 0.0
 
-    @classmethod
-    def start(cls, backend: BackEnd, work: Workload) -> Self:
-        """Negotiate, share memory and start every ring."""
-        backend.negotiate()
-        agreed = Agreement.of(work, backend.offered, backend.config())
-        if work.queues > backend.queues:
-            raise BenchError(
-                f"the back end has {backend.queues} queues, not {work.queues}",
-                hint="lower --queues",
-            )
-        running = cls(backend, work, agreed)
-        with contextlib.ExitStack() as undo:
-            undo.callback(running.close)
-            running._make_queues()
-            undo.pop_all()
-        return running
+    def whole(self) -> Result:
+        """Do what the workload says."""
+        if self._work.verify_only:
+            return self._check_all()
+        if self._work.verify:
+            return self._write_and_check()
+        if self._work.ramp:
+            ramp = self._measure(replace(self._load(), seconds=self._work.ramp), "ramp")
+            if ramp.interrupted:
+                return self._result(ramp)
+        load = replace(self._load(), seconds=self._work.run_seconds)
+        return self._result(self._measure(load, str(self._work.rw)))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give back memory and descriptors."""
-        self._stack.close()
-
-    def _eventfd(self) -> int:
-        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._stack.callback(os.close, fd)
-        return fd
-
-    def _make_queues(self) -> None:
-        work, agreed = self.work, self.agreed
-        layouts: list[QueueLayout] = []
-        end = 0
-        for _ in range(work.queues):
-            layout = QueueLayout.at(
-                end,
-                size=agreed.ring_size,
-                depth=work.iodepth,
-                parts=agreed.parts,
-                block_bytes=work.bs,
-            )
-            layouts.append(layout)
-            end = layout.end
-        memory = self._stack.enter_context(Memory(end))
-        self._loader = Loader(memory, queues=work.queues, seed=work.seed, cpu=work.cpu)
-        self.backend.accept(agreed.features)
-        self.backend.share(memory.region, memory.fd)
-        for index, layout in enumerate(layouts):
-            self._make_queue(index, layout)
-
-    def _make_queue(self, index: int, layout: QueueLayout) -> None:
-        agreed = self.agreed
-        kick, call, error = self._eventfd(), self._eventfd(), self._eventfd()
-        self._errors.append(error)
-        self._loader.add_queue(
-            layout,
-            size=agreed.ring_size,
-            depth=self.work.iodepth,
-            kick=kick,
-            packed=agreed.packed,
-            event_idx=agreed.event_idx,
-            indirect=agreed.indirect,
-        )
-        ring = Ring(
-            size=agreed.ring_size,
-            desc=GUEST_ADDRESS + layout.desc,
-            avail=GUEST_ADDRESS + layout.avail,
-            used=GUEST_ADDRESS + layout.used,
-            base=PACKED_BASE if agreed.packed else 0,
-            kick=kick,
-            call=call,
-            error=error,
-        )
-        self.backend.start_ring(index, ring)
-
-    # Phases
-
-    def _stretch(self) -> Stretch:
-        """The load that is asked for, without a limit."""
-        work = self.work
+    def _load(self) -> Stretch:
+        """The load that is asked for, without an end."""
+        work, agreed = self._work, self._rings.agreed
         return Stretch(
             kind=work.rw.kind,
             block_bytes=work.bs,
-            segment_bytes=self.agreed.segment_bytes,
-            blocks=1 if work.rw is Rw.FLUSH else self.agreed.blocks,
+            segment_bytes=agreed.segment_bytes,
+            blocks=1 if work.rw is Rw.FLUSH else agreed.blocks,
             stall=work.timeout,
             seed=work.seed,
             mixed=work.rw.mixed,
@@ -156,75 +85,82 @@ class Bench:
             rate=work.rate,
         )
 
+    def _write_and_check(self) -> Result:
+        """Write each block at least once or for a time, flush, and read back what was written."""
+        load = replace(
+            self._load(),
+            once=True,
+            fill=True,
+            check=self._work.rw.mixed,
+            seconds=self._work.run_seconds,
+            most_passes=0 if self._work.run_seconds else 1,
+        )
+        written = self._measure(load, str(self._work.rw))
+        result = self._result(written)
+        if written.interrupted:
+            return result
+        if self._rings.agreed.can_flush:
+            flushed = self._run(replace(self._load(), kind="flush", mixed=False, limit=1), "flush")
+            result = _with(result, flushed)
+        whole_pass = written.passes > 1
+        back = replace(
+            self._load(),
+            kind="read",
+            mixed=False,
+            once=True,
+            check=True,
+            limit=load.blocks if whole_pass else written.place,
+            generation=written.passes,
+            turn=written.place,
+            rate=0,
+        )
+        return _with(result, self._run(back, "verify")) if back.limit else result
+
+    def _check_all(self) -> Result:
+        """Read every block, and take whatever generation each has."""
+        load = replace(self._load(), once=True, check=True, any_generation=True)
+        outcome = self._measure(replace(load, limit=load.blocks), "verify")
+        return judge_passings(self._result(outcome), outcome.passings)
+
+    def _measure(self, stretch: Stretch, phase: str) -> Outcome:
+        """Run a stretch, and take the processor time of both sides."""
+        own, theirs = time.process_time(), self._target.seconds()
+        outcome = self._run(stretch, phase)
+        self._own_seconds = time.process_time() - own
+        self._target_seconds = self._target.seconds() - theirs
+        return outcome
+
     def _run(self, stretch: Stretch, phase: str) -> Outcome:
         began = time.monotonic()
 
         def watch(done: int) -> None:
-            if self.watch:
+            if self._watch:
                 seconds = time.monotonic() - began
-                self.watch(Progress(phase, done, stretch.limit, seconds, stretch.seconds))
+                self._watch(Progress(phase, done, stretch.limit, seconds, stretch.seconds))
 
-        return self._loader.run(
-            stretch,
-            sock=self.backend.sock,
-            errors=self._errors,
-            watch=watch,
-            interval=self.interval if self.watch else QUIET_INTERVAL,
+        return self._rings.run(
+            stretch, watch=watch, interval=LOOK_INTERVAL if self._watch else QUIET_INTERVAL
         )
 
-    def measure(self, target: Processor) -> Result:
-        """Do the whole run."""
-        load = self._stretch()
-        if self.work.ramp:
-            self._run(replace(load, seconds=self.work.ramp), "ramp")
-        own = time.process_time()
-        theirs = target.seconds()
-        outcome = self._run(replace(load, seconds=self.work.run_seconds), str(self.work.rw))
-        own = time.process_time() - own
-        theirs = target.seconds() - theirs
-        return self._result(outcome, own, theirs)
-
-    def _result(self, outcome: Outcome, own: float, theirs: float) -> Result:
-        work, agreed = self.work, self.agreed
-        whole = Counted.merged(outcome.latencies.values())
-        seconds = outcome.seconds
-        iops = whole.count / seconds if seconds else 0.0
-        measured = work.pid is not None
-        by_op = {
-            kind: Latency.of(counted)
-            for kind, counted in outcome.latencies.items()
-            if counted.count
-        }
-        return Result(
-            rw=str(work.rw),
-            bs=work.bs,
-            iodepth=work.iodepth,
-            queues=work.queues,
-            queue_size=agreed.ring_size,
-            size=agreed.blocks * work.bs,
-            packed=agreed.packed,
-            event_idx=agreed.event_idx,
-            indirect=agreed.indirect,
-            seconds=round(seconds, 6),
-            ios=whole.count,
-            iops=round(iops, 1),
-            bytes_per_second=0.0 if work.rw is Rw.FLUSH else round(iops * work.bs, 1),
-            errors=outcome.errors,
-            latency_ns=Latency.of(whole),
-            latency_ns_by_op=by_op if work.rw.mixed else None,
-            client_cpu_seconds=round(own, 6),
-            target_cpu_seconds=round(theirs, 6) if measured else None,
-            target_cpu_us_per_io=(
-                round(theirs * 1e6 / whole.count, 4) if measured and whole.count else None
-            ),
-            kicks=outcome.kicks,
-            verified_blocks=outcome.intact,
-            wrong_blocks=outcome.wrong_blocks,
-            interrupted=outcome.interrupted,
-            wrong=tuple(
-                WrongRequest(
-                    f.what, f.kind, f.offset, f.offset + f.at, hex(f.found), hex(f.expected)
-                )
-                for f in outcome.findings
-            ),
+    def _result(self, outcome: Outcome) -> Result:
+        """What the last measured stretch came to."""
+        measured = self._work.pid is not None
+        return summary(
+            self._work,
+            self._rings.agreed,
+            outcome,
+            own_seconds=self._own_seconds,
+            target_seconds=self._target_seconds if measured else None,
         )
+
+
+def _with(result: Result, outcome: Outcome) -> Result:
+    """`result`, and what a later phase found."""
+    return replace(
+        result,
+        errors=result.errors + outcome.errors,
+        verified_blocks=result.verified_blocks + outcome.intact,
+        wrong_blocks=result.wrong_blocks + outcome.wrong_blocks,
+        interrupted=result.interrupted or outcome.interrupted,
+        wrong=result.wrong + wrong_requests(outcome),
+    )

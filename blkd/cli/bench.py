@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """`blkd bench`: loads any vhost-user-blk back end and tells how it did."""
 
+import contextlib
+import sys
 from typing import Any
 
 import click
 
+from blkd.bench.progress import line
+from blkd.bench.result import Result
 from blkd.bench.run import bench as load
 from blkd.bench.workload import DEFAULT_RUNTIME, MAX_QUEUES, PERCENT, Rw, Workload
 from blkd.cli import sizes
@@ -13,6 +17,13 @@ from blkd.errors import BenchError
 from blkd.virtio.device import MAX_QUEUE_SIZE
 
 LARGEST_SEED = 2**63 - 1
+WRONG_BLOCKS = {  # kind: what it hints at
+    "foreign": "nothing that this seed wrote: never written, lost, or overwritten by others",
+    "damaged": "its checksum is wrong: bits were changed, or parts of two writes were mixed",
+    "misplaced": "whole, but written for another place",
+    "other-seed": "whole, but of a run with another --seed",
+    "stale": "whole, but older than what was last written there",
+}
 seconds = click.FloatRange(0, min_open=True)
 
 
@@ -50,7 +61,7 @@ def optional_size(ctx: click.Context, param: click.Parameter, value: str | None)
     "--runtime",
     type=seconds,
     metavar="SECONDS",
-    help=f"How long. [default: {DEFAULT_RUNTIME:g}]",
+    help=f"How long. [default: {DEFAULT_RUNTIME:g}; with --verify until all is written once]",
 )
 @click.option(
     "--ramp",
@@ -83,6 +94,12 @@ def optional_size(ctx: click.Context, param: click.Parameter, value: str | None)
     show_default=True,
     help="Of places, order and content.",
 )
+@click.option(
+    "--verify", is_flag=True, help="Write blocks that describe themselves, read back, check."
+)
+@click.option(
+    "--verify-only", is_flag=True, help="Check all that --verify with this seed has left."
+)
 @click.option("--packed", is_flag=True, help="Packed rings instead of split ones.")
 @click.option(
     "--event-idx/--no-event-idx", default=None, help="[default: what the back end offers]"
@@ -102,14 +119,44 @@ def optional_size(ctx: click.Context, param: click.Parameter, value: str | None)
     metavar="SECONDS",
     help="Give the back end up when it has answered nothing for so long.",
 )
+@click.option("--quiet", is_flag=True, help="No progress line on a terminal.")
 @json_option
-def bench(socket: str, *, as_json: bool, rw: str, **options: Any) -> None:
+def bench(socket: str, *, as_json: bool, quiet: bool, rw: str, **options: Any) -> None:
     """Load the vhost-user-blk back end at SOCKET and tell how it did.
 
-    The exit status is 1 if a request failed.
+    It polls, so one processor is busy all the time.  The exit status is 1 if a request failed
+    or a block was wrong.  SIGINT ends the load and prints what was measured.
     """
     try:
         work = Workload(rw=Rw(rw), **options)
     except BenchError as error:
         raise click.UsageError(f"{error}: {error.hint}") from error
-    print_result(load(socket, work), title="bench", as_json=as_json)
+    with contextlib.ExitStack() as stack:
+        watch = None if quiet or not sys.stderr.isatty() else stack.enter_context(line())
+        result = load(socket, work, watch)
+    print_result(result, title="bench", as_json=as_json)
+    if fault := complaint(result, work):
+        raise fault
+
+
+def complaint(result: Result, work: Workload) -> BenchError | None:
+    """What is to be said of a run that did not go well, or None."""
+    if result.wrong_blocks:
+        first = next(wrong for wrong in result.wrong if wrong.what in WRONG_BLOCKS)
+        return BenchError(
+            f"{result.wrong_blocks} wrong blocks; the first, {first.what}, at {first.offset}: "
+            f"byte {first.byte}: found {first.found}, expected {first.expected}",
+            hint=WRONG_BLOCKS[first.what],
+        )
+    if result.errors:
+        first = result.wrong[0]
+        return BenchError(
+            f"{result.errors} requests failed; the first, a {first.kind} at {first.offset}: "
+            f"{first.what}, found {first.found}, expected {first.expected}",
+            hint="the back end's log may say why",
+        )
+    if result.interrupted and (work.verify or work.verify_only):
+        return BenchError(
+            "interrupted before everything was checked", hint="run --verify again, to its end"
+        )
+    return None

@@ -5,11 +5,13 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from blkd.image.engine import EngineChoice
 from blkd.virtio.device import MAX_QUEUE_SIZE
 
 CacheMode = Literal["none", "writeback", "writethrough"]
 
 MAX_QUEUES = 64
+MAX_POLL_US = 1000  # a worker that looks on for longer might as well own its CPU
 MIN_QUEUE_SIZE = 4  # a request takes three descriptors
 SERIAL_BYTES = 20  # VIRTIO_BLK_ID_BYTES (virtio 1.3, 5.2.6)
 
@@ -34,7 +36,33 @@ class ExportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     `writethrough`: the host's page cache, each write durable."""
     logical_block_size: Literal[512, 4096] | None = None
     """None takes the smallest that the image's file system serves."""
+    engine: EngineChoice = "auto"
+    """How the data path does I/O; `auto` asks the image."""
+    workers: Annotated[int, msgspec.Meta(ge=1, le=MAX_QUEUES)] | None = None
+    """Threads that serve the queues; None for one a queue, but no more than there are CPUs."""
+    cpus: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
+    """CPUs that the workers are pinned to, one after the other; none leaves that to the kernel."""
+    poll_us: Annotated[int, msgspec.Meta(ge=0, le=MAX_POLL_US)] = 32
+    """Microseconds that a worker looks on before it sleeps, at the most and as long as it pays."""
     discard: bool = True
     max_discard_segments: Annotated[int, msgspec.Meta(ge=1, le=256)] = 32
     control: str | None = None
     """Path of the control API's UNIX socket."""
+
+
+def cpu_list(text: str) -> tuple[int, ...]:
+    """The CPUs of a list as the kernel writes them, `2-5,8`, in this order; "" has none.
+
+    Raises:
+        ValueError: It is no such list.
+    """
+    cpus: list[int] = []
+    for piece in filter(None, text.split(",")):
+        first, _, last = piece.partition("-")
+        if not first.isdecimal() or (last and not last.isdecimal()) or piece.endswith("-"):
+            raise ValueError(f"{piece!r} is no CPU or range of CPUs; write 2-5,8")
+        span = range(int(first), int(last or first) + 1)
+        if not span:
+            raise ValueError(f"{piece!r} is an empty range of CPUs")
+        cpus += span
+    return tuple(cpus)

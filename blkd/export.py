@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import os
 import select
 import socket
 from collections.abc import AsyncIterator
@@ -13,9 +14,11 @@ import structlog
 
 from blkd import listener
 from blkd.config import ExportConfig
-from blkd.dataplane import DataPlane, probe_io_uring
+from blkd.dataplane import Crew, DataPlane, probe_io_uring
 from blkd.errors import BlkdError, ConfigError, DrainTimeout, ImageError
-from blkd.image.raw import RawImage, default_serial, open_image
+from blkd.image.base import Image
+from blkd.image.kinds import open_image
+from blkd.image.raw import default_serial
 from blkd.vhost_user.connection import Connection, FrontEndState
 from blkd.virtio.blk import SECTOR_BYTES, BlkDevice, BlkParameters
 
@@ -65,6 +68,11 @@ class ExportState:
     queues: int
     queue_size: int
     serial: str
+    engine: str
+    engine_reason: str
+    workers: int
+    cpus: tuple[int, ...]
+    poll_us: int
     discard: bool
     features: int
     in_flight: int
@@ -112,7 +120,7 @@ class Export:
 
     def __init__(self, config: ExportConfig) -> None:
         self.config = config
-        self._image: RawImage
+        self._image: Image
         self._device: BlkDevice
         self._plane: DataPlane
         self._listener: socket.socket
@@ -148,10 +156,12 @@ class Export:
                 read_only=config.read_only,
                 direct=config.cache == "none",
                 logical_block_size=config.logical_block_size,
+                engine=config.engine,
             )
             undo.callback(self._image.close)
             self._device = BlkDevice(parameters(config, self._image))
-            self._plane = DataPlane(self._image, self._device, config.queue_size)
+            self._crew = crew(config)
+            self._plane = DataPlane(self._image, self._device, config.queue_size, self._crew)
             undo.callback(self._plane.close)
             self._plane.on_fault = self._drop_front_end
             self._listener = inherited or self._listen(undo)
@@ -378,6 +388,11 @@ class Export:
             queues=device.queues,
             queue_size=self.config.queue_size,
             serial=device.serial.rstrip(b"\0").decode(),
+            engine=self._image.engine.name,
+            engine_reason=self._image.engine.reason,
+            workers=self._crew.workers,
+            cpus=self._crew.cpus,
+            poll_us=self._crew.poll_us,
             discard=device.discard,
             features=device.features,
             in_flight=self._plane.in_flight,
@@ -401,7 +416,20 @@ class Export:
         )
 
 
-def parameters(config: ExportConfig, image: RawImage) -> BlkParameters:
+def crew(config: ExportConfig) -> Crew:
+    """The workers of an export.  Raises ConfigError where they may not run as configured."""
+    allowed = os.sched_getaffinity(0)
+    if missing := set(config.cpus) - allowed:
+        raise ConfigError(
+            f"CPU {min(missing)} cannot be used",
+            hint=f"this process may run on {', '.join(map(str, sorted(allowed)))}",
+        )
+    usable = len(set(config.cpus) or allowed)
+    workers = min(config.workers or usable, config.queues)
+    return Crew(workers, config.cpus, config.poll_us)
+
+
+def parameters(config: ExportConfig, image: Image) -> BlkParameters:
     """The device that an image becomes under a configuration."""
     limits = image.limits
     return BlkParameters(

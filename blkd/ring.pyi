@@ -29,14 +29,16 @@ class MemoryMap:
 class Worker:
     answers_fd: int
     in_flight: int
-    def __init__(self, rings: int, largest: int, longest_chain: int) -> None: ...
+    def __init__(self, rings: int, largest: int, longest_chain: int, longest_poll: int) -> None: ...
     def run(self, name: str) -> None: ...
     def answers(self) -> list[tuple[int, int, int]]: ...
     def set_memory(self, map: MemoryMap | None, places: list[_Place | None]) -> int: ...  # noqa: A002
     def set_limits(
         self,
         *,
+        engine: str,
         fd: int,
+        nowait: bool,
         capacity: int,
         block_size: int,
         memory_alignment: int,
@@ -48,7 +50,15 @@ class Worker:
         serial: bytes,
     ) -> int: ...
     def start(
-        self, ring: int, place: _Place, *, size: int, base: int, event_idx: bool, indirect: bool
+        self,
+        ring: int,
+        place: _Place,
+        *,
+        size: int,
+        base: int,
+        packed: bool,
+        event_idx: bool,
+        indirect: bool,
     ) -> int: ...
     def move(self, ring: int, place: _Place) -> int: ...
     def stop(self, ring: int) -> int: ...

@@ -11,6 +11,14 @@ cdef extern from *:
     #define blkd_store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
     #define blkd_store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
     #define blkd_full_fence()        __atomic_thread_fence(__ATOMIC_SEQ_CST)
+    #define blkd_prefetch(p)         __builtin_prefetch(p)
+    #if defined(__x86_64__) || defined(__i386__)
+    #define blkd_pause()             __builtin_ia32_pause()
+    #elif defined(__aarch64__)
+    #define blkd_pause()             __asm__ volatile("isb")
+    #else
+    #define blkd_pause()             __asm__ volatile("" ::: "memory")
+    #endif
 
     /* Copy out of memory that its owner may rewrite meanwhile. The barrier keeps the
        compiler from fetching a field a second time after the copy has been checked. */
@@ -29,4 +37,6 @@ cdef extern from *:
     void store_release_u16 "blkd_store_release"(uint16_t *p, uint16_t v) noexcept nogil
     void store_release_u32 "blkd_store_release"(uint32_t *p, uint32_t v) noexcept nogil
     void full_fence "blkd_full_fence"() noexcept nogil
+    void prefetch "blkd_prefetch"(const void *p) noexcept nogil
+    void pause "blkd_pause"() noexcept nogil
     void copy_once "blkd_copy_once"(void *to, const void *source, size_t bytes) noexcept nogil

@@ -5,14 +5,15 @@ from libc.errno cimport EBUSY, EFAULT
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 from guestmem cimport MemoryView
-from layouts cimport Desc
 from mailbox cimport (
     CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR,
     CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_MEMORY, CMD_START, CMD_STOP, Command, stage_answer,
     take_command,
 )
-from notify cimport arm_kick, call_driver, leave_call, leave_kick, lose_ring
+from notify cimport arm_kick, call_driver, leave_call, leave_kick, lose_ring, use_call
+from packed cimport FIRST_BASE, packed_base, start_packed
 from requests cimport Vring, reset_requests
+from split cimport start_split
 from virtio_blk cimport BlkLimits
 from worker cimport Worker
 
@@ -26,15 +27,16 @@ cdef enum:
 
 cdef struct Placement:
     # Where a ring lies, as mapped here; NULL where it is not mapped.
-    Desc *desc
-    uint16_t *avail
-    uint16_t *used
+    void *desc
+    void *driver
+    void *device
 
 
 cdef struct VringStart:
     Placement place
     uint32_t size
-    uint16_t base
+    uint32_t base               # as SET_VRING_BASE has it
+    bint packed
     bint event_idx
     bint indirect
 
@@ -49,28 +51,39 @@ cdef inline void place(Vring *r, const Placement *where) noexcept nogil:
     r.wants_look = r.lost or r.wants_look
     r.lost = False
     r.vq.desc = where.desc
-    r.vq.avail = where.avail
-    r.vq.used = where.used
+    r.vq.driver = where.driver
+    r.vq.device = where.device
+
+
+cdef inline bint was_served_before(const Vring *r, uint32_t base) noexcept nogil:
+    """Whether a ring goes on where somebody left it."""
+    return base != FIRST_BASE if r.vq.packed else base or r.vq.next_used
 
 
 cdef inline int start_ring(Worker *w, Vring *r, const VringStart *how) noexcept nogil:
     """Make a stopped ring live: 0, or -errno.  It looks at once: kicks may have come before."""
+    cdef int rc = 0
     if r.started:
         return -EBUSY
     if w.view == NULL:
         return -EFAULT
     r.vq.size = how.size
     r.vq.longest_chain = max(how.size, w.longest_chain)
+    r.vq.packed = how.packed
     r.vq.event_idx = how.event_idx
     r.vq.indirect = how.indirect
     place(r, &how.place)
-    r.vq.next_avail = how.base
-    r.vq.next_used = r.vq.signalled = r.vq.used[1]
+    if how.packed:
+        rc = start_packed(&r.vq, how.base)
+    else:
+        start_split(&r.vq, <uint16_t>how.base)
+    if rc < 0:
+        return rc
     reset_requests(r)
-    r.started = r.wants_look = True
+    r.started = r.wants_look = r.kicks_wanted = True
     r.broken = r.lost = False
     arm_kick(w, r)
-    if how.base or r.vq.next_used:
+    if was_served_before(r, how.base):
         call_driver(w, r)       # whoever served it before may have died owing a call
     return 0
 
@@ -114,7 +127,7 @@ cdef inline int set_kick(Worker *w, Vring *r, uint64_t ticket, int fd) noexcept 
 cdef inline void set_call(Worker *w, Vring *r, int fd) noexcept nogil:
     """Notify another call eventfd from now on, once at once: the old one may be unheard."""
     leave_call(w, r)
-    r.call = fd
+    use_call(r, fd)
     if r.started:
         call_driver(w, r)
 
@@ -203,10 +216,14 @@ cdef inline void settle_stop(Worker *w, Vring *r) noexcept nogil:
         leave_kick(w, r)
         return
     leave_call(w, r)
-    stage_answer(&w.mailbox, r.stop_ticket, r.number, r.vq.next_avail)
+    stage_answer(
+        &w.mailbox, r.stop_ticket, r.number,
+        packed_base(&r.vq) if r.vq.packed else r.vq.next_avail,
+    )
     r.stop_ticket = 0
     r.started = False
-    r.kick = r.call = -1
+    r.kick = -1
+    use_call(r, -1)
 
 
 cdef inline void settle_views(Worker *w) noexcept nogil:

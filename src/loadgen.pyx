@@ -10,10 +10,10 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from atomics cimport load_acquire_u32, store_release_u32
+from atomics cimport load_acquire_u32, pause, store_release_u32
 from layouts cimport Desc, EventSuppress, PackedDesc, SECTOR_SHIFT
 from loadgen_blocks cimport DAMAGED, FOREIGN, MISPLACED, OTHER_SEED, STALE
-from loadgen_clock cimport Clock, HAS_COUNTER, calibrate, ns_of, relax, ticks, ticks_of
+from loadgen_clock cimport Clock, HAS_COUNTER, calibrate, ns_of, ticks, ticks_of
 from loadgen_histogram cimport BUCKETS, Histogram, lowest_of
 from loadgen_load cimport BAD_LENGTH, BAD_STATUS, Load, Work
 from loadgen_queue cimport NO_KICK, Queue, STALLED, WILD_ID, WILD_INDEX, hush, lay_out_slot
@@ -73,7 +73,7 @@ cdef int drive(Load *g) noexcept nogil:
         if n < 0:
             return n
         if n == 0:
-            relax()
+            pause()
             spins += 1
             if spins % SPINS_A_LOOK:
                 continue

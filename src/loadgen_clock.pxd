@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a polling thread needs of the processor: a cheap clock, a polite spin, cheap chance."""
+"""What a polling thread needs of the processor: a cheap clock and cheap chance."""
 
 from libc.stdint cimport uint64_t
 
@@ -17,11 +17,9 @@ cdef extern from *:
     #if defined(__x86_64__)
     #define BLKD_HAS_TSC 1
     #define blkd_counter() __builtin_ia32_rdtsc()
-    #define blkd_relax()   __builtin_ia32_pause()
     #else
     #define BLKD_HAS_TSC 0
     #define blkd_counter() blkd_monotonic_ns()
-    #define blkd_relax()   __asm__ volatile("" ::: "memory")
     #endif
 
     /* The upper half of a product: `random` of 64 bits becomes one of `n` numbers. */
@@ -35,7 +33,6 @@ cdef extern from *:
     bint HAS_COUNTER "BLKD_HAS_TSC"
     uint64_t monotonic_ns "blkd_monotonic_ns"() noexcept nogil
     uint64_t counter "blkd_counter"() noexcept nogil
-    void relax "blkd_relax"() noexcept nogil
     uint64_t scale "blkd_scale"(uint64_t random, uint64_t n) noexcept nogil
     int log2_u64 "blkd_log2"(uint64_t v) noexcept nogil
 

@@ -59,9 +59,14 @@ cdef struct Mailbox:
     int answers_fd              # eventfd: worker writes, the event loop reads
 
 
+cdef inline bint has_command(const Mailbox *box) noexcept nogil:
+    """Worker: whether there is a command to take."""
+    return load_acquire_u32(&box.posted) != box.taken
+
+
 cdef inline bint take_command(Mailbox *box, Command *out) noexcept nogil:
     """Worker: the next command, if there is one."""
-    if load_acquire_u32(&box.posted) == box.taken:
+    if not has_command(box):
         return False
     out[0] = box.commands[box.taken & (MAILBOX_SLOTS - 1)]
     store_release_u32(&box.taken, box.taken + 1)

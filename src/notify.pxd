@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kicks, calls and errors: eventfds through io_uring, so that none can ever block a worker."""
+"""Kicks, calls and errors: eventfds, through io_uring where a write might block the worker."""
 
 from libc.errno cimport ENXIO
 from libc.stdint cimport uint64_t
@@ -14,6 +14,16 @@ from worker cimport TAG_ERROR, TAG_KICK, TAG_NOBODY, Worker, call_tag, next_sqe,
 cdef extern from "<poll.h>" nogil:
     enum:
         POLLIN
+
+
+cdef extern from "<fcntl.h>" nogil:
+    enum:
+        F_GETFL
+        O_NONBLOCK
+    int fcntl(int fd, int command)
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t write(int fd, const void *buffer, size_t count)
 
 
 cdef inline void watch(Worker *w, int fd, void *owner, uint64_t tag) noexcept nogil:
@@ -40,6 +50,10 @@ cdef inline void signal_eventfd(Worker *w, int fd, uint64_t user_data) noexcept 
 cdef inline void call_driver(Worker *w, Vring *r) noexcept nogil:
     """Notify the driver; while one write is under way, another is remembered."""
     if r.call < 0:
+        return
+    if r.call_never_blocks:
+        bump(&r.counters.calls, 1)
+        write(r.call, &w.one, sizeof(w.one))    # a full one is signalled already
         return
     if r.call_pending:
         r.call_again = True
@@ -70,6 +84,12 @@ cdef inline void leave_call(Worker *w, Vring *r) noexcept nogil:
     r.call_orphaned = r.call_pending
     r.call_pending = r.call_again = False
     r.call_round += 1
+
+
+cdef inline void use_call(Vring *r, int fd) noexcept nogil:
+    """Notify the driver by this eventfd from now on, -1 for none."""
+    r.call = fd
+    r.call_never_blocks = fd >= 0 and (fcntl(fd, F_GETFL) & O_NONBLOCK) != 0
 
 
 cdef inline void arm_kick(Worker *w, Vring *r) noexcept nogil:

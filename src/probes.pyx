@@ -7,11 +7,15 @@ from libc.string cimport memcpy, memset
 import os
 
 from guestmem cimport GuestMemory, Region
-from layouts cimport BlkRange, Desc
-from virtio_blk cimport BlkLimits, MAX_RANGES, Operation, parse_request
-from virtq cimport (
-    Segment, Virtq, event_passed, next_chain, publish, put_used, rearm_kicks, walk_chain,
+from layouts cimport BlkRange
+from packed cimport (
+    packed_base, publish_packed, rearm_packed, start_packed, suppress_packed, take_packed,
 )
+from split cimport (
+    publish_split, rearm_split, start_split, suppress_split, take_split, walk_split,
+)
+from virtio_blk cimport BlkLimits, MAX_RANGES, Operation, parse_request
+from virtq cimport Chain, Segment, UsedChain, Virtq, event_passed
 
 cdef enum:
     MAX_REGIONS = 8
@@ -21,7 +25,8 @@ cdef enum:
 cdef class Guest:
     """Guest memory of a few regions, given as (guest address, bytearray), and one ring in it.
 
-    The ring's parts lie at guest addresses `desc`, `avail` and `used`.
+    The ring's parts lie at guest addresses `desc`, `avail` and `used`; of a packed ring the
+    latter two are the driver's and the device's event suppression structures.
     """
 
     cdef Region regions[MAX_REGIONS]
@@ -31,7 +36,8 @@ cdef class Guest:
     cdef list buffers           # (guest address, bytearray), kept alive
 
     def __init__(self, regions, *, int size, uint64_t desc, uint64_t avail, uint64_t used,
-                 bint indirect=True, bint event_idx=False, int longest_chain=0):
+                 bint packed=False, bint indirect=True, bint event_idx=False,
+                 int longest_chain=0):
         cdef uint8_t[::1] view
         self.buffers = sorted(regions)
         self.memory.regions = self.regions
@@ -45,9 +51,10 @@ cdef class Guest:
         self.vq.size = size
         self.vq.longest_chain = max(size, longest_chain)
         self.vq.indirect, self.vq.event_idx = indirect, event_idx
-        self.vq.desc = <const Desc *>self.at(desc)
-        self.vq.avail = <uint16_t *>self.at(avail)
-        self.vq.used = <uint16_t *>self.at(used)
+        self.vq.packed = packed
+        self.vq.desc = self.at(desc)
+        self.vq.driver = self.at(avail)
+        self.vq.device = self.at(used)
 
     cdef uint8_t *at(self, uint64_t address) except NULL:
         for i in range(self.memory.count):
@@ -56,11 +63,14 @@ cdef class Guest:
         raise ValueError(f"{address:#x} is in no region")
 
     def walk(self, uint16_t head, uint32_t room=MAX_SEGMENTS):
-        """The chain's segments as (guest address, length, device writes); OSError if refused."""
-        cdef int n = walk_chain(&self.vq, head, &self.memory, self.segments, room)
-        if n < 0:
-            raise OSError(-n, os.strerror(-n))
-        return [self.describe(&self.segments[i]) for i in range(n)]
+        """The split chain's segments as (guest address, length, device writes)."""
+        cdef Chain chain
+        chain.id = head
+        check(walk_split(&self.vq, &self.memory, self.segments, room, &chain))
+        return self.resolved(&chain)
+
+    cdef list resolved(self, const Chain *chain):
+        return [self.describe(&self.segments[i]) for i in range(chain.segments)]
 
     cdef tuple describe(self, const Segment *s):
         for i in range(self.memory.count):
@@ -72,47 +82,75 @@ cdef class Guest:
     def parse(self, uint16_t head, *, uint64_t capacity, uint32_t block_size=512,
               bint read_only=False, uint32_t max_sectors=0, uint32_t max_ranges=4):
         """What the request at `head` becomes, as a dict; OSError if it breaks the ring."""
+        cdef Chain chain
         cdef BlkLimits limits
         cdef BlkRange ranges[MAX_RANGES]
         cdef Operation op
-        cdef int n = walk_chain(&self.vq, head, &self.memory, self.segments, MAX_SEGMENTS)
+        chain.id = head
+        check(walk_split(&self.vq, &self.memory, self.segments, MAX_SEGMENTS, &chain))
         memset(&limits, 0, sizeof(limits))
         limits.capacity, limits.block_mask = capacity, block_size - 1
         limits.read_only = read_only
         limits.max_discard_sectors = limits.max_zero_sectors = max_sectors
         limits.max_ranges = max_ranges
         memcpy(limits.serial, b"serial-of-20-letters", 20)
-        if n >= 0:
-            n = parse_request(&limits, self.segments, n, &op, ranges)
-        if n < 0:
-            raise OSError(-n, os.strerror(-n))
+        check(parse_request(&limits, self.segments, chain.segments, &op, ranges))
         return {
             "kind": op.kind, "status": op.status, "offset": op.offset, "length": op.length,
             "written": op.written,
             "data": [self.describe(&op.data[i]) for i in range(op.data_count)],
         }
 
-    def next_chain(self):
-        """The next available head, or None; OSError on a wild index."""
-        cdef uint16_t head
-        cdef int rc = next_chain(&self.vq, &head)
-        if rc < 0:
-            raise OSError(-rc, os.strerror(-rc))
-        return head if rc else None
+    def take(self):
+        """The next available chain as (id, descriptors, segments), or None."""
+        cdef Chain chain
+        cdef int rc
+        if self.vq.packed:
+            rc = take_packed(&self.vq, &self.memory, self.segments, MAX_SEGMENTS, &chain)
+        else:
+            rc = take_split(&self.vq, &self.memory, self.segments, MAX_SEGMENTS, &chain)
+        if check(rc) == 0:
+            return None
+        return chain.id, chain.descriptors, self.resolved(&chain)
 
-    def give_back(self, *heads):
-        """Put chains into the used ring and publish them: whether the driver wants a call."""
-        for head in heads:
-            put_used(&self.vq, head, 1)
-        return bool(publish(&self.vq))
+    def give_back(self, *chains):
+        """Publish chains, ids or (id, descriptors), at once: whether the driver wants a call."""
+        cdef UsedChain used[MAX_SEGMENTS]
+        for i, chain in enumerate(chains):
+            used[i].id, used[i].descriptors = chain if isinstance(chain, tuple) else (chain, 1)
+            used[i].written = 1
+        if self.vq.packed:
+            return bool(publish_packed(&self.vq, used, len(chains)))
+        return bool(publish_split(&self.vq, used, len(chains)))
+
+    def suppress(self):
+        """Have the driver not kick."""
+        if self.vq.packed:
+            suppress_packed(&self.vq)
+        else:
+            suppress_split(&self.vq)
 
     def rearm(self):
         """Ask for kicks again: whether there is more already."""
-        return bool(rearm_kicks(&self.vq))
+        return bool(rearm_packed(&self.vq) if self.vq.packed else rearm_split(&self.vq))
 
-    def set_indices(self, uint16_t index):
-        """Pretend that `index` chains have been served."""
-        self.vq.next_avail = self.vq.next_used = self.vq.signalled = index
+    def start(self, uint32_t base):
+        """Begin at a base as SET_VRING_BASE gives it; the used index is in the ring."""
+        if self.vq.packed:
+            check(start_packed(&self.vq, base))
+        else:
+            start_split(&self.vq, base)
+
+    def base(self):
+        """The base of a packed ring, as GET_VRING_BASE gives it."""
+        return packed_base(&self.vq)
+
+
+cdef int check(int rc) except -1:
+    """`rc`, unless it is an error."""
+    if rc < 0:
+        raise OSError(-rc, os.strerror(-rc))
+    return rc
 
 
 def passed(uint16_t event, uint16_t now, uint16_t before):

@@ -14,8 +14,8 @@ from layouts cimport (
     BlkRange,
 )
 from uring cimport iovec
-from virtio_blk cimport MAX_RANGES, Operation, OperationKind
-from virtq cimport Virtq
+from virtio_blk cimport BlkLimits, MAX_RANGES, Operation, OperationKind
+from virtq cimport Chain, UsedChain, Virtq
 
 
 cdef enum:
@@ -60,7 +60,7 @@ cdef struct Request:
     uint32_t ranges_left        # the present one included
     uint32_t written            # data bytes given to the guest
     uint32_t type               # virtio-blk's
-    uint16_t head
+    Chain chain
     OperationKind kind
     Step step                   # what the kernel is doing
     iovec few[FEW_IOVECS]
@@ -72,6 +72,8 @@ cdef struct Vring:
     uint32_t *free              # stack of the free requests' numbers
     iovec *iovecs               # `iov_room` for each request that needs more than a few
     BlkRange *ranges            # MAX_RANGES for each request
+    UsedChain *used             # answered, and not shown to the driver yet
+    uint32_t used_count
     uint32_t iov_room
     uint32_t free_count
     uint32_t in_flight
@@ -86,9 +88,11 @@ cdef struct Vring:
     bint enabled
     bint broken                 # by the guest; serves again after stop and start
     bint lost                   # its memory was taken away; serves again once it is back
-    bint wants_look             # the avail ring may hold more
+    bint wants_look             # the driver may have made more available
+    bint kicks_wanted           # the driver has been told to kick
     bint kick_armed             # a poll is in the kernel
     bint kick_cancelled
+    bint call_never_blocks      # it is written to directly
     bint call_pending           # a write to `call` is in the kernel
     bint call_again             # ... and one more is due
     bint call_orphaned          # a write of the round before may still be in the kernel
@@ -102,21 +106,23 @@ cdef inline void bump(uint64_t *counter, uint64_t by) noexcept nogil:
     store_relaxed_u64(counter, load_relaxed_u64(counter) + by)
 
 
-cdef inline void count_answer(Counters *c, const Request *q, uint8_t status) noexcept nogil:
-    """Account one answered request."""
-    if q.type == BLK_T_IN:
+cdef inline void count_answer(
+    Counters *c, uint32_t type, uint64_t bytes, uint8_t status
+) noexcept nogil:
+    """Account one answered request of virtio-blk's `type` that moved `bytes` of data."""
+    if type == BLK_T_IN:
         bump(&c.reads, 1)
-        bump(&c.bytes_read, q.written)
-    elif q.type == BLK_T_OUT:
+        bump(&c.bytes_read, bytes)
+    elif type == BLK_T_OUT:
         bump(&c.writes, 1)
-        bump(&c.bytes_written, q.length - q.left)
-    elif q.type == BLK_T_FLUSH:
+        bump(&c.bytes_written, bytes)
+    elif type == BLK_T_FLUSH:
         bump(&c.flushes, 1)
-    elif q.type == BLK_T_DISCARD:
+    elif type == BLK_T_DISCARD:
         bump(&c.discards, 1)
-    elif q.type == BLK_T_WRITE_ZEROES:
+    elif type == BLK_T_WRITE_ZEROES:
         bump(&c.write_zeroes, 1)
-    elif q.type == BLK_T_GET_ID:
+    elif type == BLK_T_GET_ID:
         bump(&c.get_ids, 1)
     else:
         bump(&c.others, 1)
@@ -124,11 +130,22 @@ cdef inline void count_answer(Counters *c, const Request *q, uint8_t status) noe
         bump(&c.errors, 1)
 
 
+cdef inline void give_back(
+    Vring *r, const Chain *chain, uint8_t *status_byte, uint8_t status, uint32_t written
+) noexcept nogil:
+    """Give a chain its status; the driver sees both when the ring is published."""
+    cdef UsedChain *used = &r.used[r.used_count]
+    status_byte[0] = status
+    used.id, used.descriptors = chain.id, chain.descriptors
+    used.written = written + 1  # the status
+    r.used_count += 1
+
+
 cdef inline void reset_requests(Vring *r) noexcept nogil:
     """Make every request of a ring free; none may be in flight."""
     cdef uint32_t i
     r.free_count = r.vq.size
-    r.in_flight = 0
+    r.in_flight = r.used_count = 0
     for i in range(r.vq.size):
         r.free[i] = r.vq.size - 1 - i
 
@@ -139,7 +156,7 @@ cdef inline BlkRange *next_ranges(const Vring *r) noexcept nogil:
 
 
 cdef inline Request *take_request(
-    Vring *r, MemoryView *view, const Operation *op, uint16_t head
+    Vring *r, MemoryView *view, const Operation *op, const Chain *chain
 ) noexcept nogil:
     """Fill a free request from a parsed operation and pin the memory it points to."""
     cdef uint32_t number, i
@@ -151,7 +168,7 @@ cdef inline Request *take_request(
     q.pinned = view
     view.pins += 1
     q.vring = r
-    q.head = head
+    q.chain = chain[0]
     q.kind = op.kind
     q.type = op.type
     q.status_byte = op.status_byte
@@ -180,21 +197,19 @@ cdef inline void give_request_back(Request *q) noexcept nogil:
     q.pinned.pins -= 1
 
 
-cdef inline bint misaligned(
-    const Request *q, uint32_t memory_mask, uint32_t block_mask
-) noexcept nogil:
+cdef inline bint unfit_for_direct(const Operation *op, const BlkLimits *limits) noexcept nogil:
     """Whether some buffer is not fit for direct I/O as it stands.
 
     Up to Linux 6.17 each buffer has to be whole blocks, not just all of them together.
     """
     cdef size_t addresses = 0, lengths = 0
     cdef uint32_t i
-    if memory_mask == 0:
+    if limits.memory_mask == 0:
         return False            # not direct at all
-    for i in range(q.iov_count):
-        addresses |= <size_t>q.iov[i].iov_base
-        lengths |= q.iov[i].iov_len
-    return (addresses & memory_mask) != 0 or (lengths & block_mask) != 0
+    for i in range(op.data_count):
+        addresses |= <size_t>op.data[i].base
+        lengths |= op.data[i].len
+    return (addresses & limits.memory_mask) != 0 or (lengths & limits.block_mask) != 0
 
 
 cdef inline void advance(Request *q, uint64_t n) noexcept nogil:

@@ -5,115 +5,45 @@ Above the line `Python face` nothing holds the GIL, allocates, logs or raises.  
 sleeps in one place, `turn`, where kicks, commands and disk completions all arrive.
 """
 
-from libc.errno cimport EAGAIN, EBUSY, EINTR, EINVAL, errno
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.errno cimport EBUSY, EINVAL, errno
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from commands cimport MemoryChange, Placement, VringStart, settle, take_commands
 from faults cimport forget_mapping, install_fault_handler, watch_mapping
 from guestmem cimport GuestMemory, MemoryView, Region
-from layouts cimport BlkRange, Desc
+from layouts cimport BlkRange
 from mailbox cimport (
     CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR,
     CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_MEMORY, CMD_START, CMD_STOP, Answer, Command,
     CommandKind, MAILBOX_SLOTS, deliver, hear_answer, post_command,
 )
-from notify cimport break_ring, call_driver, end_call, end_kick_poll, watch
-from requests cimport Request, Vring, bump, next_ranges, take_request
-from transfer cimport complete, end_request, submit
+from notify cimport end_call, end_kick_poll, watch
+from polling cimport wait
+from requests cimport Request, Vring, bump
+from serving cimport serve_rings
+from transfer cimport complete
 from uring cimport (
     IORING_CQE_F_MORE, IORING_OP_ASYNC_CANCEL, IORING_OP_FALLOCATE, IORING_OP_FSYNC,
     IORING_OP_POLL_ADD, IORING_OP_READ, IORING_OP_READV, IORING_OP_WRITE, IORING_OP_WRITEV,
-    IORING_SETUP_CQSIZE, IORING_SETUP_DEFER_TASKRUN, IORING_SETUP_SINGLE_ISSUER, io_uring,
-    io_uring_cq_advance, io_uring_cqe, io_uring_free_probe, io_uring_get_probe_ring,
-    io_uring_opcode_supported, io_uring_params, io_uring_peek_batch_cqe, io_uring_probe,
-    io_uring_queue_exit, io_uring_queue_init_params, io_uring_sq_ready, io_uring_submit,
-    io_uring_submit_and_get_events, io_uring_submit_and_wait, iovec,
+    IORING_SETUP_CQSIZE, IORING_SETUP_DEFER_TASKRUN, IORING_SETUP_SINGLE_ISSUER,
+    IORING_SETUP_TASKRUN_FLAG, RWF_NOWAIT, io_uring, io_uring_cq_advance, io_uring_cqe,
+    io_uring_free_probe, io_uring_get_probe_ring, io_uring_opcode_supported, io_uring_params,
+    io_uring_peek_batch_cqe, io_uring_probe, io_uring_queue_exit, io_uring_queue_init_params,
+    io_uring_sq_ready, io_uring_submit, iovec,
 )
-from virtio_blk cimport MAX_RANGES, OP_ANSWER, BlkLimits, Operation, parse_request
-from virtq cimport (
-    Segment, next_chain, publish, rearm_kicks, suppress_kicks, walk_chain,
-)
+from virtio_blk cimport BlkLimits, ENGINE_INLINE, ENGINE_NULL, ENGINE_URING, MAX_RANGES
+from virtq cimport Segment, UsedChain
 from worker cimport (
-    BOUNCE_BUFFERS, BOUNCE_BYTES, TAG_CALL, TAG_ERROR, TAG_KICK, TAG_MAILBOX, TAG_REQUEST,
-    Worker as WorkerState, ZERO_BYTES, pointer_of, tag_of,
+    BOUNCE_BUFFERS, BOUNCE_BYTES, FETCH_BUDGET, MAX_IOVECS, TAG_CALL, TAG_ERROR, TAG_KICK,
+    TAG_MAILBOX, TAG_REQUEST, Worker as WorkerState, ZERO_BYTES, pointer_of, tag_of,
 )
 
 cdef enum:
     SQ_ENTRIES = 1024
     CQ_ENTRIES = 8192           # more than can be in flight; a full one is not lost either
     CQE_BATCH = 128
-    FETCH_BATCH = 128           # chains of one ring before the others have their turn
-
-
-# ---- serving a ring ----
-
-cdef inline bint served(const WorkerState *w, const Vring *r) noexcept nogil:
-    """Whether new chains may be fetched from a ring."""
-    return r.started and r.enabled and not (r.broken or r.lost or r.stop_ticket or w.paused)
-
-
-cdef int begin(WorkerState *w, Vring *r, uint16_t head) noexcept nogil:
-    """Start the request of the chain at `head`: 0, or -errno if it breaks the ring."""
-    cdef Operation op
-    cdef Request *q
-    cdef int rc = walk_chain(&r.vq, head, w.view.memory, w.segments, w.segment_room)
-    if rc < 0:
-        return rc
-    rc = parse_request(&w.limits, w.segments, <uint32_t>rc, &op, next_ranges(r))
-    if rc < 0:
-        return rc
-    q = take_request(r, w.view, &op, head)
-    if op.kind == OP_ANSWER:
-        end_request(w, q, op.status)
-    else:
-        submit(w, q)
-    return 0
-
-
-cdef int next_or_rearm(Vring *r, uint16_t *head) noexcept nogil:
-    """The next chain's head: 1, or 0 once there is none and the driver will kick, or -errno."""
-    cdef int rc = next_chain(&r.vq, head)
-    if rc == 0:
-        r.wants_look = rearm_kicks(&r.vq)
-        if r.wants_look:
-            rc = next_chain(&r.vq, head)
-    return rc
-
-
-cdef void fetch(WorkerState *w, Vring *r) noexcept nogil:
-    """Start what the driver has made available, as far as requests are free."""
-    cdef uint16_t head
-    cdef uint32_t budget = FETCH_BATCH
-    cdef int rc
-    suppress_kicks(&r.vq)
-    while r.free_count and budget:
-        rc = next_or_rearm(r, &head)
-        if rc == 0:
-            return
-        if rc > 0:
-            rc = begin(w, r, head)
-        if rc < 0:
-            break_ring(w, r, rc)
-            return
-        budget -= 1
-
-
-cdef bint serve_rings(WorkerState *w) noexcept nogil:
-    """Fetch from and publish to every ring: whether one has more to fetch right now."""
-    cdef uint32_t i
-    cdef Vring *r
-    cdef bint more = False
-    for i in range(w.count):
-        r = &w.vrings[i]
-        if r.wants_look and served(w, r):
-            fetch(w, r)
-            if r.wants_look and r.free_count and not r.broken:
-                more = True
-        if r.started and publish(&r.vq):
-            call_driver(w, r)
-    return more
 
 
 # ---- the loop ----
@@ -123,7 +53,8 @@ cdef int open_uring(io_uring *ring) noexcept nogil:
     cdef io_uring_params params
     memset(&params, 0, sizeof(params))
     params.flags = (
-        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CQSIZE
+        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG
+        | IORING_SETUP_CQSIZE
     )
     params.cq_entries = CQ_ENTRIES
     return io_uring_queue_init_params(SQ_ENTRIES, ring, &params)
@@ -163,13 +94,9 @@ cdef void reap(WorkerState *w) noexcept nogil:
 
 
 cdef int turn(WorkerState *w, bint *more) noexcept nogil:
-    """Sleep until something arrives unless there is `more` to do, and see to all of it."""
-    cdef int rc
-    if more[0]:
-        rc = io_uring_submit_and_get_events(&w.uring)
-    else:
-        rc = io_uring_submit_and_wait(&w.uring, 1)
-    if rc < 0 and rc != -EINTR and rc != -EBUSY and rc != -EAGAIN:
+    """Wait until something arrives unless there is `more` to do, and see to all of it."""
+    cdef int rc = wait(w, more[0])
+    if rc < 0:
         return rc
     reap(w)
     take_commands(w)
@@ -223,14 +150,17 @@ cdef extern from "<sys/prctl.h>" nogil:
 
 
 cdef Placement placement(where) noexcept:
-    """A ring's place from (desc, avail, used), or from None where it is not mapped."""
+    """A ring's place from (desc, driver, device), or from None where it is not mapped."""
     cdef Placement p
     memset(&p, 0, sizeof(p))
     if where is not None:
-        p.desc = <Desc *><uint64_t>where[0]
-        p.avail = <uint16_t *><uint64_t>where[1]
-        p.used = <uint16_t *><uint64_t>where[2]
+        p.desc = <void *><uint64_t>where[0]
+        p.driver = <void *><uint64_t>where[1]
+        p.device = <void *><uint64_t>where[2]
     return p
+
+
+ENGINES = {"uring": ENGINE_URING, "inline": ENGINE_INLINE, "null": ENGINE_NULL}
 
 
 cdef class Worker:
@@ -238,6 +168,7 @@ cdef class Worker:
 
     Commands return a ticket; `answers` gives it back with its result once `answers_fd` is
     readable.  A worker has `rings` rings, numbered from 0, of up to `largest` descriptors.
+    Before it sleeps it looks on for up to `longest_poll` nanoseconds, where that pays.
     """
 
     cdef WorkerState state
@@ -247,12 +178,13 @@ cdef class Worker:
     cdef dict kept              # ticket -> what the worker may still point to
     cdef View view
 
-    def __cinit__(self, uint32_t rings, uint32_t largest, uint32_t longest_chain):
+    def __cinit__(self, uint32_t rings, uint32_t largest, uint32_t longest_chain,
+                  uint64_t longest_poll):
         cdef uint32_t i, room = max(largest, longest_chain) + 16
         cdef size_t of_ring = largest * (
             sizeof(Request) + sizeof(uint32_t) + room * sizeof(iovec)
             + MAX_RANGES * sizeof(BlkRange)
-        )
+        ) + (largest + FETCH_BUDGET) * sizeof(UsedChain)
         cdef size_t size = ZERO_BYTES + BOUNCE_BUFFERS * BOUNCE_BYTES + rings * of_ring
         cdef uint8_t *at
         if not 0 < rings <= 64:
@@ -261,11 +193,16 @@ cdef class Worker:
         self.state.mailbox.commands_fd = self.state.mailbox.answers_fd = -1
         self.state.count = rings
         self.state.longest_chain = longest_chain
+        self.state.longest_poll = longest_poll
         self.state.one = 1
         self.state.segment_room = room
         self.state.vrings = <Vring *>calloc(rings, sizeof(Vring))
         self.state.segments = <Segment *>calloc(room, sizeof(Segment))
-        if self.state.vrings == NULL or self.state.segments == NULL:
+        self.state.iovecs = <iovec *>calloc(MAX_IOVECS, sizeof(iovec))
+        if (
+            self.state.vrings == NULL or self.state.segments == NULL
+            or self.state.iovecs == NULL
+        ):
             raise MemoryError
         at = <uint8_t *>reserve(size)
         self.reserved, self.bytes_reserved = at, size
@@ -289,13 +226,15 @@ cdef class Worker:
         r.requests = <Request *>at
         r.iovecs = <iovec *>(at + largest * sizeof(Request))
         r.ranges = <BlkRange *>(r.iovecs + <size_t>largest * room)
-        r.free = <uint32_t *>(r.ranges + <size_t>largest * MAX_RANGES)
+        r.used = <UsedChain *>(r.ranges + <size_t>largest * MAX_RANGES)
+        r.free = <uint32_t *>(r.used + largest + FETCH_BUDGET)
 
     def __dealloc__(self):
         if self.reserved != NULL:
             munmap(self.reserved, self.bytes_reserved)
         free(self.state.vrings)
         free(self.state.segments)
+        free(self.state.iovecs)
         for fd in (self.state.mailbox.commands_fd, self.state.mailbox.answers_fd):
             if fd >= 0:
                 os.close(fd)
@@ -360,7 +299,7 @@ cdef class Worker:
         return self.tickets
 
     def set_memory(self, MemoryMap map, places: list) -> int:
-        """Serve from another memory map; `places` has (desc, avail, used) or None a ring.
+        """Serve from another memory map; `places` has (desc, driver, device) or None a ring.
 
         The answer comes when no request uses the old map any more.
         """
@@ -374,15 +313,21 @@ cdef class Worker:
         self.view = view        # the old one is kept under the ticket until the answer
         return ticket
 
-    def set_limits(self, *, int fd, uint64_t capacity, uint32_t block_size,
-                   uint32_t memory_alignment, uint32_t max_discard_sectors,
+    def set_limits(self, *, str engine, int fd, bint nowait, uint64_t capacity,
+                   uint32_t block_size, uint32_t memory_alignment, uint32_t max_discard_sectors,
                    uint32_t max_zero_sectors, uint32_t max_ranges, bint read_only,
                    bint write_through, bytes serial) -> int:
-        """Replace what the device allows; capacity in bytes.  Holds from the next request on."""
+        """Replace what the device allows; capacity in bytes.  Holds from the next request on.
+
+        An `engine` other than "uring" does at once what it can; with `nowait` the file is
+        asked not to wait then.
+        """
         cdef BlkLimits limits
         if max_ranges > MAX_RANGES:
             raise ValueError(f"{max_ranges} segments for a discard, not {MAX_RANGES} at most")
         memset(&limits, 0, sizeof(limits))
+        limits.engine = ENGINES[engine]
+        limits.inline_flags = RWF_NOWAIT if nowait else 0
         limits.fd, limits.capacity = fd, capacity
         limits.block_mask, limits.memory_mask = block_size - 1, memory_alignment - 1
         limits.max_discard_sectors = max_discard_sectors
@@ -393,13 +338,13 @@ cdef class Worker:
             limits.serial[i] = byte
         return self.post(CMD_SET_LIMITS, 0, 0, (<char *>&limits)[:sizeof(limits)])
 
-    def start(self, uint32_t ring, place, *, uint32_t size, uint16_t base, bint event_idx,
-              bint indirect) -> int:
-        """Start a stopped ring of `size` descriptors at avail index `base`."""
+    def start(self, uint32_t ring, place, *, uint32_t size, uint32_t base, bint packed,
+              bint event_idx, bint indirect) -> int:
+        """Start a stopped ring of `size` descriptors at `base`, as SET_VRING_BASE gives it."""
         cdef VringStart how
         memset(&how, 0, sizeof(how))
         how.place = placement(place)
-        how.size, how.base = size, base
+        how.size, how.base, how.packed = size, base, packed
         how.event_idx, how.indirect = event_idx, indirect
         return self.post(CMD_START, ring, 0, (<char *>&how)[:sizeof(how)])
 
@@ -409,7 +354,7 @@ cdef class Worker:
         return self.post(CMD_MOVE, ring, 0, (<char *>&where)[:sizeof(where)])
 
     def stop(self, uint32_t ring) -> int:
-        """Drain and stop a ring; the answer is its next avail index."""
+        """Drain and stop a ring; the answer is its next base, as GET_VRING_BASE gives it."""
         return self.post(CMD_STOP, ring, 0, None)
 
     def enable(self, uint32_t ring, bint enabled) -> int:

@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from layouts cimport BLK_S_IOERR, BLK_S_OK, RANGE_F_UNMAP, SECTOR_SHIFT
 from requests cimport (
     STEP_RANGE, STEP_SYNC, STEP_TRANSFER, STEP_ZEROES, Request, Step, Vring, advance,
-    copy_bounced, count_answer, give_request_back, misaligned,
+    copy_bounced, count_answer, give_back, give_request_back,
 )
 from uring cimport (
     IORING_FSYNC_DATASYNC, RWF_DSYNC, io_uring_prep_fallocate, io_uring_prep_fsync,
@@ -15,8 +15,9 @@ from uring cimport (
     io_uring_sqe,
 )
 from virtio_blk cimport OP_DISCARD, OP_FLUSH, OP_READ, OP_WRITE
-from virtq cimport put_used
-from worker cimport BOUNCE_BYTES, TAG_REQUEST, Worker, ZERO_BYTES, next_sqe, tagged
+from worker cimport (
+    BOUNCE_BYTES, MAX_IOVECS, TAG_REQUEST, Worker, ZERO_BYTES, next_sqe, tagged,
+)
 
 cdef extern from "<linux/falloc.h>" nogil:
     enum:
@@ -27,14 +28,13 @@ cdef extern from "<linux/falloc.h>" nogil:
 
 cdef enum:
     MAX_TRANSFER = 0x7ffff000   # bytes the kernel moves in one call (MAX_RW_COUNT)
-    MAX_IOVECS = 1024           # and buffers (UIO_MAXIOV); a short transfer goes on
 
 
 cdef inline void end_request(Worker *w, Request *q, uint8_t status) noexcept nogil:
     """Give the guest its answer; it is seen when the ring is published."""
-    q.status_byte[0] = status
-    put_used(&q.vring.vq, q.head, q.written + 1)
-    count_answer(&q.vring.counters, q, status)
+    cdef uint64_t bytes = q.length - q.left if q.kind == OP_WRITE else q.written
+    give_back(q.vring, &q.chain, q.status_byte, status, q.written)
+    count_answer(&q.vring.counters, q.type, bytes, status)
     if q.bounce != NULL:
         give_bounce_back(w, q.bounce)
     give_request_back(q)
@@ -147,13 +147,10 @@ cdef inline void sent(Request *q, Step step, io_uring_sqe *sqe) noexcept nogil:
     sqe.user_data = tagged(q, TAG_REQUEST)
 
 
-cdef inline void submit(Worker *w, Request *q) noexcept nogil:
-    """Start a request's first step."""
+cdef inline void submit(Worker *w, Request *q, bint unfit) noexcept nogil:
+    """Start a request's first step; buffers `unfit` for direct I/O go through a bounce buffer."""
     if q.kind == OP_READ or q.kind == OP_WRITE:
-        if (
-            not misaligned(q, w.limits.memory_mask, w.limits.block_mask)
-            or take_bounce(w, q)
-        ):
+        if not unfit or take_bounce(w, q):
             submit_transfer(w, q)
     elif q.kind == OP_FLUSH:
         submit_sync(w, q)

@@ -20,12 +20,24 @@ cdef extern from "<liburing.h>" nogil:
     #ifndef RWF_DSYNC
     #define RWF_DSYNC 0x00000002
     #endif
+    #ifndef RWF_NOWAIT
+    #define RWF_NOWAIT 0x00000008
+    #endif
+
+    /* Completions to take, or to be had for a call (IORING_SETUP_TASKRUN_FLAG). */
+    static inline int blkd_uring_has_news(const struct io_uring *ring) {
+        return *ring->cq.khead != __atomic_load_n(ring->cq.ktail, __ATOMIC_RELAXED)
+            || __atomic_load_n(ring->sq.kflags, __ATOMIC_RELAXED)
+               & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
+    }
     """
     enum:
         RWF_DSYNC
+        RWF_NOWAIT
         IORING_SETUP_CQSIZE
         IORING_SETUP_SINGLE_ISSUER
         IORING_SETUP_DEFER_TASKRUN
+        IORING_SETUP_TASKRUN_FLAG
         IORING_CQE_F_MORE
         IORING_FSYNC_DATASYNC
         IORING_OP_READV
@@ -57,6 +69,7 @@ cdef extern from "<liburing.h>" nogil:
     cdef struct io_uring_probe:
         pass
 
+    bint uring_has_news "blkd_uring_has_news"(const io_uring *ring)
     int io_uring_queue_init_params(unsigned entries, io_uring *ring, io_uring_params *params)
     void io_uring_queue_exit(io_uring *ring)
     io_uring_sqe *io_uring_get_sqe(io_uring *ring)

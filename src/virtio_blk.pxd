@@ -30,9 +30,17 @@ cdef enum OperationKind:
     OP_WRITE_ZEROES
 
 
+cdef enum Engine:
+    ENGINE_URING                # every request through io_uring
+    ENGINE_INLINE               # what cannot block at once, the rest through io_uring
+    ENGINE_NULL                 # nothing behind the disk: answered at once, untouched
+
+
 cdef struct BlkLimits:
     # The device as the data path needs it; a copy of the worker's own.
-    int fd                      # the image
+    int fd                      # the image; -1 for a null one
+    Engine engine
+    int inline_flags            # RWF_NOWAIT where the file might block without it
     uint64_t capacity           # bytes
     uint32_t block_mask         # logical block size - 1
     uint32_t memory_mask        # alignment of buffers for the image's I/O - 1

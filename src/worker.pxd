@@ -6,12 +6,14 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from guestmem cimport MemoryView
 from mailbox cimport Mailbox
 from requests cimport Request, Vring
-from uring cimport io_uring, io_uring_get_sqe, io_uring_sqe, io_uring_submit
+from uring cimport io_uring, io_uring_get_sqe, io_uring_sqe, io_uring_submit, iovec
 from virtio_blk cimport BlkLimits
 from virtq cimport Segment
 
 
 cdef enum:
+    FETCH_BUDGET = 32           # chains of one ring before the others have their turn
+    MAX_IOVECS = 1024           # buffers the kernel takes in one call (UIO_MAXIOV)
     BOUNCE_BUFFERS = 16
     BOUNCE_BYTES = 1 << 17
     ZERO_BYTES = 1 << 20        # of the buffer that zeroes are written from
@@ -35,6 +37,7 @@ cdef struct Worker:
     MemoryView *old_views       # worker; wait for their pins, the latest first
     Vring *vrings               # `count` of them
     Segment *segments           # scratch for one chain
+    iovec *iovecs               # MAX_IOVECS, scratch for one transfer
     uint32_t segment_room
     uint32_t count
     uint32_t longest_chain      # descriptors, where a ring is not longer itself
@@ -44,6 +47,8 @@ cdef struct Worker:
     Request *last_waiting
     uint8_t *zeros              # ZERO_BYTES, never written
     uint64_t one                # what is written to eventfds
+    uint64_t longest_poll       # nanoseconds to look on before a sleep, 0 for never
+    uint64_t poll               # ... as has paid of late
     uint64_t pause_ticket       # CMD_PAUSE to be answered, or 0
     bint paused
     bint quit

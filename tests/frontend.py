@@ -370,6 +370,10 @@ class FrontEnd:
         self.set_features()
         return self.features
 
+    def offered(self) -> int:
+        """The features offered, but for the packed layout, which a driver must mean to use."""
+        return self.call_u64(Request.GET_FEATURES) & ~Feature.RING_PACKED
+
     def set_features(self) -> None:
         self.set(Request.SET_FEATURES, struct.pack("=Q", self.features))
 

@@ -10,8 +10,16 @@ import msgspec
 from blkd import log
 from blkd.cli import serving, signals
 from blkd.cli.output import json_option, print_result
-from blkd.config import MAX_QUEUES, MIN_QUEUE_SIZE, CacheMode, ExportConfig
+from blkd.config import (
+    MAX_POLL_US,
+    MAX_QUEUES,
+    MIN_QUEUE_SIZE,
+    CacheMode,
+    ExportConfig,
+    cpu_list,
+)
 from blkd.export import ExportState
+from blkd.image.engine import EngineChoice
 from blkd.virtio.device import MAX_QUEUE_SIZE
 
 
@@ -23,6 +31,13 @@ def _power_of_two(_ctx: click.Context, _param: click.Parameter, value: int) -> i
 
 def _number(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
     return None if value is None else int(value)
+
+
+def _cpus(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    try:
+        return cpu_list(value or "")
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.command()
@@ -58,6 +73,28 @@ def _number(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
     type=click.Choice(["512", "4096"]),
     callback=_number,
     help="The smallest request; what the file system allows if not given.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(get_args(EngineChoice)),
+    default="auto",
+    show_default=True,
+    help="uring: asynchronous I/O; inline: at once what cannot wait; auto: asks the image.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, MAX_QUEUES),
+    help="Threads for all queues; one a queue or a CPU, whatever is fewer, if not given.",
+)
+@click.option(
+    "--cpus", callback=_cpus, help="Pin the workers to these CPUs in turn, for example 2-5,8."
+)
+@click.option(
+    "--poll-us",
+    type=click.IntRange(0, MAX_POLL_US),
+    default=32,
+    show_default=True,
+    help="Most microseconds that a worker looks on before it sleeps, while that pays.",
 )
 @click.option("--no-discard", is_flag=True, help="Keep the guest from giving space back.")
 @click.option(

@@ -4,6 +4,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from blkd.image.engine import Engine
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -29,10 +31,11 @@ class Image(Protocol):
 
     path: str
     fd: int
-    """Open for the data path, with O_DIRECT where asked; owned by the image."""
+    """Open for the data path, with O_DIRECT where asked; owned by the image.  -1 for none."""
     read_only: bool
     direct: bool
     limits: Limits
+    engine: Engine
 
     def refresh(self) -> bool:
         """Ask the kernel for the size again; whether `limits` changed."""

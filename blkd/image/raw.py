@@ -18,6 +18,7 @@ import structlog
 from blkd.errors import ImageBusy, ImageError
 from blkd.image import kernel, lock
 from blkd.image.base import Limits
+from blkd.image.engine import Engine, EngineChoice, choose
 
 log = structlog.get_logger()
 
@@ -37,19 +38,33 @@ class RawImage:
     """An open, locked raw image; plays `image.base.Image`."""
 
     def __init__(
-        self, path: str, fd: int, *, read_only: bool, direct: bool, limits: Limits
+        self,
+        path: str,
+        fd: int,
+        *,
+        read_only: bool,
+        direct: bool,
+        limits: Limits,
+        engine: Engine,
     ) -> None:
         self.path = path
         self.fd = fd
         self.read_only = read_only
         self.direct = direct
         self.limits = limits
+        self.engine = engine
 
     @classmethod
     def open(
-        cls, path: str, *, read_only: bool, direct: bool, logical_block_size: int | None
+        cls,
+        path: str,
+        *,
+        read_only: bool,
+        direct: bool,
+        logical_block_size: int | None,
+        engine: EngineChoice,
     ) -> Self:
-        """Open, lock and measure what is at `path`; blocks, `open_image` does not."""
+        """Open, lock and measure what is at `path`; blocks, `open_raw` does not."""
         with contextlib.ExitStack() as undo:
             fd = open_file(path, read_only=read_only, direct=direct)
             undo.callback(os.close, fd)
@@ -58,8 +73,9 @@ class RawImage:
             limits = limits_of(facts, path, logical_block_size)
             if not facts.is_block_device and (found := kernel.foreign_format(fd)):
                 log.warning("image begins like another format", path=path, format=found)
+            chosen = choose(fd, engine, direct=direct)
             undo.pop_all()
-        return cls(path, fd, read_only=read_only, direct=direct, limits=limits)
+        return cls(path, fd, read_only=read_only, direct=direct, limits=limits, engine=chosen)
 
     def refresh(self) -> bool:
         """Ask the kernel for the size again; whether `limits` changed.
@@ -99,8 +115,13 @@ class RawImage:
             os.close(fd)
 
 
-async def open_image(
-    path: str, *, read_only: bool, direct: bool, logical_block_size: int | None
+async def open_raw(
+    path: str,
+    *,
+    read_only: bool,
+    direct: bool,
+    logical_block_size: int | None,
+    engine: EngineChoice = "auto",
 ) -> RawImage:
     """The image at `path`, locked and measured; the caller closes it.
 
@@ -109,6 +130,7 @@ async def open_image(
         read_only: Open for reading; others may then read too.
         direct: Go past the host's page cache (O_DIRECT).
         logical_block_size: 512, 4096 or None for the smallest that can be served.
+        engine: How to do I/O; `auto` asks the image.
 
     Raises:
         ImageBusy: Somebody else uses it in a way that excludes ours.
@@ -120,6 +142,7 @@ async def open_image(
         read_only=read_only,
         direct=direct,
         logical_block_size=logical_block_size,
+        engine=engine,
     )
     loop = asyncio.get_running_loop()
     patience = loop.time() + LINGER_LIMIT

@@ -102,7 +102,7 @@ REQUESTS: Final = MappingProxyType(
         Request.SET_LOG_BASE: declined(Support.LATER, "needs LOG_SHMFD"),
         Request.SET_LOG_FD: declined(Support.LATER, "needs LOG_SHMFD"),
         Request.SET_VRING_NUM: Declaration(
-            VringState, note="a power of two up to the queue size; only while stopped"
+            VringState, note="up to 1024, a power of two if split; only while stopped"
         ),
         Request.SET_VRING_ADDR: Declaration(
             VringAddr, note="moves a running ring; logging (flag bit 0) is refused"
@@ -242,7 +242,7 @@ VIRTIO_FEATURES: Final = MappingProxyType(
             Support.YES, "drivers without it are served on little-endian hosts"
         ),
         VirtioFeature.ACCESS_PLATFORM: Stance(Support.NO, "no IOTLB"),
-        VirtioFeature.RING_PACKED: Stance(Support.LATER),
+        VirtioFeature.RING_PACKED: Stance(Support.YES),
         VirtioFeature.IN_ORDER: Stance(Support.NO, "completions come as the disk has them"),
         VirtioFeature.ORDER_PLATFORM: Stance(Support.FOREIGN, "hardware devices"),
         VirtioFeature.SR_IOV: Stance(Support.FOREIGN, "PCI functions"),

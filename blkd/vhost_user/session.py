@@ -56,9 +56,8 @@ from blkd.virtio.device import Device
 
 TRANSPORT_OFFSET = 0x100  # where virtio-mmio has the config space; some front ends add it
 MAX_INDEX = 0xFFFF  # of a split ring
+PACKED_START = 0x80008000  # avail and used at 0, both wrap counters 1 (virtio 1.3, 2.8.1)
 MAX_STATUS = 0xFF  # virtio 1.3, 2.1: eight bits
-
-DESC_ALIGN, AVAIL_ALIGN, USED_ALIGN = 16, 2, 4  # virtio 1.3, 2.7
 
 DONE = U64(0)  # an acknowledgement
 
@@ -76,8 +75,8 @@ class Ring:
     size: int = 0
     """Descriptors; 0 until SET_VRING_NUM."""
     addresses: VringAddr | None = None
-    base: int = 0
-    """The avail index to serve first when it starts, or where it stopped."""
+    base: int | None = None
+    """What to serve first when it starts, or where it stopped; None for its beginning."""
     has_kick: bool = False
     started: bool = False
     enabled: bool = False
@@ -86,8 +85,14 @@ class Ring:
         """All that it takes to start the ring; None while something is missing."""
         if not (self.size and self.addresses and self.has_kick):
             return None
-        where = self.addresses
-        return VringSetup(self.size, where.desc, where.avail, where.used, self.base, features)
+        where, base = self.addresses, self.position(features)
+        return VringSetup(self.size, where.desc, where.avail, where.used, base, features)
+
+    def position(self, features: int) -> int:
+        """The base, with that of a fresh ring where none was ever given."""
+        if self.base is not None:
+            return self.base
+        return PACKED_START if features & VirtioFeature.RING_PACKED else 0
 
 
 class Session:
@@ -183,6 +188,9 @@ class Session:
         if features != self.features and any(ring.started for ring in self.rings):
             raise RequestRefused(f"features {features:#x} while rings run with {self.features:#x}")
         self.device.accept(features & ~VirtioFeature.PROTOCOL_FEATURES)
+        if (features ^ self.features) & VirtioFeature.RING_PACKED:
+            for ring in self.rings:
+                ring.base = None  # of the other layout
         self.features = features
         yield Refresh()
         if not self._has(VirtioFeature.PROTOCOL_FEATURES):
@@ -290,12 +298,7 @@ class Session:
     def set_vring_num(self, state: VringState) -> Steps:
         """Size a ring."""
         ring, size = self._ring(state.index), state.num
-        limit = self.device.queue_size
-        if not 1 <= size <= limit or size & (size - 1):
-            raise RequestRefused(
-                f"ring {ring.index} of {size} descriptors, not a power of two up to {limit}",
-                hint=f"give the front end a queue size of at most {limit}",
-            )
+        self._refuse_size(ring, size)
         yield from self._end_disabled(ring)
         if ring.started and size != ring.size:
             raise RequestRefused(f"ring {ring.index} runs with {ring.size} descriptors")
@@ -308,7 +311,7 @@ class Session:
         ring = self._ring(addresses.index)
         if addresses.flags:
             raise RequestRefused(f"ring {ring.index} with flags {addresses.flags:#x}")
-        refuse_misaligned(addresses)
+        self._refuse_misaligned(addresses)
         setup = replace(ring, addresses=addresses).setup(self.features)
         if ring.started and setup and addresses != ring.addresses:
             yield MoveRing(ring.index, setup)
@@ -322,7 +325,7 @@ class Session:
         yield from self._end_disabled(ring)
         if ring.started:
             raise RequestRefused(f"ring {ring.index} runs: its base cannot change")
-        if state.num > MAX_INDEX:
+        if state.num > MAX_INDEX and not self._has(VirtioFeature.RING_PACKED):
             raise RequestRefused(f"ring {ring.index} from {state.num:#x}: no split ring's index")
         ring.base = state.num
 
@@ -330,7 +333,7 @@ class Session:
         """Stop a ring and tell where."""
         ring = self._ring(state.index)
         yield from self._stop(ring)
-        return VringState(ring.index, ring.base)
+        return VringState(ring.index, ring.position(self.features))
 
     def set_vring_kick(self, vring: VringFd) -> Steps:
         """Take a ring's kick, which starts it if nothing else is missing."""
@@ -361,10 +364,32 @@ class Session:
             raise RequestRefused(f"ring {index} of {len(self.rings)}")
         return self.rings[index]
 
+    def _refuse_size(self, ring: Ring, size: int) -> None:
+        """Raise RequestRefused unless a ring of this layout may have `size` descriptors."""
+        limit, packed = self.device.queue_size, self._has(VirtioFeature.RING_PACKED)
+        if not 1 <= size <= limit or (size & (size - 1) and not packed):
+            kind = "number" if packed else "power of two"
+            raise RequestRefused(
+                f"ring {ring.index} of {size} descriptors, not a {kind} up to {limit}",
+                hint=f"give the front end a queue size of at most {limit}",
+            )
+
+    def _refuse_misaligned(self, where: VringAddr) -> None:
+        """Raise RequestRefused unless each part of a ring is aligned as virtio wants it."""
+        setup = VringSetup(0, where.desc, where.avail, where.used, 0, self.features)
+        for address, _, align in setup.parts:
+            if address % align:
+                raise RequestRefused(
+                    f"ring {where.index}: a part of it at {address:#x}, not aligned to {align}"
+                )
+
     def _start(self, ring: Ring) -> Steps:
         """Start a ring that is stopped and lacks nothing."""
         setup = ring.setup(self.features)
         if setup and not ring.started:
+            self._refuse_size(ring, ring.size)  # other features may have come since
+            assert ring.addresses is not None
+            self._refuse_misaligned(ring.addresses)
             yield StartRing(ring.index, setup)
             ring.started = True
 
@@ -421,17 +446,4 @@ def refuse_overlap(region: MemoryRegion, others: tuple[MemoryRegion, ...]) -> No
             raise RequestRefused(
                 f"memory regions overlap: {region.size} bytes at {region.guest_address:#x}"
                 f" and {other.size} at {other.guest_address:#x}"
-            )
-
-
-def refuse_misaligned(addresses: VringAddr) -> None:
-    """Raise RequestRefused unless each part of a ring is aligned as virtio wants it."""
-    for part, address, align in (
-        ("descriptor table", addresses.desc, DESC_ALIGN),
-        ("available ring", addresses.avail, AVAIL_ALIGN),
-        ("used ring", addresses.used, USED_ALIGN),
-    ):
-        if address % align:
-            raise RequestRefused(
-                f"ring {addresses.index}: {part} at {address:#x}, not aligned to {align}"
             )

@@ -42,6 +42,7 @@ class Feature(IntFlag):
     RING_INDIRECT_DESC = 1 << 28
     RING_EVENT_IDX = 1 << 29
     VERSION_1 = 1 << 32
+    RING_PACKED = 1 << 34
 
 
 ALWAYS_OFFERED: Final = (
@@ -54,6 +55,7 @@ ALWAYS_OFFERED: Final = (
     | Feature.RING_INDIRECT_DESC
     | Feature.RING_EVENT_IDX
     | Feature.VERSION_1
+    | Feature.RING_PACKED
 )
 
 

@@ -9,7 +9,7 @@ import struct
 import pytest
 
 from tests.daemon import image
-from tests.frontend import DISCARD, FLUSH, IN, OUT, WRITE_ZEROES, Disk, Feature, Request
+from tests.frontend import DISCARD, FLUSH, IN, OUT, WRITE_ZEROES, Disk, Feature
 from tests.vring import DESC_WRITE
 
 MIB = 1 << 20
@@ -36,7 +36,7 @@ def pattern(seed, length):
 @pytest.mark.parametrize("event_idx", [True, False], ids=["event-idx", "flags"])
 def test_rings_of_every_size_carry_many_times_their_length(serve, path, size, event_idx):
     _, front_end = serve()
-    offered = front_end.call_u64(Request.GET_FEATURES)
+    offered = front_end.offered()
     features = None if event_idx else Feature(offered & ~Feature.EVENT_IDX)
     disk = front_end.disk(size=size, features=features)
     at_once = size // 3
@@ -300,7 +300,7 @@ def test_a_call_eventfd_that_comes_late_is_called_at_once(serve):
 
 def test_a_driver_of_before_virtio_1_is_served(serve):
     _, front_end = serve()
-    offered = front_end.call_u64(Request.GET_FEATURES)
+    offered = front_end.offered()
     disk = front_end.disk(features=Feature(offered & ~Feature.VERSION_1))
     assert disk.write(5, b"l" * 512) == OK
     assert disk.read(5, 512) == (OK, b"l" * 512)

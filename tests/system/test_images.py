@@ -30,7 +30,7 @@ async def disk(tmp_path):
 
 @contextlib.asynccontextmanager
 async def opened(path, *, read_only=False, direct=True, block=None):
-    image = await raw.open_image(
+    image = await raw.open_raw(
         str(path), read_only=read_only, direct=direct, logical_block_size=block
     )
     with contextlib.closing(image):

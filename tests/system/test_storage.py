@@ -92,7 +92,7 @@ def test_writes_wait_for_the_flush_and_a_flush_reaches_the_device(device, serve)
 @pytest.mark.parametrize("how", ["config", "cache", "no-flush-feature"])
 def test_without_a_write_back_cache_each_write_is_durable(device, serve, how):
     _, front_end = serve(device, "--cache", "writethrough" if how == "cache" else "none")
-    offered = front_end.call_u64(Request.GET_FEATURES)
+    offered = front_end.offered()
     features = offered & ~(Feature.FLUSH | Feature.CONFIG_WCE) if how.startswith("no") else offered
     disk = front_end.disk(features=Feature(features))
     if how == "config":

@@ -37,7 +37,7 @@ CONFIG_BYTES = 60
 SIZE_MAX, SEG_MAX, RO, BLK_SIZE, FLUSH, TOPOLOGY, CONFIG_WCE, MQ, DISCARD, WRITE_ZEROES = (
     1 << bit for bit in (1, 2, 5, 6, 9, 10, 11, 12, 13, 14)
 )
-RING = 1 << 28 | 1 << 29 | 1 << 32
+RING = 1 << 28 | 1 << 29 | 1 << 32 | 1 << 34
 ALWAYS = SIZE_MAX | SEG_MAX | BLK_SIZE | FLUSH | TOPOLOGY | CONFIG_WCE | RING
 
 PLAIN = BlkParameters(

@@ -42,7 +42,7 @@ def disk(tmp_path):
 
 @contextlib.asynccontextmanager
 async def opened(path, *, read_only=False, direct=False, block=None):
-    image = await raw.open_image(
+    image = await raw.open_raw(
         str(path), read_only=read_only, direct=direct, logical_block_size=block
     )
     with contextlib.closing(image):
@@ -200,7 +200,7 @@ async def test_a_cancelled_opening_leaves_no_lock(disk):
     # With one thread the cancelled opening runs to its end before the next begins.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     opening = asyncio.ensure_future(
-        raw.open_image(str(disk), read_only=False, direct=False, logical_block_size=None)
+        raw.open_raw(str(disk), read_only=False, direct=False, logical_block_size=None)
     )
     await asyncio.sleep(0)  # let it start
     opening.cancel()

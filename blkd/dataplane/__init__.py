@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The asyncio face of the data path.  The only package that imports `blkd.ring`."""
+
+from blkd.dataplane.plane import Crew, DataPlane
+from blkd.dataplane.probe import probe_io_uring
+
+__all__ = ["Crew", "DataPlane", "probe_io_uring"]

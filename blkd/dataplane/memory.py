@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A front end's descriptors, checked before the data path uses them: memory and eventfds."""
+
+import mmap
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from blkd import ring
+from blkd.errors import RequestRefused
+from blkd.vhost_user.wire import MemoryRegion
+
+EVENTFD: Final = "anon_inode:[eventfd]"
+LAST_ADDRESS: Final = 2**63 - 1  # of a file, as off_t counts
+
+
+def require_eventfd(fd: int, what: str) -> None:
+    """Raise RequestRefused unless `fd` is an eventfd, the only kind that cannot block us."""
+    try:
+        found = str(Path(f"/proc/self/fd/{fd}").readlink())
+    except OSError as error:
+        raise RequestRefused(f"the {what} descriptor is unusable: {error.strerror}") from error
+    if found != EVENTFD:
+        raise RequestRefused(f"the {what} descriptor is {found}, not an eventfd")
+
+
+def map_region(region: MemoryRegion, fd: int) -> ring.Mapping:
+    """Map a region of the front end's memory.  Raises RequestRefused where that cannot be."""
+    where = f"memory region at guest address {region.guest_address:#x}"
+    end = region.mmap_offset + region.size
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise RequestRefused(f"{where}: its descriptor is not a memory file")
+    if region.size == 0 or end > LAST_ADDRESS:
+        raise RequestRefused(f"{where}: {region.size} bytes from {region.mmap_offset:#x}")
+    if end > status.st_size:
+        raise RequestRefused(f"{where}: ends at {end:#x} of a file of {status.st_size:#x} bytes")
+    try:
+        return ring.Mapping(
+            fd,
+            region.mmap_offset,
+            region.size,
+            region.guest_address,
+            region.user_address,
+            max(status.st_blksize, mmap.PAGESIZE),
+        )
+    except OSError as error:
+        raise RequestRefused(f"{where}: cannot be mapped: {error.strerror}") from error
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Close every one of `fds`."""
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data path of one device: its rings, guest memory and the workers that serve them."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from blkd import ring
+from blkd.dataplane.memory import close_all, map_region, require_eventfd
+from blkd.dataplane.worker import LiveRing, Place, WorkerSettings, WorkerThread, place
+from blkd.errors import DataPlaneError, DrainTimeout, RequestRefused
+from blkd.image.base import Image
+from blkd.vhost_user.rings import VringSetup
+from blkd.vhost_user.wire import MemoryRegion
+from blkd.virtio.blk import SECTOR_BYTES, BlkDevice
+
+NANOSECONDS = 1000  # of a microsecond
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """How many workers serve an export, where they run, and how long they look on."""
+
+    workers: int
+    """Ring I belongs to worker I modulo this."""
+    cpus: tuple[int, ...] = ()
+    """Worker I is pinned to the I-th of these, starting over behind the last; none: to none."""
+    poll_us: int = 0
+    """Microseconds to look on before a sleep, at the most; 0 for never."""
+
+    def cpu(self, worker: int) -> int | None:
+        """The CPU that a worker is pinned to."""
+        return self.cpus[worker % len(self.cpus)] if self.cpus else None
+
+
+class DataPlane:
+    """Serves the rings of one block device from one image; plays `vhost_user.rings.Rings`.
+
+    Made on a running event loop.  Failure of a worker arrives as `failed`; a front end whose
+    memory shrank while it was in use has `on_fault` called, and has to go.
+    """
+
+    def __init__(self, image: Image, device: BlkDevice, longest_chain: int, crew: Crew) -> None:
+        self._image = image
+        self._device = device
+        self._crew = crew
+        self._settings = WorkerSettings(longest_chain, crew.poll_us * NANOSECONDS)
+        self._mappings: dict[MemoryRegion, ring.Mapping] = {}
+        self._memory: ring.MemoryMap | None = None
+        self._pausing: list[asyncio.Future[int]] = []
+        self._left = False
+        self.paused = False
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.on_fault: Callable[[], None] = lambda: None
+        self._faults = ring.fault_eventfd()
+        asyncio.get_running_loop().add_reader(self._faults, self._hear_fault)
+        self._threads: dict[int, WorkerThread] = {}
+        self._awake: dict[int, LiveRing] = {}
+        self._enabled: set[int] = set()
+
+    @property
+    def _rings(self) -> Iterable[LiveRing]:
+        """The rings that a front end has had to do with; the others cost nothing."""
+        return tuple(self._awake.values())
+
+    @property
+    def _crew_awake(self) -> Iterable[WorkerThread]:
+        """The workers that have such a ring."""
+        return tuple(self._threads.values())
+
+    async def _wake(self, index: int) -> LiveRing:
+        """Ring `index`, with a worker that knows all that the others know.
+
+        Raises:
+            DataPlaneError: The host has no room for one more worker, or all have ended.
+        """
+        if index in self._awake:
+            return self._awake[index]
+        if self._left:
+            raise DataPlaneError("the data path has ended")
+        told: list[asyncio.Future[int]] = []
+        number, worker = divmod(index, self._crew.workers)
+        if worker not in self._threads:
+            self._threads[worker] = self._hire(worker, index)
+            told += self._brief(self._threads[worker])
+        r = self._awake[index] = LiveRing(index, self._threads[worker], number)
+        told.append(r.enable(enabled=index in self._enabled))
+        await self._everywhere(told)  # all posted before anything else can be
+        return r
+
+    def _hire(self, worker: int, index: int) -> WorkerThread:
+        rings = len(range(worker, self._device.queues, self._crew.workers))
+        try:
+            return WorkerThread(
+                f"blkd-io-{worker}", rings, self._settings, self._crew.cpu(worker), self._fail
+            )
+        except (OSError, RuntimeError) as error:
+            raise DataPlaneError(f"no worker can be started for ring {index}: {error}") from error
+
+    def _brief(self, thread: WorkerThread) -> list[asyncio.Future[int]]:
+        """Tell a new worker what the others know."""
+        if self.paused:
+            self._pausing.append(thread.answer(thread.worker.pause()))
+        return [self._set_limits(thread), thread.set_memory(self._memory)]
+
+    # ---- memory ----
+
+    async def set_memory(self, regions: Sequence[MemoryRegion], fds: Sequence[int]) -> None:
+        """Replace the whole memory table; returns when nothing uses the old one."""
+        try:
+            mapped = {r: map_region(r, fd) for r, fd in zip(regions, fds, strict=True)}
+        finally:
+            close_all(fds)
+        await self._use_memory(mapped)
+
+    async def add_memory(self, region: MemoryRegion, fd: int) -> None:
+        """Add one region; running rings go on."""
+        try:
+            mapping = map_region(region, fd)
+        finally:
+            os.close(fd)
+        await self._use_memory({**self._mappings, region: mapping})
+
+    async def remove_memory(self, region: MemoryRegion) -> None:
+        """Remove one region; returns when no I/O uses it.  A ring inside it is broken."""
+        if region not in self._mappings:
+            raise RequestRefused(f"no memory region at guest address {region.guest_address:#x}")
+        await self._use_memory({r: m for r, m in self._mappings.items() if r != region})
+
+    async def _use_memory(self, mappings: dict[MemoryRegion, ring.Mapping]) -> None:
+        """Hand a new map to every worker and wait until the old one is unused."""
+        memory = ring.MemoryMap(list(mappings.values())) if mappings else None
+        self._mappings, self._memory = mappings, memory
+        await self._everywhere(thread.set_memory(memory) for thread in self._crew_awake)
+
+    # ---- rings ----
+
+    async def set_kick(self, index: int, fd: int | None) -> None:
+        """Give ring `index` its kick eventfd; None means that the front end has none."""
+        await self._replace_fd(index, "kick", fd)
+
+    async def set_call(self, index: int, fd: int | None) -> None:
+        """Give ring `index` its call eventfd; None means that it polls the used ring."""
+        await self._replace_fd(index, "call", fd)
+
+    async def set_error(self, index: int, fd: int | None) -> None:
+        """Give ring `index` its error eventfd."""
+        await self._replace_fd(index, "error", fd)
+
+    async def _replace_fd(self, index: int, kind: str, fd: int | None) -> None:
+        with contextlib.ExitStack() as undo:
+            if fd is not None:
+                undo.callback(os.close, fd)
+                require_eventfd(fd, kind)
+            r = await self._wake(index)
+            undo.pop_all()
+        await r.replace_fd(kind, fd)
+
+    async def start_ring(self, index: int, setup: VringSetup) -> None:
+        """Start ring `index`; what was made available before is looked at right away."""
+        r = await self._wake(index)
+        try:
+            await r.start(self._placed(r, setup), setup)
+        except DataPlaneError as error:
+            raise RequestRefused(f"ring {index} cannot start: {error}") from error
+
+    async def move_ring(self, index: int, setup: VringSetup) -> None:
+        """Give a running ring new addresses (SET_VRING_ADDR while started)."""
+        r = await self._wake(index)
+        await r.move(self._placed(r, setup), setup)
+
+    async def enable_ring(self, index: int, *, enabled: bool) -> None:
+        """Let ring `index` be served, or have it wait; it stays started."""
+        (self._enabled.add if enabled else self._enabled.discard)(index)
+        if (r := self._awake.get(index)) is not None:
+            await r.enable(enabled=enabled)
+
+    async def stop_ring(self, index: int) -> int:
+        """Drain ring `index` and stop it: the base to go on from, as GET_VRING_BASE has it.
+
+        Every request already fetched is completed to the guest before it returns, as
+        GET_VRING_BASE asks, so guest memory may then be unmapped.
+        """
+        return await (await self._wake(index)).stop()
+
+    async def reset(self) -> None:
+        """Drain and stop every ring, close its descriptors and unmap the guest's memory."""
+        if self._left:
+            return
+        await self._everywhere(r.stop() for r in self._rings if r.setup is not None)
+        for r in self._rings:
+            for kind in ("kick", "call", "error"):
+                await r.replace_fd(kind, None)
+            await self.enable_ring(r.index, enabled=False)
+        self._enabled.clear()
+        await self._use_memory({})
+
+    def _placed(self, r: LiveRing, setup: VringSetup) -> Place:
+        where = place(self._memory, setup)
+        if where is None:
+            raise RequestRefused(
+                f"ring {r.index} lies outside the memory table or is not aligned: descriptors at"
+                f" {setup.desc:#x}, avail at {setup.avail:#x}, used at {setup.used:#x}"
+            )
+        return where
+
+    # ---- the device as a whole ----
+
+    async def refresh(self) -> None:
+        """Hand the device's present parameters (capacity, cache mode) to the data path."""
+        await self._everywhere(self._set_limits(thread) for thread in self._crew_awake)
+
+    def _set_limits(self, thread: WorkerThread) -> asyncio.Future[int]:
+        device, limits, engine = self._device, self._image.limits, self._image.engine
+        return thread.answer(
+            thread.worker.set_limits(
+                engine=engine.name,
+                nowait=engine.nowait,
+                fd=self._image.fd,
+                capacity=device.capacity * SECTOR_BYTES,
+                block_size=limits.logical_block_size,
+                memory_alignment=limits.memory_alignment,
+                max_discard_sectors=device.max_discard_sectors,
+                max_zero_sectors=device.max_write_zeroes_sectors,
+                max_ranges=device.max_write_zeroes_segments,
+                read_only=device.read_only,
+                write_through=not device.write_back,
+                serial=device.serial,
+            )
+        )
+
+    async def pause(self, deadline: float) -> None:
+        """Fetch nothing more and wait for what is in flight.
+
+        Raises:
+            DrainTimeout: Requests are still in flight after `deadline` seconds, and the rings
+                stay paused and go on draining; or `resume` came meanwhile.
+        """
+        if not self.paused:
+            self.paused = True
+            self._pausing = [t.answer(t.worker.pause()) for t in self._crew_awake]
+        pausing = self._pausing
+        if unfinished := [future for future in pausing if not future.done()]:
+            await asyncio.wait(unfinished, timeout=deadline)
+        if not all(map(succeeded, pausing)):
+            raise DrainTimeout(f"{self.in_flight} requests in flight after {deadline:g} seconds")
+
+    async def resume(self) -> None:
+        """Fetch again; requests that waited are served now.  A pause under way is off."""
+        if not self.paused:
+            return
+        pausing, self._pausing, self.paused = self._pausing, [], False
+        await self._everywhere(t.answer(t.worker.resume()) for t in self._crew_awake)
+        await asyncio.gather(*pausing, return_exceptions=True)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests fetched and not answered yet."""
+        return sum(thread.worker.in_flight for thread in self._crew_awake)
+
+    def counters(self, index: int) -> dict[str, int]:
+        """The counters of ring `index`, by name; empty while nobody has used it."""
+        r = self._awake.get(index)
+        return {} if r is None else r.counters()
+
+    @property
+    def broken_rings(self) -> tuple[int, ...]:
+        """The rings that their driver broke."""
+        return tuple(r.index for r in self._rings if r.is_broken)
+
+    def leave(self) -> None:
+        """End the workers at once; requests in flight are abandoned."""
+        if self._left:
+            return
+        self._left = True
+        asyncio.get_running_loop().remove_reader(self._faults)
+        for thread in self._crew_awake:
+            thread.leave()
+
+    def close(self) -> None:
+        """End the workers and release what belongs to them; `reset` has come before."""
+        self.leave()
+        for thread in self._crew_awake:
+            thread.join()
+        for r in self._rings:
+            r.close("kick", "call", "error")
+
+    async def _everywhere(self, answers: Iterable[Awaitable[int]]) -> None:
+        """Wait for all of `answers`, whatever becomes of one of them."""
+        results = await asyncio.gather(*answers, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    def _hear_fault(self) -> None:
+        os.eventfd_read(self._faults)
+        self.on_fault()
+
+    def _fail(self, error: OSError) -> None:
+        self.leave()
+        if not self.failed.done():
+            self.failed.set_exception(DataPlaneError(f"a worker failed: {error.strerror}"))
+
+
+def succeeded(future: asyncio.Future[int]) -> bool:
+    """Whether a future has a result, neither an exception nor a cancellation."""
+    return future.done() and not future.cancelled() and future.exception() is None

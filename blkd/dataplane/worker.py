@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One worker thread and the rings that it serves, as the event loop sees them.
+
+Whatever is handed to a worker is complete, and is kept until the worker has answered that
+it no longer needs it.
+"""
+
+import asyncio
+import errno
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from blkd import ring
+from blkd.errors import DataPlaneError
+from blkd.vhost_user.rings import VringSetup
+from blkd.virtio.device import MAX_QUEUE_SIZE
+
+log = structlog.get_logger()
+
+Place = tuple[int, int, int]
+"""Where a ring's descriptors, its driver's and its device's area are mapped here."""
+
+NO_FD: Final = -1
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What all workers of an export have in common."""
+
+    longest_chain: int
+    """Descriptors, where a ring is not longer itself."""
+    longest_poll: int
+    """Nanoseconds to look on before a sleep; 0 for never."""
+
+
+class WorkerThread:
+    """A worker with room for `rings` rings, and the futures that wait for its answers."""
+
+    def __init__(
+        self,
+        name: str,
+        rings: int,
+        settings: WorkerSettings,
+        cpu: int | None,
+        on_end: Callable[[OSError], None],
+    ) -> None:
+        self.worker = ring.Worker(
+            rings=rings,
+            largest=MAX_QUEUE_SIZE,
+            longest_chain=settings.longest_chain,
+            longest_poll=settings.longest_poll,
+        )
+        self.rings: dict[int, LiveRing] = {}
+        """Those that a front end has had to do with, by the worker's own numbers."""
+
+        self._room = rings
+        self._loop = asyncio.get_running_loop()
+        self._waiting: dict[int, asyncio.Future[int]] = {}
+        self._left = False
+        self._on_end = on_end
+        self._loop.add_reader(self.worker.answers_fd, self._hear)
+        self._thread = threading.Thread(target=self._run, args=(name, cpu), name=name, daemon=True)
+        self._thread.start()
+
+    def answer(self, ticket: int) -> asyncio.Future[int]:
+        """What the worker will answer under `ticket`: a number, or DataPlaneError."""
+        future: asyncio.Future[int] = self._loop.create_future()
+        if self._left:
+            future.cancel()
+        else:
+            self._waiting[ticket] = future
+        return future
+
+    def set_memory(self, memory: ring.MemoryMap | None) -> asyncio.Future[int]:
+        """Serve from another memory map; done when the old one is unused."""
+        places: list[Place | None] = [None] * self._room
+        for number, live in self.rings.items():
+            if live.setup is not None:
+                places[number] = place(memory, live.setup)
+        return self.answer(self.worker.set_memory(memory, places))
+
+    def leave(self) -> None:
+        """Have the thread end at once; nothing waits for it any more."""
+        self._left = True
+        self._loop.remove_reader(self.worker.answers_fd)
+        self.worker.quit()
+        for future in self._waiting.values():
+            future.cancel()
+
+    def join(self) -> None:
+        """Wait for the thread to have left."""
+        self._thread.join()
+
+    def _run(self, name: str, cpu: int | None) -> None:
+        try:
+            if cpu is not None:
+                os.sched_setaffinity(0, {cpu})  # 0: this thread
+            self.worker.run(name)
+        except OSError as error:
+            self._loop.call_soon_threadsafe(self._on_end, error)
+
+    def _hear(self) -> None:
+        for ticket, number, result in self.worker.answers():
+            if ticket == 0:
+                self.rings[number].report(-result)
+                continue
+            future = self._waiting.pop(ticket)
+            if future.done():
+                continue  # nobody waits any more
+            if result < 0:
+                future.set_exception(DataPlaneError(os.strerror(-result)))
+            else:
+                future.set_result(result)
+
+
+class LiveRing:
+    """One virtqueue: its worker, its descriptors, and where it lies while it is started.
+
+    `index` is the device's number of the ring, `number` its worker's.
+    """
+
+    def __init__(self, index: int, thread: WorkerThread, number: int) -> None:
+        self.index = index
+        self.thread = thread
+        self.number = number
+        self.setup: VringSetup | None = None
+        self.fds: dict[str, int] = {}
+        thread.rings[number] = self
+
+    @property
+    def _worker(self) -> ring.Worker:
+        return self.thread.worker
+
+    async def replace_fd(self, kind: str, fd: int | None) -> None:
+        """Use another kick, call or error eventfd, taken; the old one is closed when unused."""
+        post = {
+            "kick": self._worker.set_kick,
+            "call": self._worker.set_call,
+            "error": self._worker.set_error,
+        }[kind]
+        old = self.fds.pop(kind, None)
+        if fd is not None:
+            self.fds[kind] = fd
+        try:
+            await self.thread.answer(post(self.number, NO_FD if fd is None else fd))
+        finally:
+            if old is not None:
+                os.close(old)
+
+    async def start(self, where: Place, setup: VringSetup) -> None:
+        """Start at a place; what was made available before is looked at right away."""
+        ticket = self._worker.start(
+            self.number,
+            where,
+            size=setup.size,
+            base=setup.base,
+            packed=setup.packed,
+            event_idx=setup.event_idx,
+            indirect=setup.indirect,
+        )
+        await self.thread.answer(ticket)
+        self.setup = setup
+
+    async def move(self, where: Place, setup: VringSetup) -> None:
+        """Go on at another place."""
+        await self.thread.answer(self._worker.move(self.number, where))
+        self.setup = setup
+
+    def enable(self, *, enabled: bool) -> asyncio.Future[int]:
+        """Let the ring be served, or have it wait."""
+        return self.thread.answer(self._worker.enable(self.number, enabled))
+
+    async def stop(self) -> int:
+        """Drain and stop: the next base.  The kick and call eventfds are closed."""
+        base = await self.thread.answer(self._worker.stop(self.number))
+        self.setup = None
+        self.close("kick", "call")
+        return base
+
+    def close(self, *kinds: str) -> None:
+        """Close descriptors that the worker does not use any more."""
+        for kind in kinds:
+            if (fd := self.fds.pop(kind, None)) is not None:
+                os.close(fd)
+
+    def counters(self) -> dict[str, int]:
+        """The counters, and how many requests are in flight."""
+        in_flight = self._worker.ring_state(self.number)["in_flight"]
+        return {**self._worker.counters(self.number), "in_flight": in_flight}
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether its driver broke it, or its memory was taken away."""
+        return bool(self._worker.ring_state(self.number)["broken"])
+
+    def report(self, reason: int) -> None:
+        """Log that the worker stopped fetching from the ring."""
+        name = errno.errorcode.get(reason, str(reason))
+        what = "ring lost its memory" if reason == errno.ENXIO else "ring broken by its driver"
+        log.warning(what, ring=self.index, reason=name)
+
+
+def place(memory: ring.MemoryMap | None, setup: VringSetup) -> Place | None:
+    """Where a ring's three parts are mapped, or None if one of them is not, or is misaligned."""
+    found = [memory.locate(at, size) if memory else 0 for at, size, _ in setup.parts]
+    aligned = all(
+        at % alignment == 0 for at, (_, _, alignment) in zip(found, setup.parts, strict=True)
+    )
+    return (found[0], found[1], found[2]) if all(found) and aligned else None

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kinds of images, told apart by how their name begins; a path is a raw image."""
+
+from blkd.image.base import Image
+from blkd.image.engine import EngineChoice
+from blkd.image.null import PREFIX, NullImage
+from blkd.image.raw import open_raw
+
+
+async def open_image(
+    name: str,
+    *,
+    read_only: bool,
+    direct: bool,
+    logical_block_size: int | None,
+    engine: EngineChoice,
+) -> Image:
+    """The image called `name`; the caller closes it.  For the rest see `raw.open_raw`.
+
+    `null:SIZE` is nothing at all; a file of such a name is `./null:SIZE`.
+    """
+    if name.startswith(PREFIX):
+        return NullImage(name, read_only=read_only, logical_block_size=logical_block_size)
+    return await open_raw(
+        name,
+        read_only=read_only,
+        direct=direct,
+        logical_block_size=logical_block_size,
+        engine=engine,
+    )

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests that are carried out at once, on the worker's own thread and without io_uring."""
+
+from libc.stdint cimport int64_t, uint32_t
+
+from requests cimport Vring, count_answer, give_back, unfit_for_direct
+from uring cimport RWF_DSYNC, iovec
+from virtio_blk cimport (
+    ENGINE_INLINE, ENGINE_NULL, OP_FLUSH, OP_READ, OP_WRITE, Operation,
+)
+from virtq cimport Chain
+from worker cimport MAX_IOVECS, Worker
+
+cdef extern from "<sys/uio.h>" nogil:
+    ssize_t preadv2(int fd, const iovec *iov, int count, int64_t offset, int flags)
+    ssize_t pwritev2(int fd, const iovec *iov, int count, int64_t offset, int flags)
+
+cdef extern from "<unistd.h>" nogil:
+    int fdatasync(int fd)
+
+
+cdef inline bint transferred(Worker *w, const Operation *op) noexcept nogil:
+    """Whether a read or write could be done whole without waiting.
+
+    A part, or an error, counts as nothing done: io_uring repeats all of it.
+    """
+    cdef uint32_t i
+    cdef ssize_t n
+    if op.data_count > MAX_IOVECS or unfit_for_direct(op, &w.limits):
+        return False
+    for i in range(op.data_count):
+        w.iovecs[i].iov_base = op.data[i].base
+        w.iovecs[i].iov_len = op.data[i].len
+    if op.kind == OP_READ:
+        n = preadv2(
+            w.limits.fd, w.iovecs, <int>op.data_count, <int64_t>op.offset, w.limits.inline_flags
+        )
+    else:
+        n = pwritev2(
+            w.limits.fd, w.iovecs, <int>op.data_count, <int64_t>op.offset,
+            RWF_DSYNC if w.limits.write_through else 0,
+        )
+    return n == <ssize_t>op.length
+
+
+cdef inline bint carried_out(Worker *w, const Operation *op) noexcept nogil:
+    """Whether an operation that is in order could be done here and now."""
+    if w.limits.engine == ENGINE_NULL:
+        return True
+    if w.limits.engine != ENGINE_INLINE:
+        return False
+    if op.kind == OP_READ:
+        return transferred(w, op)
+    if w.limits.inline_flags:
+        return False            # of a file that might wait, only reads are sure not to
+    if op.kind == OP_WRITE:
+        return transferred(w, op)
+    return op.kind == OP_FLUSH and fdatasync(w.limits.fd) == 0
+
+
+cdef inline void answer_at_once(Vring *r, const Chain *chain, const Operation *op) noexcept nogil:
+    """Give the chain of an operation that needs no request its answer."""
+    cdef uint32_t data = <uint32_t>op.length if op.kind == OP_READ or op.kind == OP_WRITE else 0
+    cdef uint32_t written = data if op.kind == OP_READ else op.written
+    give_back(r, chain, op.status_byte, op.status, written)
+    count_answer(&r.counters, op.type, data, op.status)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waiting: a worker looks on for a moment, as long as that has paid of late, then sleeps."""
+
+from libc.errno cimport EAGAIN, EBUSY, EINTR
+from libc.stdint cimport uint64_t
+
+from atomics cimport pause
+from serving cimport look_again, want_kicks
+from uring cimport (
+    io_uring_sq_ready, io_uring_submit, io_uring_submit_and_wait, uring_has_news,
+)
+from mailbox cimport has_command
+from worker cimport Worker
+
+cdef extern from "<time.h>" nogil:
+    cdef struct timespec:
+        long tv_sec
+        long tv_nsec
+    enum:
+        CLOCK_MONOTONIC
+    int clock_gettime(int clock, timespec *now)
+
+
+cdef enum:
+    SHORTEST_POLL = 2000        # nanoseconds; what is less is not worth a look at the clock
+    LOOKS_PER_CLOCK = 16
+    SUBMIT_BATCH = 64           # entries that go to the kernel while there is more to fetch
+
+
+cdef inline uint64_t now() noexcept nogil:
+    """Nanoseconds of a clock that only advances."""
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
+
+
+cdef inline bint spin(Worker *w) noexcept nogil:
+    """Look on for up to `w.poll` nanoseconds: whether something has come."""
+    cdef uint64_t end = now() + w.poll
+    cdef int _
+    while True:
+        for _ in range(<int>LOOKS_PER_CLOCK):
+            if look_again(w) or uring_has_news(&w.uring) or has_command(&w.mailbox):
+                return True
+            pause()
+        if now() >= end:
+            return False
+
+
+cdef inline void adapt(Worker *w, uint64_t slept) noexcept nogil:
+    """Poll longer where that would have spared a sleep, else less, down to not at all."""
+    if slept <= w.longest_poll:
+        w.poll = min(max(w.poll * 2, <uint64_t>SHORTEST_POLL), w.longest_poll)
+    else:
+        w.poll = w.poll // 2 if w.poll >= 2 * SHORTEST_POLL else 0
+
+
+cdef inline int sleep(Worker *w) noexcept nogil:
+    """Submit what is queued and sleep until something arrives: -errno on failure."""
+    cdef uint64_t began
+    cdef int rc
+    if w.longest_poll == 0:
+        return io_uring_submit_and_wait(&w.uring, 1)
+    began = now()
+    rc = io_uring_submit_and_wait(&w.uring, 1)
+    adapt(w, now() - began)
+    return rc
+
+
+cdef inline int wait(Worker *w, bint more) noexcept nogil:
+    """Submit what is queued; unless there is `more` to do, wait for something: 0, or -errno."""
+    cdef int rc = 0
+    if more:
+        if io_uring_sq_ready(&w.uring) >= SUBMIT_BATCH:
+            rc = io_uring_submit(&w.uring)
+    elif w.poll:
+        if io_uring_sq_ready(&w.uring):
+            rc = io_uring_submit(&w.uring)
+        if rc >= 0 and not spin(w) and not want_kicks(w):
+            rc = sleep(w)
+    elif not want_kicks(w):
+        rc = sleep(w)
+    return 0 if rc >= 0 or rc == -EINTR or rc == -EBUSY or rc == -EAGAIN else rc

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Serving a ring: chains fetched and begun, answers published, a batch at a time."""
+
+from libc.stdint cimport uint32_t
+
+from immediate cimport answer_at_once, carried_out
+from layouts cimport BLK_S_OK
+from notify cimport break_ring, call_driver
+from packed cimport (
+    packed_has_more, publish_packed, rearm_packed, suppress_packed, take_packed,
+)
+from requests cimport Vring, next_ranges, take_request, unfit_for_direct
+from split cimport publish_split, rearm_split, split_has_more, suppress_split, take_split
+from transfer cimport submit
+from virtio_blk cimport ENGINE_INLINE, OP_ANSWER, Operation, parse_request
+from virtq cimport Chain
+from worker cimport FETCH_BUDGET, Worker
+
+
+cdef enum:
+    INLINE_SHARE = 12           # log2 of the bytes that weigh as much as one more chain
+
+
+cdef inline bint served(const Worker *w, const Vring *r) noexcept nogil:
+    """Whether new chains may be fetched from a ring."""
+    return r.started and r.enabled and not (r.broken or r.lost or r.stop_ticket or w.paused)
+
+
+cdef inline int begin(Worker *w, Vring *r, const Chain *chain) noexcept nogil:
+    """Start a chain's request: its share of the budget, or -errno if it breaks the ring."""
+    cdef Operation op
+    cdef int rc = parse_request(&w.limits, w.segments, chain.segments, &op, next_ranges(r))
+    if rc < 0:
+        return rc
+    if op.kind == OP_ANSWER:
+        answer_at_once(r, chain, &op)
+    elif carried_out(w, &op):
+        op.status = BLK_S_OK
+        answer_at_once(r, chain, &op)
+        if w.limits.engine == ENGINE_INLINE:
+            return 1 + <int>(op.length >> INLINE_SHARE)
+    else:
+        submit(w, take_request(r, w.view, &op, chain), unfit_for_direct(&op, &w.limits))
+    return 1
+
+
+cdef inline void fetch(Worker *w, Vring *r, bint packed) noexcept nogil:
+    """Start what the driver has made available, up to this ring's turn.
+
+    `packed` is the same at each call of a ring, and a constant to the compiler: there are
+    two such functions, neither with a branch on the layout.
+    """
+    cdef Chain chain
+    cdef int budget = FETCH_BUDGET, rc = 1
+    while r.free_count and budget > 0:
+        if packed:
+            rc = take_packed(&r.vq, w.view.memory, w.segments, w.segment_room, &chain)
+        else:
+            rc = take_split(&r.vq, w.view.memory, w.segments, w.segment_room, &chain)
+        if rc > 0:
+            rc = begin(w, r, &chain)
+        if rc <= 0:
+            break
+        budget -= rc
+    r.wants_look = rc > 0
+    if rc < 0:
+        break_ring(w, r, rc)
+
+
+cdef inline void serve_ring(Worker *w, Vring *r) noexcept nogil:
+    """Fetch from a ring that may hold more."""
+    if r.kicks_wanted:
+        r.kicks_wanted = False
+        if r.vq.packed:
+            suppress_packed(&r.vq)
+        else:
+            suppress_split(&r.vq)
+    if r.vq.packed:
+        fetch(w, r, True)
+    else:
+        fetch(w, r, False)
+
+
+cdef inline void publish_ring(Worker *w, Vring *r) noexcept nogil:
+    """Show the driver what was answered since the last time, and call it if it wants that."""
+    cdef bint wanted
+    if r.vq.packed:
+        wanted = publish_packed(&r.vq, r.used, r.used_count)
+    else:
+        wanted = publish_split(&r.vq, r.used, r.used_count)
+    r.used_count = 0
+    if wanted:
+        call_driver(w, r)
+
+
+cdef inline bint serve_rings(Worker *w) noexcept nogil:
+    """Give every ring its turn: whether one has more to fetch right now."""
+    cdef uint32_t i
+    cdef Vring *r
+    cdef bint more = False
+    for i in range(w.count):
+        r = &w.vrings[i]
+        if r.wants_look and served(w, r):
+            serve_ring(w, r)
+            if r.wants_look and r.free_count:
+                more = True
+        if r.used_count:
+            publish_ring(w, r)
+    return more
+
+
+cdef inline bint has_more(const Vring *r) noexcept nogil:
+    """Whether a ring's driver has made more available than was fetched."""
+    return packed_has_more(&r.vq) if r.vq.packed else split_has_more(&r.vq)
+
+
+cdef inline bint look_again(Worker *w) noexcept nogil:
+    """Note each ring that holds more than was fetched: whether there is one."""
+    cdef uint32_t i
+    cdef Vring *r
+    cdef bint found = False
+    for i in range(w.count):
+        r = &w.vrings[i]
+        if served(w, r) and r.free_count and has_more(r):
+            r.wants_look = found = True
+    return found
+
+
+cdef inline bint want_kicks(Worker *w) noexcept nogil:
+    """Ask every driver to kick before the worker sleeps: whether more has come meanwhile."""
+    cdef uint32_t i
+    cdef Vring *r
+    cdef bint found = False
+    for i in range(w.count):
+        r = &w.vrings[i]
+        if r.wants_look or r.kicks_wanted or not served(w, r):
+            continue
+        r.kicks_wanted = True
+        if (rearm_packed(&r.vq) if r.vq.packed else rearm_split(&r.vq)):
+            r.wants_look = found = True
+    return found

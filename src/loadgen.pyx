@@ -34,7 +34,7 @@ cdef enum Stop:                 # what the control thread asks for
 # ---- the loop ----
 
 cdef inline int turn(Load *g) noexcept nogil:
-    """Look at every queue once: how many requests came back, or a `Wrong`."""
+    """Look at every queue once: how many requests came back, or what is wrong."""
     cdef uint32_t i
     cdef int n, all = 0
     cdef Queue *q
@@ -64,7 +64,7 @@ cdef inline bint over(Load *g, bint heard) noexcept nogil:
 
 
 cdef int drive(Load *g) noexcept nogil:
-    """Do the work, from nothing in flight to nothing in flight: 0, or a `Wrong`."""
+    """Do the work, from nothing in flight to nothing in flight: 0, or what is wrong."""
     cdef uint32_t spins = 0, stop
     cdef int n
     g.began = g.heard = g.now = ticks(&g.clock)

@@ -19,7 +19,7 @@ from layouts cimport (
 from loadgen_slots cimport Part, Slot
 
 
-cdef enum Wrong:                # why a run cannot go on
+cdef enum:                      # what is wrong when a run cannot go on
     WILD_INDEX = -1             # more used than was made available
     WILD_ID = -2                # used what is not in flight
     STALLED = -3                # nothing came back for too long
@@ -198,16 +198,21 @@ cdef inline bint publish_packed(Queue *q) noexcept nogil:
 # ---- taking back ----
 
 cdef inline void stay_quiet(Queue *q) noexcept nogil:
-    """Keep used_event behind us: 65536 entries on, it would be ahead."""
+    """Keep used_event behind us: 65536 entries on, it would be ahead.
+
+    A whole ring behind, since the back end may be deciding about what we have taken already.
+    """
     if q.event_idx and <uint16_t>(q.next_used - q.quiet) > QUIET_FOR:
-        q.quiet = q.next_used - 1
+        q.quiet = <uint16_t>(q.next_used - 1 - q.size)
         store_relaxed_u16(used_event(q), q.quiet)
 
 
 cdef inline int used_now(Queue *q) noexcept nogil:
     """How many requests can be taken from a split ring now, or WILD_INDEX."""
     cdef uint16_t ahead = load_acquire_u16(&q.used[1]) - q.next_used
-    return WILD_INDEX if ahead > q.depth - q.free_count else ahead
+    if ahead > q.depth - q.free_count:
+        return WILD_INDEX
+    return ahead
 
 
 cdef inline void take_split(Queue *q, uint32_t *number, uint32_t *length) noexcept nogil:

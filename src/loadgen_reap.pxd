@@ -85,7 +85,7 @@ cdef inline int finish(
 
 
 cdef inline int reap_split(Load *g, Queue *q) noexcept nogil:
-    """Take what a split ring has for us now: how many requests, or a `Wrong`."""
+    """Take what a split ring has for us now: how many requests, or what is wrong."""
     cdef uint32_t number, length
     cdef int _, n = used_now(q)
     if n <= 0:
@@ -100,7 +100,7 @@ cdef inline int reap_split(Load *g, Queue *q) noexcept nogil:
 
 
 cdef inline int reap_packed(Load *g, Queue *q) noexcept nogil:
-    """Take what a packed ring has for us now: how many requests, or a `Wrong`."""
+    """Take what a packed ring has for us now: how many requests, or what is wrong."""
     cdef uint32_t number, length
     cdef bint has_length
     cdef int n = 0

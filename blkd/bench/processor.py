@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processor time of ourselves and of another process."""
 
+import os
 import time
 from typing import Final
 
@@ -31,3 +32,15 @@ class Processor:
                 f"no process {self._pid} to measure: {error.strerror}",
                 hint="--pid is that of the back end",
             ) from error
+
+
+def require_cpu(cpu: int) -> None:
+    """Raise BenchError unless a thread can be pinned to this CPU."""
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {cpu})
+    except (OSError, OverflowError, ValueError) as error:
+        raise BenchError(
+            f"no thread can run on CPU {cpu}", hint="nproc tells how many there are, from 0"
+        ) from error
+    os.sched_setaffinity(0, allowed)

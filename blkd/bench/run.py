@@ -8,7 +8,7 @@ from typing import Final
 
 from blkd.bench.backend import BackEnd
 from blkd.bench.loader import Outcome, Stretch
-from blkd.bench.processor import Processor
+from blkd.bench.processor import Processor, require_cpu
 from blkd.bench.result import Result, judge_passings, summary, wrong_requests
 from blkd.bench.rings import Rings
 from blkd.bench.workload import PERCENT, Rw, Workload
@@ -43,6 +43,8 @@ def bench(path: str, work: Workload, watch: Watch | None = None) -> Result:
     if work.verify_only:
         work = replace(work, rw=Rw.READ)
     target = Processor(work.pid)
+    if work.cpu is not None:
+        require_cpu(work.cpu)
     with BackEnd.connect(path, work.timeout) as backend, Rings.start(backend, work) as rings:
         return _Run(rings, work, target, watch).whole()
 

@@ -12,7 +12,7 @@ from libc.string cimport memset
 
 from atomics cimport load_acquire_u32, pause, store_release_u32
 from layouts cimport Desc, EventSuppress, PackedDesc, SECTOR_SHIFT
-from loadgen_blocks cimport DAMAGED, FOREIGN, MISPLACED, OTHER_SEED, STALE
+from loadgen_blocks cimport DAMAGED, FOREIGN, MISPLACED, ODD_1, OTHER_SEED, STALE, mix
 from loadgen_clock cimport Clock, HAS_COUNTER, calibrate, ns_of, ticks, ticks_of
 from loadgen_histogram cimport BUCKETS, Histogram, lowest_of
 from loadgen_load cimport BAD_LENGTH, BAD_STATUS, Load, Work
@@ -145,7 +145,7 @@ cdef class Generator:
         self.memory = memory
         self.guest_address = guest_address
         self.room = queues
-        self.load.random = seed or 1
+        self.load.random = mix(seed * ODD_1) or 1
         self.load.clock.by_counter = counter and HAS_COUNTER
         self.load.queues = <Queue *>calloc(queues, sizeof(Queue))
         self.load.histograms = <Histogram *>calloc(KINDS, sizeof(Histogram))

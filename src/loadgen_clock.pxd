@@ -40,6 +40,8 @@ cdef extern from *:
 cdef enum:
     RATIO_SHIFT = 20            # fixed point of `Clock.ratio`: an error below 3 in a million
     CALIBRATION_NS = 20000000
+    CALIBRATION_TICKS = 2000    # a microsecond or less: both clocks take a tenth of that
+    CALIBRATION_TRIES = 100
 
 
 cdef struct Clock:
@@ -62,18 +64,34 @@ cdef inline uint64_t ticks_of(const Clock *clock, uint64_t ns) noexcept nogil:
     return <uint64_t>(<double>ns * (1 << RATIO_SHIFT) / <double>clock.ratio)
 
 
+cdef inline uint64_t both(uint64_t *ns) noexcept nogil:
+    """The counter, and CLOCK_MONOTONIC at the same moment.
+
+    We may lose the processor between the two: then it takes too long, and is done again.
+    """
+    cdef uint64_t before, after
+    cdef int _
+    for _ in range(CALIBRATION_TRIES):
+        before = counter()
+        ns[0] = monotonic_ns()
+        after = counter()
+        if after - before < CALIBRATION_TICKS:
+            break
+    return before
+
+
 cdef inline void calibrate(Clock *clock) noexcept nogil:
     """Find how long a tick is; takes CALIBRATION_NS, spinning."""
-    cdef uint64_t began, since, from_tick
+    cdef uint64_t began, ended, from_tick, to_tick
     clock.ratio = 1 << RATIO_SHIFT
     if not clock.by_counter:
         return
-    began, from_tick = monotonic_ns(), counter()
+    from_tick = both(&began)
     while True:
-        since = monotonic_ns() - began
-        if since >= <uint64_t>CALIBRATION_NS:
+        to_tick = both(&ended)
+        if ended - began >= <uint64_t>CALIBRATION_NS:
             break
-    clock.ratio = (since << RATIO_SHIFT) // (counter() - from_tick)
+    clock.ratio = ((ended - began) << RATIO_SHIFT) // (to_tick - from_tick)
 
 
 cdef inline uint64_t next_random(uint64_t *state) noexcept nogil:

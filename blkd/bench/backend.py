@@ -127,12 +127,6 @@ class BackEnd:
         if self.offered & wire.VirtioFeature.PROTOCOL_FEATURES:  # a ring starts disabled then
             self._tell(Request.SET_VRING_ENABLE, wire.VringState(index, 1).encode())
 
-    def stop_ring(self, index: int) -> None:
-        """Let the back end forget a ring."""
-        if self.offered & wire.VirtioFeature.PROTOCOL_FEATURES:  # a ring starts disabled then
-            self._tell(Request.SET_VRING_ENABLE, wire.VringState(index, 0).encode())
-        self._ask(Request.GET_VRING_BASE, wire.VringState(index, 0).encode())
-
     # One message
 
     def _tell(self, request: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> None:

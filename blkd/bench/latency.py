@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-BUCKET_ERROR: Final = 1 / 128
+BUCKET_BITS: Final = 7  # SUB_BITS of loadgen_histogram.pxd: 128 buckets a power of two
+BUCKET_ERROR: Final = 1 / (1 << BUCKET_BITS)
 """How much larger than the true value a percentile may be told: a bucket's relative width."""
 
 WHOLE: Final = 10_000
@@ -61,7 +62,7 @@ class Counted:
 
 def highest(lowest: int) -> int:
     """The largest value of the bucket that begins at `lowest`."""
-    width = 1 << max(lowest.bit_length() - 8, 0)  # 128 buckets a power of two
+    width = 1 << max(lowest.bit_length() - BUCKET_BITS - 1, 0)
     return lowest + width - 1
 
 

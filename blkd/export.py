@@ -19,12 +19,13 @@ from blkd.errors import BlkdError, ConfigError, DrainTimeout, ImageError
 from blkd.image.base import Image
 from blkd.image.kinds import open_image
 from blkd.image.raw import default_serial
+from blkd.image.watch import looks
 from blkd.vhost_user.connection import Connection, FrontEndState
 from blkd.virtio.blk import SECTOR_BYTES, BlkDevice, BlkParameters
 
 SOCKET_MODE: Final = 0o660  # the VMM's group may connect, nobody else
 ANNOUNCE_LIMIT: Final = 5.0  # seconds that a front end has to fetch a new size
-SIZE_PERIOD: Final = 1.0  # seconds between two looks at an image that may grow by other means
+SIZE_PERIOD: Final = 1.0  # seconds between two looks at an image that grows by other means
 ACCEPT_PERIOD: Final = 0.5  # seconds until accepting is tried again after it failed
 DRAIN_LIMIT: Final = 30.0  # seconds to drain before an image shrinks or the export ends
 
@@ -342,16 +343,19 @@ class Export:
         return "fetched" if told else "pending"
 
     async def _watch_size(self) -> None:
-        """Look now and then whether the image has another size than the disk."""
-        while True:
-            await asyncio.sleep(SIZE_PERIOD)
-            if self._resizing.locked():
-                continue
-            try:
-                if self._image.refresh():
-                    await self.refresh_size()
-            except (OSError, ImageError) as error:
-                log.warning("image cannot be measured", image=self._image.path, reason=str(error))
+        """Look at the image's size each time that it may be another than the disk's."""
+        async with contextlib.aclosing(looks(self._image, SIZE_PERIOD)) as occasions:
+            async for _ in occasions:
+                await self._look_at_size()
+
+    async def _look_at_size(self) -> None:
+        try:
+            async with self._resizing:  # one under way takes the size that it makes
+                changed = self._image.refresh()
+            if changed:
+                await self.refresh_size()
+        except (OSError, ImageError) as error:
+            log.warning("image cannot be measured", image=self._image.path, reason=str(error))
 
     # ---- pause and resume ----
 

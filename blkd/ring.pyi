@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 _Place: TypeAlias = tuple[int, int, int]
+_Fault: TypeAlias = tuple[str, Sequence[str], int, int, int, int]
 
 class Mapping:
     guest_address: int
@@ -48,6 +49,7 @@ class Worker:
         read_only: bool,
         write_through: bool,
         serial: bytes,
+        faults: Sequence[_Fault] = (),
     ) -> int: ...
     def start(
         self,

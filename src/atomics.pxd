@@ -11,7 +11,11 @@ cdef extern from *:
     #define blkd_store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
     #define blkd_store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
     #define blkd_full_fence()        __atomic_thread_fence(__ATOMIC_SEQ_CST)
-    #define blkd_prefetch(p)         __builtin_prefetch(p)
+    #if defined(__x86_64__) || defined(__i386__)
+    #define blkd_prefetch_to_write(p) __asm__ volatile("prefetchw %0" : : "m"(*(const char *)(p)))
+    #else
+    #define blkd_prefetch_to_write(p) __builtin_prefetch((p), 1)
+    #endif
     #if defined(__x86_64__) || defined(__i386__)
     #define blkd_pause()             __builtin_ia32_pause()
     #elif defined(__aarch64__)
@@ -37,6 +41,7 @@ cdef extern from *:
     void store_release_u16 "blkd_store_release"(uint16_t *p, uint16_t v) noexcept nogil
     void store_release_u32 "blkd_store_release"(uint32_t *p, uint32_t v) noexcept nogil
     void full_fence "blkd_full_fence"() noexcept nogil
-    void prefetch "blkd_prefetch"(const void *p) noexcept nogil
+    void prefetch "__builtin_prefetch"(const void *p) noexcept nogil
+    void prefetch_to_write "blkd_prefetch_to_write"(const void *p) noexcept nogil
     void pause "blkd_pause"() noexcept nogil
     void copy_once "blkd_copy_once"(void *to, const void *source, size_t bytes) noexcept nogil

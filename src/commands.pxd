@@ -245,12 +245,11 @@ cdef inline void settle_views(Worker *w) noexcept nogil:
 
 cdef inline void settle(Worker *w) noexcept nogil:
     """Answer the commands that waited for requests to end."""
-    cdef uint32_t i, in_flight = 0
+    cdef uint32_t i
     for i in range(w.count):
-        in_flight += w.vrings[i].in_flight
         if w.vrings[i].stop_ticket:
             settle_stop(w, &w.vrings[i])
-    if w.pause_ticket and in_flight == 0:
+    if w.pause_ticket and w.in_disk == 0:
         stage_answer(&w.mailbox, w.pause_ticket, 0, 0)
         w.pause_ticket = 0
     settle_views(w)

@@ -10,7 +10,7 @@ from uring cimport (
     io_uring_sq_ready, io_uring_submit, io_uring_submit_and_wait, uring_has_news,
 )
 from mailbox cimport has_command
-from worker cimport Worker
+from worker cimport Patience, Worker
 
 cdef extern from "<time.h>" nogil:
     cdef struct timespec:
@@ -34,50 +34,57 @@ cdef inline uint64_t now() noexcept nogil:
     return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
 
 
-cdef inline bint spin(Worker *w) noexcept nogil:
-    """Look on for up to `w.poll` nanoseconds: whether something has come."""
-    cdef uint64_t end = now() + w.poll
+cdef inline bint spin(Worker *w, uint64_t limit) noexcept nogil:
+    """Look on for up to `limit` nanoseconds: whether something has come.
+
+    The clock is read only behind the first looks: what comes at once is not held up by it.
+    """
+    cdef uint64_t end = 0
     cdef int _
     while True:
         for _ in range(<int>LOOKS_PER_CLOCK):
             if look_again(w) or uring_has_news(&w.uring) or has_command(&w.mailbox):
                 return True
             pause()
-        if now() >= end:
+        if end == 0:
+            end = now() + limit
+        elif now() >= end:
             return False
 
 
-cdef inline void adapt(Worker *w, uint64_t slept) noexcept nogil:
-    """Poll longer where that would have spared a sleep, else less, down to not at all."""
-    if slept <= w.longest_poll:
-        w.poll = min(max(w.poll * 2, <uint64_t>SHORTEST_POLL), w.longest_poll)
+cdef inline void adapt(Patience *p, uint64_t waited) noexcept nogil:
+    """Look on longer where that would have spared a sleep, else less, down to not at all."""
+    if waited <= p.longest:
+        p.now = min(max(p.now * 2, <uint64_t>SHORTEST_POLL), p.longest)
     else:
-        w.poll = w.poll // 2 if w.poll >= 2 * SHORTEST_POLL else 0
+        p.now = p.now // 2 if p.now >= 2 * SHORTEST_POLL else 0
 
 
-cdef inline int sleep(Worker *w) noexcept nogil:
+cdef inline int sleep(Worker *w, Patience *p) noexcept nogil:
     """Submit what is queued and sleep until something arrives: -errno on failure."""
     cdef uint64_t began
     cdef int rc
-    if w.longest_poll == 0:
+    if p.longest == 0:
         return io_uring_submit_and_wait(&w.uring, 1)
-    began = now()
+    began = now() - p.now       # that long was looked on before
     rc = io_uring_submit_and_wait(&w.uring, 1)
-    adapt(w, now() - began)
+    adapt(p, now() - began)
     return rc
 
 
 cdef inline int wait(Worker *w, bint more) noexcept nogil:
     """Submit what is queued; unless there is `more` to do, wait for something: 0, or -errno."""
+    # A disk takes its time and a driver its own: each is looked out for as long as it pays.
+    cdef Patience *p = &w.with_disk if w.in_disk else &w.with_driver
     cdef int rc = 0
     if more:
         if io_uring_sq_ready(&w.uring) >= SUBMIT_BATCH:
             rc = io_uring_submit(&w.uring)
-    elif w.poll:
+    elif p.now:
         if io_uring_sq_ready(&w.uring):
             rc = io_uring_submit(&w.uring)
-        if rc >= 0 and not spin(w) and not want_kicks(w):
-            rc = sleep(w)
+        if rc >= 0 and not spin(w, p.now) and not want_kicks(w):
+            rc = sleep(w, p)
     elif not want_kicks(w):
-        rc = sleep(w)
+        rc = sleep(w, p)
     return 0 if rc >= 0 or rc == -EINTR or rc == -EBUSY or rc == -EAGAIN else rc

@@ -28,6 +28,7 @@ cdef enum Step:
     STEP_RANGE                  # fallocate, for DISCARD and WRITE_ZEROES
     STEP_ZEROES                 # zeroes written where fallocate cannot do it
     STEP_SYNC                   # all that came before made durable
+    STEP_DELAY                  # nothing yet: a faulty image has it wait
 
 
 cdef struct Counters:
@@ -63,6 +64,8 @@ cdef struct Request:
     Chain chain
     OperationKind kind
     Step step                   # what the kernel is doing
+    bint unfit                  # for direct I/O: goes through a bounce buffer
+    bint shorten                # a faulty image has the kernel asked for a part first
     iovec few[FEW_IOVECS]
 
 
@@ -156,7 +159,7 @@ cdef inline BlkRange *next_ranges(const Vring *r) noexcept nogil:
 
 
 cdef inline Request *take_request(
-    Vring *r, MemoryView *view, const Operation *op, const Chain *chain
+    Vring *r, MemoryView *view, const Operation *op, const Chain *chain, bint unfit
 ) noexcept nogil:
     """Fill a free request from a parsed operation and pin the memory it points to."""
     cdef uint32_t number, i
@@ -169,6 +172,7 @@ cdef inline Request *take_request(
     view.pins += 1
     q.vring = r
     q.chain = chain[0]
+    q.unfit = unfit
     q.kind = op.kind
     q.type = op.type
     q.status_byte = op.status_byte
@@ -176,6 +180,7 @@ cdef inline Request *take_request(
     q.left = q.length = op.length
     q.written = op.written
     q.bounce = NULL
+    q.shorten = False
     q.range = r.ranges + <size_t>number * MAX_RANGES
     q.ranges_left = <uint32_t>op.length
     q.iov = &q.few[0]

@@ -33,7 +33,10 @@ from uring cimport (
     io_uring_peek_batch_cqe, io_uring_probe, io_uring_queue_exit, io_uring_queue_init_params,
     io_uring_sq_ready, io_uring_submit, iovec,
 )
-from virtio_blk cimport BlkLimits, ENGINE_INLINE, ENGINE_NULL, ENGINE_URING, MAX_RANGES
+from virtio_blk cimport (
+    BlkLimits, ENGINE_INLINE, ENGINE_NULL, ENGINE_URING, FAULT_DELAY, FAULT_FAIL, FAULT_SHORTEN,
+    Fault, MAX_FAULTS, MAX_RANGES, OP_DISCARD, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES,
+)
 from virtq cimport Segment, UsedChain
 from worker cimport (
     BOUNCE_BUFFERS, BOUNCE_BYTES, FETCH_BUDGET, MAX_IOVECS, TAG_CALL, TAG_ERROR, TAG_KICK,
@@ -44,6 +47,7 @@ cdef enum:
     SQ_ENTRIES = 1024
     CQ_ENTRIES = 8192           # more than can be in flight; a full one is not lost either
     CQE_BATCH = 128
+    DISK_PART = 4
 
 
 # ---- the loop ----
@@ -160,6 +164,23 @@ cdef Placement placement(where) noexcept:
     return p
 
 
+FAULT_ACTIONS = {"fail": FAULT_FAIL, "delay": FAULT_DELAY, "short": FAULT_SHORTEN}
+KINDS = {
+    "read": OP_READ, "write": OP_WRITE, "flush": OP_FLUSH, "discard": OP_DISCARD,
+    "zeroes": OP_WRITE_ZEROES,
+}
+
+
+cdef Fault fault_of(rule):
+    """One rule of a faulty image."""
+    cdef Fault f
+    action, operations, every, start, end, delay = rule
+    f.action, f.every, f.start, f.end = FAULT_ACTIONS[action], every, start, end
+    f.kinds = sum(1 << KINDS[name] for name in operations)
+    f.delay.tv_sec, f.delay.tv_nsec = divmod(delay, 1000000000)
+    return f
+
+
 ENGINES = {"uring": ENGINE_URING, "inline": ENGINE_INLINE, "null": ENGINE_NULL}
 
 
@@ -193,7 +214,9 @@ cdef class Worker:
         self.state.mailbox.commands_fd = self.state.mailbox.answers_fd = -1
         self.state.count = rings
         self.state.longest_chain = longest_chain
-        self.state.longest_poll = longest_poll
+        self.state.with_driver.longest = longest_poll
+        # What a disk takes is no matter of some microseconds: a sleep costs less than to look on.
+        self.state.with_disk.longest = longest_poll // DISK_PART
         self.state.one = 1
         self.state.segment_room = room
         self.state.vrings = <Vring *>calloc(rings, sizeof(Vring))
@@ -316,11 +339,12 @@ cdef class Worker:
     def set_limits(self, *, str engine, int fd, bint nowait, uint64_t capacity,
                    uint32_t block_size, uint32_t memory_alignment, uint32_t max_discard_sectors,
                    uint32_t max_zero_sectors, uint32_t max_ranges, bint read_only,
-                   bint write_through, bytes serial) -> int:
+                   bint write_through, bytes serial, faults=()) -> int:
         """Replace what the device allows; capacity in bytes.  Holds from the next request on.
 
         An `engine` other than "uring" does at once what it can; with `nowait` the file is
-        asked not to wait then.
+        asked not to wait then.  A fault is a tuple of action, operations, every, start, end
+        and delay in nanoseconds, as `image.base.Fault` has them.
         """
         cdef BlkLimits limits
         if max_ranges > MAX_RANGES:
@@ -336,6 +360,11 @@ cdef class Worker:
         limits.read_only, limits.write_through = read_only, write_through
         for i, byte in enumerate(serial[:sizeof(limits.serial)]):
             limits.serial[i] = byte
+        if len(faults) > MAX_FAULTS:
+            raise ValueError(f"{len(faults)} faults, not {MAX_FAULTS} at most")
+        limits.fault_count = len(faults)
+        for i, fault in enumerate(faults):
+            limits.faults[i] = fault_of(fault)
         return self.post(CMD_SET_LIMITS, 0, 0, (<char *>&limits)[:sizeof(limits)])
 
     def start(self, uint32_t ring, place, *, uint32_t size, uint32_t base, bint packed,

@@ -4,15 +4,18 @@
 from libc.stdint cimport uint32_t
 
 from immediate cimport answer_at_once, carried_out
+from injected cimport put_off, strike
 from layouts cimport BLK_S_OK
 from notify cimport break_ring, call_driver
 from packed cimport (
     packed_has_more, publish_packed, rearm_packed, suppress_packed, take_packed,
 )
-from requests cimport Vring, next_ranges, take_request, unfit_for_direct
+from requests cimport Request, Vring, next_ranges, take_request, unfit_for_direct
 from split cimport publish_split, rearm_split, split_has_more, suppress_split, take_split
 from transfer cimport submit
-from virtio_blk cimport ENGINE_INLINE, OP_ANSWER, Operation, parse_request
+from virtio_blk cimport (
+    ENGINE_INLINE, FAULT_SHORTEN, Fault, OP_ANSWER, Operation, parse_request,
+)
 from virtq cimport Chain
 from worker cimport FETCH_BUDGET, Worker
 
@@ -26,21 +29,37 @@ cdef inline bint served(const Worker *w, const Vring *r) noexcept nogil:
     return r.started and r.enabled and not (r.broken or r.lost or r.stop_ticket or w.paused)
 
 
+cdef inline void start_request(
+    Worker *w, Vring *r, const Operation *op, const Chain *chain, Fault *fault
+) noexcept nogil:
+    """Have io_uring carry out an operation, as a faulty image orders if one has struck."""
+    cdef Request *q = take_request(r, w.view, op, chain, unfit_for_direct(op, &w.limits))
+    w.in_disk += 1
+    if fault != NULL:
+        q.shorten = fault.action == FAULT_SHORTEN
+        if put_off(w, q, fault):
+            return
+    submit(w, q)
+
+
 cdef inline int begin(Worker *w, Vring *r, const Chain *chain) noexcept nogil:
     """Start a chain's request: its share of the budget, or -errno if it breaks the ring."""
     cdef Operation op
+    cdef Fault *fault = NULL
     cdef int rc = parse_request(&w.limits, w.segments, chain.segments, &op, next_ranges(r))
     if rc < 0:
         return rc
+    if w.limits.fault_count and op.kind != OP_ANSWER:
+        fault = strike(w, &op)
     if op.kind == OP_ANSWER:
         answer_at_once(r, chain, &op)
-    elif carried_out(w, &op):
+    elif fault == NULL and carried_out(w, &op):
         op.status = BLK_S_OK
         answer_at_once(r, chain, &op)
         if w.limits.engine == ENGINE_INLINE:
             return 1 + <int>(op.length >> INLINE_SHARE)
     else:
-        submit(w, take_request(r, w.view, &op, chain), unfit_for_direct(&op, &w.limits))
+        start_request(w, r, &op, chain, fault)
     return 1
 
 
@@ -67,14 +86,20 @@ cdef inline void fetch(Worker *w, Vring *r, bint packed) noexcept nogil:
         break_ring(w, r, rc)
 
 
+cdef inline void spare_kicks(Vring *r) noexcept nogil:
+    """Tell a ring's driver not to kick, since it is being looked at."""
+    if not r.kicks_wanted:
+        return
+    r.kicks_wanted = False
+    if r.vq.packed:
+        suppress_packed(&r.vq)
+    else:
+        suppress_split(&r.vq)
+
+
 cdef inline void serve_ring(Worker *w, Vring *r) noexcept nogil:
     """Fetch from a ring that may hold more."""
-    if r.kicks_wanted:
-        r.kicks_wanted = False
-        if r.vq.packed:
-            suppress_packed(&r.vq)
-        else:
-            suppress_split(&r.vq)
+    spare_kicks(r)
     if r.vq.packed:
         fetch(w, r, True)
     else:
@@ -84,6 +109,8 @@ cdef inline void serve_ring(Worker *w, Vring *r) noexcept nogil:
 cdef inline void publish_ring(Worker *w, Vring *r) noexcept nogil:
     """Show the driver what was answered since the last time, and call it if it wants that."""
     cdef bint wanted
+    if w.with_driver.now:
+        spare_kicks(r)          # of a driver that goes on at once: that is looked out for
     if r.vq.packed:
         wanted = publish_packed(&r.vq, r.used, r.used_count)
     else:

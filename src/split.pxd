@@ -5,8 +5,8 @@ from libc.errno cimport EINVAL, ELOOP, ERANGE
 from libc.stdint cimport uint16_t, uint32_t
 
 from atomics cimport (
-    copy_once, full_fence, load_acquire_u16, load_relaxed_u16, prefetch, store_relaxed_u16,
-    store_relaxed_u32, store_release_u16,
+    copy_once, full_fence, load_acquire_u16, load_relaxed_u16, prefetch, prefetch_to_write,
+    store_relaxed_u16, store_relaxed_u32, store_release_u16,
 )
 from guestmem cimport GuestMemory
 from layouts cimport (
@@ -54,6 +54,8 @@ cdef inline void start_split(Virtq *vq, uint16_t base) noexcept nogil:
 
 cdef inline bint split_has_more(const Virtq *vq) noexcept nogil:
     """Whether the driver has made more available than was fetched."""
+    # The head is read next, and may lie in another cache line than the index.
+    prefetch(&avail_ring(vq)[2 + (vq.next_avail & (vq.size - 1))])
     return load_relaxed_u16(&avail_ring(vq)[1]) != vq.next_avail
 
 
@@ -112,6 +114,8 @@ cdef inline int take_split(
             return 0
         if <uint16_t>(vq.avail_seen - vq.next_avail) > vq.size:
             return -ERANGE
+        prefetch_to_write(&used_ring(vq)[1])    # it is on its way while we read the chain
+        prefetch_to_write(used_elements(vq) + (vq.next_used & (vq.size - 1)))
     chain.id = load_relaxed_u16(&avail_ring(vq)[2 + (vq.next_avail & (vq.size - 1))])
     vq.next_avail += 1
     rc = walk_split(vq, memory, out, room, chain)
@@ -136,8 +140,10 @@ cdef inline bint publish_split(Virtq *vq, const UsedChain *used, uint32_t count)
 
 
 cdef inline void suppress_split(Virtq *vq) noexcept nogil:
-    """Tell the driver that we are looking anyway.  An old avail_event says it already."""
-    if not vq.event_idx:
+    """Tell the driver that we are looking anyway; an event just passed is far away."""
+    if vq.event_idx:
+        store_relaxed_u16(avail_event(vq), vq.next_avail - 1)
+    else:
         store_relaxed_u16(&used_ring(vq)[0], USED_F_NO_NOTIFY)
 
 

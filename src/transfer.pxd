@@ -6,7 +6,7 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from layouts cimport BLK_S_IOERR, BLK_S_OK, RANGE_F_UNMAP, SECTOR_SHIFT
 from requests cimport (
-    STEP_RANGE, STEP_SYNC, STEP_TRANSFER, STEP_ZEROES, Request, Step, Vring, advance,
+    STEP_DELAY, STEP_RANGE, STEP_SYNC, STEP_TRANSFER, STEP_ZEROES, Request, Step, Vring, advance,
     copy_bounced, count_answer, give_back, give_request_back,
 )
 from uring cimport (
@@ -14,7 +14,7 @@ from uring cimport (
     io_uring_prep_read, io_uring_prep_readv, io_uring_prep_write, io_uring_prep_writev,
     io_uring_sqe,
 )
-from virtio_blk cimport OP_DISCARD, OP_FLUSH, OP_READ, OP_WRITE
+from virtio_blk cimport ENGINE_NULL, OP_DISCARD, OP_FLUSH, OP_READ, OP_WRITE
 from worker cimport (
     BOUNCE_BYTES, MAX_IOVECS, TAG_REQUEST, Worker, ZERO_BYTES, next_sqe, tagged,
 )
@@ -38,6 +38,7 @@ cdef inline void end_request(Worker *w, Request *q, uint8_t status) noexcept nog
     if q.bounce != NULL:
         give_bounce_back(w, q.bounce)
     give_request_back(q)
+    w.in_disk -= 1
 
 
 cdef inline void give_bounce_back(Worker *w, uint8_t *bounce) noexcept nogil:
@@ -80,8 +81,11 @@ cdef inline void submit_bounced(Worker *w, Request *q, io_uring_sqe *sqe) noexce
 cdef inline void submit_direct(Worker *w, Request *q, io_uring_sqe *sqe) noexcept nogil:
     """Move what is left straight between the file and guest memory."""
     cdef uint32_t first, count = min(q.iov_count, <uint32_t>MAX_IOVECS)
-    if count == 1:
-        first = <uint32_t>min(q.left, <uint64_t>MAX_TRANSFER)
+    if count == 1 or q.shorten:
+        first = <uint32_t>min(<uint64_t>q.iov.iov_len, <uint64_t>MAX_TRANSFER)
+        if q.shorten and count == 1 and first >= 2 * (w.limits.block_mask + 1):
+            first = (first // 2) & ~w.limits.block_mask
+        q.shorten = False
         if q.kind == OP_READ:
             io_uring_prep_read(sqe, w.limits.fd, q.iov.iov_base, first, q.offset)
         else:
@@ -147,10 +151,14 @@ cdef inline void sent(Request *q, Step step, io_uring_sqe *sqe) noexcept nogil:
     sqe.user_data = tagged(q, TAG_REQUEST)
 
 
-cdef inline void submit(Worker *w, Request *q, bint unfit) noexcept nogil:
-    """Start a request's first step; buffers `unfit` for direct I/O go through a bounce buffer."""
-    if q.kind == OP_READ or q.kind == OP_WRITE:
-        if not unfit or take_bounce(w, q):
+cdef inline void submit(Worker *w, Request *q) noexcept nogil:
+    """Start a request's first step."""
+    if w.limits.engine == ENGINE_NULL:
+        q.written = <uint32_t>q.length if q.kind == OP_READ else q.written
+        q.left = 0
+        end_request(w, q, BLK_S_OK)
+    elif q.kind == OP_READ or q.kind == OP_WRITE:
+        if not q.unfit or take_bounce(w, q):
             submit_transfer(w, q)
     elif q.kind == OP_FLUSH:
         submit_sync(w, q)
@@ -207,7 +215,9 @@ cdef inline void complete_range(Worker *w, Request *q, int32_t result) noexcept 
 
 cdef inline void complete(Worker *w, Request *q, int32_t result) noexcept nogil:
     """Take the result of a request's present step: the next step, or the answer."""
-    if result == -EINTR or result == -EAGAIN:
+    if q.step == STEP_DELAY:
+        submit(w, q)            # it is over, in whatever way
+    elif result == -EINTR or result == -EAGAIN:
         repeat_step(w, q)
     elif q.step == STEP_RANGE:
         complete_range(w, q, result)

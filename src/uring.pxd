@@ -95,5 +95,6 @@ cdef extern from "<liburing.h>" nogil:
     )
     void io_uring_prep_fsync(io_uring_sqe *sqe, int fd, unsigned flags)
     void io_uring_prep_fallocate(io_uring_sqe *sqe, int fd, int mode, off_t offset, off_t n)
+    void io_uring_prep_timeout(io_uring_sqe *sqe, void *delay, unsigned count, unsigned flags)
     void io_uring_prep_poll_multishot(io_uring_sqe *sqe, int fd, unsigned events)
     void io_uring_prep_cancel64(io_uring_sqe *sqe, uint64_t user_data, int flags)

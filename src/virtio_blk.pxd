@@ -5,7 +5,7 @@ Names no io_uring type: what comes out is a kind, an offset and segments.
 """
 
 from libc.errno cimport EINVAL
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from atomics cimport copy_once
@@ -15,8 +15,14 @@ from layouts cimport (
 )
 from virtq cimport Segment
 
+cdef extern from "<linux/time_types.h>" nogil:
+    cdef struct KernelTimespec "__kernel_timespec":
+        int64_t tv_sec
+        int64_t tv_nsec
+
 
 cdef enum:
+    MAX_FAULTS = 8              # rules of a faulty image
     MAX_RANGES = 256            # segments of one DISCARD or WRITE_ZEROES, at the most
     MAX_DATA = 0xfffffe00       # bytes of one request; a chain has fewer than 2^32 (2.7.5)
 
@@ -36,6 +42,21 @@ cdef enum Engine:
     ENGINE_NULL                 # nothing behind the disk: answered at once, untouched
 
 
+cdef enum FaultAction:
+    FAULT_FAIL                  # answered with an error, nothing done
+    FAULT_DELAY                 # done later
+    FAULT_SHORTEN               # the kernel is asked for a part first
+
+
+cdef struct Fault:
+    FaultAction action
+    uint32_t kinds              # bits 1 << OperationKind
+    uint32_t every              # n-th request that it touches
+    uint64_t start              # bytes
+    uint64_t end                # bytes, not included
+    KernelTimespec delay
+
+
 cdef struct BlkLimits:
     # The device as the data path needs it; a copy of the worker's own.
     int fd                      # the image; -1 for a null one
@@ -50,6 +71,8 @@ cdef struct BlkLimits:
     bint read_only
     bint write_through          # each write is durable before it is answered
     uint8_t serial[ID_BYTES]
+    uint32_t fault_count        # 0 for any image that is not made to fail
+    Fault faults[MAX_FAULTS]
 
 
 cdef struct Operation:

@@ -7,7 +7,7 @@ from guestmem cimport MemoryView
 from mailbox cimport Mailbox
 from requests cimport Request, Vring
 from uring cimport io_uring, io_uring_get_sqe, io_uring_sqe, io_uring_submit, iovec
-from virtio_blk cimport BlkLimits
+from virtio_blk cimport BlkLimits, MAX_FAULTS
 from virtq cimport Segment
 
 
@@ -30,6 +30,12 @@ cdef enum:
     ROUND_SHIFT = 48
 
 
+cdef struct Patience:
+    # How long to look on before a sleep, in nanoseconds.
+    uint64_t longest            # control thread, before the worker runs; 0 for never
+    uint64_t now                # worker: what has paid of late
+
+
 cdef struct Worker:
     io_uring uring              # worker thread only, made and ended there
     BlkLimits limits            # worker, replaced by CMD_SET_LIMITS
@@ -45,10 +51,12 @@ cdef struct Worker:
     uint32_t free_bounce_count
     Request *first_waiting      # for a bounce buffer
     Request *last_waiting
+    uint64_t fault_hits[MAX_FAULTS]     # requests that each rule has touched
     uint8_t *zeros              # ZERO_BYTES, never written
     uint64_t one                # what is written to eventfds
-    uint64_t longest_poll       # nanoseconds to look on before a sleep, 0 for never
-    uint64_t poll               # ... as has paid of late
+    Patience with_driver        # while no request is in flight
+    Patience with_disk          # while one is
+    uint32_t in_disk            # requests in flight, of all rings
     uint64_t pause_ticket       # CMD_PAUSE to be answered, or 0
     bint paused
     bint quit

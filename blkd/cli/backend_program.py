@@ -6,7 +6,7 @@ It follows the back-end program conventions of the vhost-user specification.
 
 import sys
 
-from blkd.cli import signals
+from blkd.cli import lean, signals
 
 CAPABILITIES = '{"type": "block", "features": ["read-only", "blk-file"]}'
 
@@ -17,6 +17,7 @@ def main() -> None:
         sys.stdout.write(CAPABILITIES + "\n")
         return
     signals.hold()
+    lean.import_structlog()
     # All else is imported only now, so that no signal comes too early.
     from blkd.cli.backend import run  # noqa: PLC0415
 

@@ -4,13 +4,14 @@
 import signal
 import sys
 
-from blkd.cli import signals
+from blkd.cli import lean, signals
 
 
 def main() -> None:
     """Run `blkd` with the arguments of this process."""
     if sys.argv[1:2] == ["serve"]:
         signals.hold()
+        lean.import_structlog()
     else:  # what is half done is undone
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     # All else is imported only now, so that no signal comes too early.

@@ -65,26 +65,33 @@ def _printable(value: Any) -> Any:
 
 def as_tables(fields: Mapping[str, Any], title: str) -> str:
     """`fields` as a table of names and values, lists of records as tables of their own."""
-    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - rich is slow and JSON needs none of it
+    plain, lists = _split(fields)
+    tables = [_summary(plain, title)] if plain else []
+    tables += [_table(name, records) for name, records in lists.items()]
+    return "\n".join(tables).strip("\n")
+
+
+def _summary(fields: Mapping[str, Any], title: str) -> str:
+    # Without rich: `blkd serve` announces itself with this, and would keep 4.5 MiB for it.
+    rows = [(_words(name), _text(name, value)) for name, value in fields.items()]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([title, *(f"{name:{width}}  {text}" for name, text in rows)])
+
+
+def _table(name: str, records: Sequence[Mapping[str, Any]]) -> str:
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - slow, and not needed by all
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    plain, lists = _split(fields)
-    summary = Table(title=title, title_justify="left", box=None, show_header=False, pad_edge=False)
-    for name, value in plain.items():
-        summary.add_row(_words(name), _text(name, value))
-    tables = [summary] if plain else []
-    for name, records in lists.items():
-        table = Table(title=_words(name), title_justify="left", box=SIMPLE_HEAD)
-        for column in records[0]:
-            table.add_column(_words(column), justify=_justify(records[0][column]))
-        for record in records:
-            table.add_row(*(_text(f"{name}.{column}", value) for column, value in record.items()))
-        tables.append(table)
+    table = Table(title=_words(name), title_justify="left", box=SIMPLE_HEAD)
+    for column in records[0]:
+        table.add_column(_words(column), justify=_justify(records[0][column]))
+    for record in records:
+        table.add_row(*(_text(f"{name}.{column}", value) for column, value in record.items()))
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
     with console.capture() as captured:
-        console.print(*tables, sep="\n")
-    return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip()
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 def _split(

@@ -75,7 +75,7 @@ class _Host:
             await self._export.open(sock)
             stack.callback(self._export.close)
             if control is not None:
-                # aiohttp takes long to import and only this needs it.
+                # Only this needs HTTP.
                 from blkd.control.server import control_api  # noqa: PLC0415
 
                 await stack.enter_async_context(control_api(self._export, control))

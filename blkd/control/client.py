@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """One call of the control API from another process."""
 
-import asyncio
+import contextlib
+import http.client
+import os
+import socket
 from typing import Any
 
-import aiohttp
 import msgspec
 
 from blkd.control import models
@@ -27,36 +29,42 @@ def call(path: str, method: str, target: str, body: object = None, *, wait: floa
         ControlError: the call was refused; the message says why.
         SocketError: nobody answers at `path`.
     """
-    status, answer = asyncio.run(_exchange(path, method, target, body, wait + ANSWER_LIMIT))
+    status, answer = _exchange(path, method, target, body, wait + ANSWER_LIMIT)
     if status < 400:  # noqa: PLR2004 - where HTTP's errors begin
         return _decode(answer, Any)
     problem = _decode(answer, models.Problem)
     raise ControlError(problem.detail or problem.title, hint=problem.hint)
 
 
-async def _exchange(
-    path: str, method: str, target: str, body: object, limit: float
-) -> tuple[int, bytes]:
+def _exchange(path: str, method: str, target: str, body: object, limit: float) -> tuple[int, bytes]:
     data = None if body is None else msgspec.json.encode(body)
-    headers = {"Content-Type": "application/json"} if data else None
-    try:
-        async with (
-            asyncio.timeout(limit),
-            aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(path), base_url="http://blkd"
-            ) as session,
-            session.request(method, target, data=data, headers=headers) as response,
-        ):
-            return response.status, await response.read()
-    except TimeoutError as error:
-        raise ControlError(f"no answer from {path} within {limit:g} s") from error
-    except aiohttp.ClientConnectorError as error:
-        raise SocketError(
-            f"nobody answers at {path}: {error.os_error.strerror or error.os_error}",
-            hint="is `blkd serve --control` running with this path?",
-        ) from error
-    except aiohttp.ClientError as error:
-        raise ControlError(f"{path} does not speak the control API: {error}") from error
+    headers = {"Content-Type": "application/json"} if data else {}
+    with contextlib.closing(http.client.HTTPConnection("blkd")) as connection:
+        connection.sock = _connect(path, limit)
+        try:
+            connection.request(method, target, data, headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+        except TimeoutError as error:
+            raise ControlError(f"no answer from {path} within {limit:g} s") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise ControlError(f"{path} does not speak the control API: {error}") from error
+
+
+def _connect(path: str, limit: float) -> socket.socket:
+    with contextlib.ExitStack() as undo:
+        sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        sock.settimeout(limit)
+        try:
+            sock.connect(path)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise SocketError(
+                f"nobody answers at {path}: {reason}",
+                hint="is `blkd serve --control` running with this path?",
+            ) from error
+        undo.pop_all()
+    return sock
 
 
 def _decode(answer: bytes, kind: Any) -> Any:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The control API of one export: HTTP over a UNIX socket."""
 
+import asyncio
 import contextlib
+import functools
 import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,13 +12,12 @@ from typing import Protocol, TypeVar
 
 import msgspec
 import structlog
-from aiohttp import web
 
 from blkd import errors
 from blkd.control import models
+from blkd.control.http import Request, Response, serve_one
 
 SHUTDOWN_LIMIT = 0.5  # seconds that a call under way has when the export ends
-MAX_BODY = 64 * 1024  # bytes of a request's body
 
 STATUS = {
     errors.ConfigError: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -26,7 +27,9 @@ STATUS = {
     errors.BlkdError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[Request], Awaitable[Response]]
+Routes = dict[str, dict[str, Handler]]
+"""What answers each method of each path."""
 Model = TypeVar("Model", bound=msgspec.Struct)
 
 log = structlog.get_logger()
@@ -57,17 +60,33 @@ class Controlled(Protocol):
 @contextlib.asynccontextmanager
 async def control_api(export: Controlled, listener: socket.socket) -> AsyncIterator[None]:
     """Answer calls about `export` on `listener`, which is borrowed, while the context lasts."""
-    app = web.Application(middlewares=[_problems], client_max_size=MAX_BODY)
-    app.add_routes(_Calls(export).routes())
-    runner = web.AppRunner(
-        app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_LIMIT
-    )
-    await runner.setup()
+    routes = _Calls(export).routes()
+    calls: set[asyncio.Task[None]] = set()
+    async with asyncio.TaskGroup() as tasks:
+
+        def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            call = tasks.create_task(_serve_call(reader, writer, routes))
+            calls.add(call)
+            call.add_done_callback(calls.discard)
+
+        server = await asyncio.start_unix_server(begin, sock=listener.dup())
+        try:
+            yield
+        finally:
+            server.close()
+            if calls:
+                await asyncio.wait(calls, timeout=SHUTDOWN_LIMIT)
+            for call in calls:
+                call.cancel()
+
+
+async def _serve_call(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, routes: Routes
+) -> None:
     try:
-        await web.SockSite(runner, listener.dup()).start()
-        yield
-    finally:
-        await runner.cleanup()
+        await serve_one(reader, writer, functools.partial(_answer_to, routes), _refusal)
+    except Exception:  # the disk goes on
+        log.exception("control connection failed")
 
 
 class _Calls:
@@ -76,66 +95,69 @@ class _Calls:
     def __init__(self, export: Controlled) -> None:
         self._export = export
 
-    def routes(self) -> list[web.RouteDef]:
-        return [
-            web.get(models.EXPORT, self.show),
-            web.get(models.STATS, self.stats),
-            web.post(models.RESIZE, self.resize),
-            web.post(models.PAUSE, self.pause),
-            web.post(models.RESUME, self.resume),
-            web.post(models.KILL, self.kill),
-        ]
+    def routes(self) -> Routes:
+        return {
+            models.EXPORT: {"GET": self.show},
+            models.STATS: {"GET": self.stats},
+            models.RESIZE: {"POST": self.resize},
+            models.PAUSE: {"POST": self.pause},
+            models.RESUME: {"POST": self.resume},
+            models.KILL: {"POST": self.kill},
+        }
 
-    async def show(self, _request: web.Request) -> web.Response:
+    async def show(self, _request: Request) -> Response:
         return _answer(self._export.show())
 
-    async def stats(self, _request: web.Request) -> web.Response:
+    async def stats(self, _request: Request) -> Response:
         return _answer(self._export.stats())
 
-    async def resize(self, request: web.Request) -> web.Response:
-        wanted = await _body(request, models.ResizeExport)
+    async def resize(self, request: Request) -> Response:
+        wanted = _body(request, models.ResizeExport)
         return _answer(await self._export.resize(wanted.size, force=wanted.force))
 
-    async def pause(self, request: web.Request) -> web.Response:
-        wanted = await _body(request, models.PauseExport)
+    async def pause(self, request: Request) -> Response:
+        wanted = _body(request, models.PauseExport)
         return _answer(await self._export.pause(wanted.deadline))
 
-    async def resume(self, _request: web.Request) -> web.Response:
+    async def resume(self, _request: Request) -> Response:
         await self._export.resume()
         return _answer(self._export.show())
 
-    async def kill(self, _request: web.Request) -> web.Response:
+    async def kill(self, _request: Request) -> Response:
         last = _answer(self._export.show(), status=HTTPStatus.ACCEPTED)
         self._export.kill()
         return last
 
 
-async def _body(request: web.Request, model: type[Model]) -> Model:
+def _body(request: Request, model: type[Model]) -> Model:
     """The request's JSON as `model`; an empty body is an empty object."""
-    return msgspec.json.decode(await request.read() or b"{}", type=model)
+    return msgspec.json.decode(request.body or b"{}", type=model)
 
 
-def _answer(
-    content: object, status: HTTPStatus = HTTPStatus.OK, content_type: str = "application/json"
-) -> web.Response:
-    return web.Response(
-        body=msgspec.json.encode(content) + b"\n", status=status, content_type=content_type
-    )
+def _answer(content: object, status: HTTPStatus = HTTPStatus.OK) -> Response:
+    return Response(status, msgspec.json.encode(content) + b"\n", "application/json")
 
 
-@web.middleware
-async def _problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn every failure into problem details."""
+async def _answer_to(routes: Routes, request: Request) -> Response:
+    """What `request` finds: its handler's response, or that there is none."""
+    called = f"{request.method} {request.path}"
+    methods = routes.get(request.path)
+    if methods is None:
+        return _refusal(HTTPStatus.NOT_FOUND, called)
+    handler = methods.get("GET" if request.method == "HEAD" else request.method)
+    if handler is None:
+        return _refusal(HTTPStatus.METHOD_NOT_ALLOWED, called, ", ".join(methods))
+    return await _carry_out(handler, request)
+
+
+async def _carry_out(handler: Handler, request: Request) -> Response:
+    """The response of `handler`; every failure becomes problem details."""
     try:
         return await handler(request)
     except msgspec.ValidationError as error:
         return _refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
     except msgspec.DecodeError as error:
         return _refusal(HTTPStatus.BAD_REQUEST, str(error))
-    except web.HTTPException as error:
-        return _refusal(
-            HTTPStatus(error.status), f"{request.method} {request.path}", error.headers.get("Allow")
-        )
     except errors.BlkdError as error:
         log.info("call refused", call=request.path, reason=str(error))
         return _problem_of(error)
@@ -144,7 +166,7 @@ async def _problems(request: web.Request, handler: Handler) -> web.StreamRespons
         return _refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "see the log of blkd")
 
 
-def _problem_of(error: errors.BlkdError) -> web.Response:
+def _problem_of(error: errors.BlkdError) -> Response:
     """The problem that tells of `error`: its kind, what was found, what can be done."""
     kind = type(error).__name__
     words = re.findall("[A-Z][a-z]+", kind)
@@ -159,13 +181,11 @@ def _problem_of(error: errors.BlkdError) -> web.Response:
     )
 
 
-def _refusal(status: HTTPStatus, detail: str, allow: str | None = None) -> web.Response:
+def _refusal(status: HTTPStatus, detail: str, allow: str | None = None) -> Response:
     """The problem that HTTP itself has a name for; `allow` is what a 405 must tell."""
-    response = _problem(models.Problem(title=status.phrase, status=status, detail=detail))
-    if allow is not None:
-        response.headers["Allow"] = allow
-    return response
+    return _problem(models.Problem(title=status.phrase, status=status, detail=detail), allow)
 
 
-def _problem(problem: models.Problem) -> web.Response:
-    return _answer(problem, HTTPStatus(problem.status), models.PROBLEM_JSON)
+def _problem(problem: models.Problem, allow: str | None = None) -> Response:
+    body = msgspec.json.encode(problem) + b"\n"
+    return Response(HTTPStatus(problem.status), body, models.PROBLEM_JSON, allow)

@@ -228,6 +228,7 @@ class DataPlane:
                 read_only=device.read_only,
                 write_through=not device.write_back,
                 serial=device.serial,
+                faults=self._image.faults,
             )
         )
 

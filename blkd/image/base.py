@@ -2,7 +2,7 @@
 """What stands behind a disk: the role every kind of image plays."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from blkd.image.engine import Engine
 
@@ -26,16 +26,54 @@ class Limits:
     is_block_device: bool
 
 
+FaultAction = Literal["fail", "delay", "short"]
+FaultKind = Literal["read", "write", "flush", "discard", "zeroes"]
+
+
+class Fault(NamedTuple):
+    """What an image is to do wrong, and when; the data path takes it as it stands."""
+
+    action: FaultAction
+    """`fail`: an I/O error; `delay`: later; `short`: only a part at first."""
+    kinds: tuple[FaultKind, ...]
+    every: int
+    """The n-th request that it touches."""
+    start: int
+    end: int
+    """Bytes of the disk, the last one not included, that a read or write must touch; a rule for
+    a part of the disk is for reads and writes only."""
+    delay: int
+    """Nanoseconds."""
+
+
 class Image(Protocol):
     """An open, locked image.  Closing it gives up the lock."""
 
     path: str
-    fd: int
-    """Open for the data path, with O_DIRECT where asked; owned by the image.  -1 for none."""
-    read_only: bool
-    direct: bool
-    limits: Limits
-    engine: Engine
+
+    @property
+    def fd(self) -> int:
+        """Open for the data path, with O_DIRECT where asked; owned by the image.  -1 for none."""
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it is never written to."""
+
+    @property
+    def direct(self) -> bool:
+        """Whether it is open for direct I/O."""
+
+    @property
+    def limits(self) -> Limits:
+        """As last measured."""
+
+    @property
+    def engine(self) -> Engine:
+        """How the data path is to do I/O."""
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """What is to go wrong on order; nothing, but for one that is made for it."""
 
     def refresh(self) -> bool:
         """Ask the kernel for the size again; whether `limits` changed."""

@@ -4,6 +4,7 @@
 import errno
 import mmap
 import os
+import stat
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -11,7 +12,7 @@ from blkd.image import kernel
 
 EngineChoice = Literal["auto", "uring", "inline"]
 
-IN_MEMORY: Final = frozenset({"tmpfs", "ramfs", "hugetlbfs", "devtmpfs"})
+IN_MEMORY: Final = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
 """File systems that never wait for a disk."""
 
 
@@ -32,7 +33,8 @@ class Engine:
 
 def choose(fd: int, wanted: EngineChoice, *, direct: bool) -> Engine:
     """The engine for the image that `fd` is, open for direct I/O or not."""
-    in_memory = kernel.filesystem(fd) in IN_MEMORY
+    # A block device's node lies in memory too, which says nothing of the device.
+    in_memory = stat.S_ISREG(os.fstat(fd).st_mode) and kernel.filesystem(fd) in IN_MEMORY
     if wanted == "uring":
         return Engine("uring", nowait=False, reason="as told")
     if in_memory:

@@ -105,6 +105,19 @@ def filesystem(fd: int) -> str:
     return next((m.filesystem for m in _mounts() if m.mount_id == mount), "unknown")
 
 
+def device_name(number: int) -> str:
+    """What the kernel calls the block device `number`: sda1, dm-0."""
+    return Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve().name
+
+
+def hears_of_devices() -> bool:
+    """Whether the kernel's events of devices reach this process: not in a user namespace."""
+    return Path("/proc/self/ns/user").stat().st_ino == _INITIAL_USER_NAMESPACE
+
+
+_INITIAL_USER_NAMESPACE: Final = 0xEFFFFFFD  # inode number: PROC_USER_INIT_INO, linux/proc_ns.h
+
+
 def users_of_device(number: int) -> list[str]:
     """Where the block device `number` is mounted and which other devices are built on it."""
     name = f"{os.major(number)}:{os.minor(number)}"

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kinds of images, told apart by how their name begins; a path is a raw image."""
 
+from blkd.image import faulty, null
 from blkd.image.base import Image
 from blkd.image.engine import EngineChoice
-from blkd.image.null import PREFIX, NullImage
+from blkd.image.faulty import FaultyImage
+from blkd.image.null import NullImage
 from blkd.image.raw import open_raw
 
 
@@ -17,9 +19,20 @@ async def open_image(
 ) -> Image:
     """The image called `name`; the caller closes it.  For the rest see `raw.open_raw`.
 
-    `null:SIZE` is nothing at all; a file of such a name is `./null:SIZE`.
+    `null:SIZE` is nothing at all, `faulty:RULES:IMAGE` an image that fails on order; a file
+    of such a name is `./null:SIZE`.
     """
-    if name.startswith(PREFIX):
+    if name.startswith(faulty.PREFIX):
+        faults, inner = faulty.split(name)
+        opened = await open_image(
+            inner,
+            read_only=read_only,
+            direct=direct,
+            logical_block_size=logical_block_size,
+            engine=engine,
+        )
+        return FaultyImage(name, opened, faults)
+    if name.startswith(null.PREFIX):
         return NullImage(name, read_only=read_only, logical_block_size=logical_block_size)
     return await open_raw(
         name,

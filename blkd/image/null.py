@@ -6,7 +6,7 @@ from typing import Final
 
 from blkd import sizes
 from blkd.errors import ImageError
-from blkd.image.base import Limits
+from blkd.image.base import Fault, Limits
 from blkd.image.engine import Engine
 
 PREFIX: Final = "null:"
@@ -19,6 +19,7 @@ class NullImage:
 
     fd = -1
     direct = False
+    faults: tuple[Fault, ...] = ()
     engine = Engine("null", nowait=False, reason="there is nothing to read or write")
 
     def __init__(self, path: str, *, read_only: bool, logical_block_size: int | None) -> None:

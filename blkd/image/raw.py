@@ -17,7 +17,7 @@ import structlog
 
 from blkd.errors import ImageBusy, ImageError
 from blkd.image import kernel, lock
-from blkd.image.base import Limits
+from blkd.image.base import Fault, Limits
 from blkd.image.engine import Engine, EngineChoice, choose
 
 log = structlog.get_logger()
@@ -36,6 +36,8 @@ BUFFERED_HINT: Final = "--cache writeback goes through the host's page cache ins
 
 class RawImage:
     """An open, locked raw image; plays `image.base.Image`."""
+
+    faults: tuple[Fault, ...] = ()
 
     def __init__(
         self,

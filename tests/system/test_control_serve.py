@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.daemon import Daemon, image, run
+from tests.daemon import Daemon, Process, image, run
 from tests.frontend import FrontEnd
 
 MIB = 1 << 20
@@ -42,6 +42,16 @@ def test_one_line_of_json_says_that_it_is_ready(daemon, disk):
     with FrontEnd.connect(daemon.socket) as front_end:
         front_end.negotiate()
         assert front_end.capacity() == MIB // 512
+
+
+def test_people_are_told_in_a_table_that_it_is_ready(disk, tmp_path):
+    command = ["blkd", "serve", disk, "--socket", tmp_path / "disk.sock"]
+    with Process(command, tmp_path / "log") as process:
+        assert process.line() == "serving\n"
+        assert process.end() == 0
+        rows = process.process.stdout.read().decode().splitlines()
+    shown = {name: value.strip() for name, value in (row.split("  ", 1) for row in rows)}
+    assert (shown["name"], shown["image"], shown["size"]) == ("demo", str(disk), "1 MiB")
 
 
 def test_people_get_a_table(disk, tmp_path):

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -110,3 +112,30 @@ def test_a_table_shows_every_field_of_the_json():
         assert text in shown
     assert "stopped" in shown
     assert "()" not in shown
+
+
+def test_a_value_in_a_table_is_shown_as_it_is():
+    path = "/a/[red]/" + "x" * 300
+    assert output.as_tables({"image": path, "logical_size": 1}, "title").splitlines() == [
+        "title",
+        f"image         {path}",
+        "logical size  1",
+    ]
+
+
+SERVING = """
+import sys
+from blkd.cli import lean
+lean.import_structlog()
+import blkd.cli.backend, blkd.cli.serve, blkd.control.server
+print(*sys.modules)
+"""
+
+
+def test_a_serving_process_loads_nothing_large_that_it_does_not_need():
+    done = subprocess.run(
+        [sys.executable, "-c", SERVING], capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert "blkd.control.http" in loaded
+    assert not loaded & {"aiohttp", "email", "http.client", "multiprocessing", "pygments", "rich"}

@@ -165,6 +165,57 @@ async def test_a_wrong_method_is_told_the_right_ones(api):
     assert response.headers["Allow"] == "POST"
 
 
+async def test_head_tells_of_an_answer_and_does_not_give_it(path, export):
+    async with (
+        served(path, export),
+        aiohttp.ClientSession(
+            connector=aiohttp.UnixConnector(path), base_url="http://blkd"
+        ) as session,
+        session.head(models.EXPORT) as response,
+    ):
+        assert (response.status, await response.read()) == (200, b"")
+        assert int(response.headers["Content-Length"]) > 0
+
+
+async def test_headers_without_end_are_refused(api):
+    response, problem = await api("GET", models.EXPORT, headers={"X": "x" * 100_000})
+    assert response.status == problem["status"] == 431
+
+
+async def test_a_body_in_pieces_is_put_together(api, export):
+    async def pieces():
+        for piece in (b'{"size"', b": 8192", b"}"):
+            yield piece
+
+    response, _ = await api("POST", models.RESIZE, pieces())
+    assert response.status == 200
+    assert export.calls == [("resize", 8192, False)]
+
+
+async def test_a_caller_that_asks_before_it_sends_its_body_is_told_to_go_on(path, export):
+    async with (
+        served(path, export),
+        aiohttp.ClientSession(
+            connector=aiohttp.UnixConnector(path), base_url="http://blkd"
+        ) as session,
+        session.post(models.RESIZE, data=b'{"size": 8192}', expect100=True) as response,
+    ):
+        assert response.status == 200
+    assert export.calls == [("resize", 8192, False)]
+
+
+async def test_a_caller_that_leaves_in_mid_request_is_forgotten(path, export):
+    async with served(path, export):
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"POST /v1/export/resize HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        writer.write_eof()
+        async with asyncio.timeout(10):
+            assert b" 400 " in await reader.read()
+        writer.close()
+        assert await asyncio.to_thread(call, path, "GET", models.STATS) == {"reads": 7}
+    assert export.calls == []
+
+
 @pytest.mark.parametrize(
     ("failure", "status", "kind"),
     [

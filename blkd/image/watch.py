@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When an image may have got another size: told by the kernel, or by the clock where it cannot."""
+
+import asyncio
+import contextlib
+import os
+import re
+from collections.abc import AsyncGenerator
+from typing import Final, Protocol
+
+import structlog
+
+from blkd.image import kernel
+from blkd.image.base import Image
+from blkd.image.inotify import Modification
+from blkd.image.uevents import CapacityChange
+
+LOCAL_FILESYSTEMS: Final = frozenset(
+    {"ext2", "ext3", "ext4", "xfs", "btrfs", "bcachefs", "f2fs", "zfs", "tmpfs", "overlay"}
+)
+"""Whose files change by this kernel only.  In all others somebody else may change them unheard:
+another host, or the process behind a FUSE mount."""
+
+ANNOUNCING_DEVICES: Final = re.compile(
+    r"(?:sd|vd|xvd)[a-z]+|nvme\d+(?:c\d+)?n\d+|(?:dm-|md|loop|nbd|rbd|rnbd|drbd|zram)\d+"
+)
+"""Whole disks of the drivers that send an event with each change of capacity (in the kernel:
+set_capacity_and_notify).  There is none when a partition is resized (BLKPG_RESIZE_PARTITION)."""
+
+log = structlog.get_logger()
+
+
+class Watch(Protocol):
+    """The next occasion on which an image may have got another size; armed when made."""
+
+    def arm(self) -> None:
+        """Ask for the next one, after `wait` has returned."""
+
+    async def wait(self) -> None:
+        """Return once there was one after the watch was armed."""
+
+    def close(self) -> None:
+        """Give up what is watched with."""
+
+
+class AnyMoment:
+    """Stands in where the kernel does not tell: any moment may be an occasion."""
+
+    def arm(self) -> None:
+        """Do nothing."""
+
+    async def wait(self) -> None:
+        """Return at once."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class NoOccasion(AnyMoment):
+    """Stands in where nobody else can change the size."""
+
+    async def wait(self) -> None:
+        """Never return."""
+        await asyncio.Event().wait()
+
+
+async def looks(image: Image, period: float) -> AsyncGenerator[None, None]:
+    """Come each time that the size of `image` is to be looked at, first of all at once.
+
+    Never twice within `period` seconds, and not later than that after a change.  Nothing wakes
+    the process while the image rests, unless the kernel cannot tell: then it is every `period`.
+    """
+    loop = asyncio.get_running_loop()
+    with contextlib.closing(_watch(image, period)) as watch:
+        while True:
+            next_one = loop.time() + period
+            yield
+            await watch.wait()
+            await asyncio.sleep(next_one - loop.time())
+            watch.arm()  # before the look: no change falls between the two
+
+
+def _watch(image: Image, period: float) -> Watch:
+    """The best watch that there is for `image`; the log tells where that is the clock."""
+    if image.fd < 0:
+        return NoOccasion()
+    try:
+        reason = _why_unheard(image)
+        if reason is None and image.limits.is_block_device:
+            return CapacityChange(os.fstat(image.fd).st_rdev)
+        if reason is None:
+            return Modification(image.fd)
+    except OSError as error:
+        reason = error.strerror
+    log.info("size looked at by the clock", image=image.path, period=period, reason=reason)
+    return AnyMoment()
+
+
+def _why_unheard(image: Image) -> str | None:
+    """Why the kernel would not tell of another size, or None if it would."""
+    if not image.limits.is_block_device:
+        filesystem = kernel.filesystem(image.fd)
+        return None if filesystem in LOCAL_FILESYSTEMS else f"a file on {filesystem}"
+    name = kernel.device_name(os.fstat(image.fd).st_rdev)
+    if not ANNOUNCING_DEVICES.fullmatch(name):
+        return f"{name} does not announce its size"
+    return None if kernel.hears_of_devices() else "no events reach a user namespace"

@@ -6,7 +6,9 @@ import os
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-PROBES = os.environ.get("BLKD_PROBES") == "1"  # the tests' doors into inline functions
+RELEASED = ("ring", "loadgen")
+DOORS = ("probes", "loadgen_probes")  # of tests into inline functions
+PROBES = os.environ.get("BLKD_PROBES") == "1"
 SANITIZE = os.environ.get("BLKD_SANITIZE", "")  # for example "address,undefined"
 SANITIZER_FLAGS = [
     f"-fsanitize={SANITIZE}",
@@ -34,7 +36,7 @@ def extension(name: str) -> Extension:
 
 setup(
     ext_modules=cythonize(
-        [extension("ring")] + ([extension("probes")] if PROBES else []),
+        [extension(name) for name in RELEASED + (DOORS if PROBES else ())],
         include_path=["src"],
         build_dir="build/cython",
         compiler_directives={

@@ -53,3 +53,7 @@ class DrainTimeout(DataPlaneError):
 
 class ControlError(BlkdError):
     """The control API refused a call; the message is its problem's detail."""
+
+
+class BenchError(BlkdError):
+    """A load cannot be made as asked, or the back end under load broke its word."""

@@ -18,6 +18,7 @@ COMMANDS = {  # name: (module, what the list of commands says)
     "resume": ("control", "Go on after a pause."),
     "kill": ("control", "End a served disk at once."),
     "connect": ("connect", "Print how to attach a VMM to a socket."),
+    "bench": ("bench", "Load a back end and measure it."),
     "doctor": ("doctor", "Tell whether this host can do the job."),
 }
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data path's generated C, read for calls into Python."""
+"""The generated C of what runs without the GIL, read for calls into Python."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-GENERATED = ROOT / "build" / "cython" / "src" / "ring.c"
+SOURCES = ROOT / "src"
 FUNCTION = re.compile(
     r"^static (?!PyObject)[^\n;]*?\b(__pyx_f_\w+)\([^;{]*\) \{\n(.*?)^\}\n",
     re.MULTILINE | re.DOTALL,
@@ -15,42 +16,70 @@ FUNCTION = re.compile(
 PYTHON = re.compile(r"\b(?:Py_?[A-Z]\w*|__Pyx_\w*(?:GIL|Gil|Raise|Err|Refnanny|AddTraceback)\w*)\b")
 
 
-@pytest.fixture(scope="module")
-def functions():
-    """The body of each C function that the compiler made of one in src/, by its name there."""
-    text = GENERATED.read_text()
-    return {name.rpartition("_f_")[2]: body for name, body in FUNCTION.findall(text)}
+@dataclass(frozen=True)
+class Extension:
+    """One extension: its functions that may not call Python, and the C made of all of them."""
+
+    names: frozenset[str]
+    bodies: dict[str, str]
+    """The C of each function, by its name there."""
+
+    @classmethod
+    def load(cls, name):
+        above, _, _ = (SOURCES / f"{name}.pyx").read_text().partition("# ---- Python face ----")
+        generated = (ROOT / "build" / "cython" / "src" / f"{name}.c").read_text()
+        return cls(
+            frozenset(
+                function for text in [above, *cimported(above)] for function in defined(text)
+            ),
+            {c.rpartition("_f_")[2]: body for c, body in FUNCTION.findall(generated)},
+        )
 
 
-def written():
-    """The names of the data path's functions, as they stand in src/."""
-    above, _, _ = (ROOT / "src" / "ring.pyx").read_text().partition("# ---- Python face ----")
-    sources = [above, *(path.read_text() for path in (ROOT / "src").glob("*.pxd"))]
-    return {
-        name
-        for source in sources
-        for name in re.findall(r"^cdef (?:inline )?[^\n(]*?\b\*?(\w+)\($", source, re.MULTILINE)
-        + re.findall(r"^cdef (?:inline )?[^\n(]*?[\s*](\w+)\([^\n]*$", source, re.MULTILINE)
-    }
+def cimported(text, seen=None):
+    """The texts of the pxd files that a source cimports, and of those that they do."""
+    seen = set() if seen is None else seen
+    for name in re.findall(r"^from (\w+) cimport", text, re.MULTILINE):
+        path = SOURCES / f"{name}.pxd"
+        if path.exists() and path not in seen:
+            seen.add(path)
+            yield path.read_text()
+            yield from cimported(path.read_text(), seen)
 
 
-def test_every_function_of_the_data_path_is_found_in_the_generated_code(functions):
-    missing = {name for name in written() if not any(f.endswith(f"_{name}") for f in functions)}
+def defined(source):
+    """The names of the functions that a source defines."""
+    yield from re.findall(r"^cdef (?:inline )?[^\n(]*?\b\*?(\w+)\($", source, re.MULTILINE)
+    yield from re.findall(r"^cdef (?:inline )?[^\n(]*?[\s*](\w+)\([^\n]*$", source, re.MULTILINE)
+
+
+@pytest.fixture(scope="module", params=["ring", "loadgen"])
+def extension(request):
+    return Extension.load(request.param)
+
+
+def test_every_function_is_found_in_the_generated_code(extension):
+    missing = {n for n in extension.names if not any(c.endswith(f"_{n}") for c in extension.bodies)}
     assert not missing
-    assert len(written()) > 60
+    assert len(extension.names) > 50
 
 
-def test_no_function_of_the_data_path_calls_python(functions):
-    names = written()
+def test_no_function_calls_python(extension):
     guilty = {
         name: found
-        for name, body in functions.items()
-        if any(name.endswith(f"_{known}") for known in names)
+        for name, body in extension.bodies.items()
+        if any(name.endswith(f"_{known}") for known in extension.names)
         if (found := sorted(set(PYTHON.findall(re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL)))))
     }
     assert not guilty
 
 
-def test_the_search_would_find_python(functions):
-    with_python = [n for n, body in functions.items() if PYTHON.search(body)]
-    assert any("reserve" in name for name in with_python)
+def test_the_search_would_find_python(extension):
+    assert any(PYTHON.search(body) for body in extension.bodies.values())
+
+
+def test_every_part_of_the_sources_is_read_with_one_extension():
+    read = set()
+    for name in ("ring", "loadgen"):
+        list(cimported((SOURCES / f"{name}.pyx").read_text(), read))
+    assert read == set(SOURCES.glob("*.pxd"))

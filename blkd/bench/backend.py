@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The front end's conversation with a back end: negotiate, share memory, start rings.
+
+Each request that changes something is acknowledged where the back end can, so that a refusal
+is heard where it happens.
+"""
+
+import contextlib
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Self
+
+from blkd.errors import BenchError, ProtocolError
+from blkd.vhost_user import wire
+from blkd.vhost_user.wire import ProtocolFeature, Request
+from blkd.virtio import blk
+from blkd.virtio.blk import BlkConfig
+
+WANTED: Final = (
+    ProtocolFeature.MQ
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.CONFIG
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+)
+LONGEST_REPLY: Final = wire.Config.LONGEST
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """One ring as the back end is told of it; addresses are the front end's."""
+
+    size: int
+    desc: int
+    avail: int
+    used: int
+    base: int
+    """Where it starts: the first index, or for a packed ring both with their wrap bits."""
+    kick: int
+    call: int
+    error: int
+    """Eventfds, borrowed."""
+
+
+class BackEnd:
+    """One connection.  Errors are BenchErrors that name what was asked."""
+
+    def __init__(self, path: str, sock: socket.socket, timeout: float) -> None:
+        self.path, self.sock = path, sock
+        self.timeout = timeout
+        self.offered = 0
+        self.protocol_features = ProtocolFeature(0)
+        self.queues = 1
+
+    @classmethod
+    def connect(cls, path: str, timeout: float) -> Self:
+        """Connect to the back end that listens at `path`."""
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(timeout)
+        try:
+            sock.connect(path)
+        except (OSError, ValueError) as error:
+            sock.close()
+            reason = getattr(error, "strerror", None) or str(error)
+            raise BenchError(
+                f"no back end at {path}: {reason}", hint="start it first, and name its socket"
+            ) from error
+        return cls(path, sock, timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def negotiate(self) -> None:
+        """Learn what is offered, and agree on the protocol's extensions."""
+        self.offered = self._ask_number(Request.GET_FEATURES)
+        if self.offered & wire.VirtioFeature.PROTOCOL_FEATURES:
+            known = self._ask_number(Request.GET_PROTOCOL_FEATURES)
+            agreed = WANTED & known
+            self._send(Request.SET_PROTOCOL_FEATURES, wire.U64(agreed).encode())
+            self.protocol_features = ProtocolFeature(agreed)
+        self._tell(Request.SET_OWNER)
+        if self.protocol_features & ProtocolFeature.MQ:
+            self.queues = self._ask_number(Request.GET_QUEUE_NUM)
+
+    def config(self) -> BlkConfig:
+        """The device's configuration space."""
+        if not self.protocol_features & ProtocolFeature.CONFIG:
+            raise BenchError(
+                f"{self.path}: the back end has no configuration space to read",
+                hint="is it a vhost-user-blk back end?",
+            )
+        asked = wire.Config(0, 0, bytes(blk.LAYOUT.size))
+        answer = self._ask(Request.GET_CONFIG, asked.encode())
+        try:
+            data = wire.Config.decode(answer).data
+        except (ProtocolError, struct.error) as error:
+            raise self._nonsense(Request.GET_CONFIG, str(error)) from error
+        if len(data) != blk.LAYOUT.size:
+            raise self._nonsense(Request.GET_CONFIG, f"{len(data)} bytes")
+        return BlkConfig._make(blk.LAYOUT.unpack(data))
+
+    def accept(self, features: int) -> None:
+        """Choose features out of the offered ones."""
+        self._tell(Request.SET_FEATURES, wire.U64(features).encode())
+
+    def share(self, region: wire.MemoryRegion, memory: int) -> None:
+        """Hand over the memory behind the descriptor `memory`, which is borrowed."""
+        if self.protocol_features & ProtocolFeature.CONFIGURE_MEM_SLOTS:
+            self._tell(Request.ADD_MEM_REG, wire.SingleRegion(region).encode(), [memory])
+        else:
+            self._tell(Request.SET_MEM_TABLE, wire.MemoryTable((region,)).encode(), [memory])
+
+    def start_ring(self, index: int, ring: Ring) -> None:
+        """Let the back end serve a ring."""
+        where = wire.VringAddr(index, 0, ring.desc, ring.used, ring.avail, 0)
+        name = wire.VringFd(index, has_fd=True).encode()
+        self._tell(Request.SET_VRING_NUM, wire.VringState(index, ring.size).encode())
+        self._tell(Request.SET_VRING_BASE, wire.VringState(index, ring.base).encode())
+        self._tell(Request.SET_VRING_ADDR, where.encode())
+        self._tell(Request.SET_VRING_ERR, name, [ring.error])
+        self._tell(Request.SET_VRING_CALL, name, [ring.call])
+        self._tell(Request.SET_VRING_KICK, name, [ring.kick])
+        if self.offered & wire.VirtioFeature.PROTOCOL_FEATURES:  # a ring starts disabled then
+            self._tell(Request.SET_VRING_ENABLE, wire.VringState(index, 1).encode())
+
+    # One message
+
+    def _tell(self, request: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
+        """Send what has no reply of its own."""
+        ack = bool(self.protocol_features & ProtocolFeature.REPLY_ACK)
+        self._send(request, payload, fds, wire.NEED_REPLY if ack else 0)
+        if ack and (refusal := self._number(request, self._receive(request))):
+            raise BenchError(
+                f"{self.path}: the back end refuses {request.name} with {refusal}",
+                hint="its own log should say why",
+            )
+
+    def _ask(self, request: Request, payload: bytes = b"") -> bytes:
+        self._send(request, payload)
+        return self._receive(request)
+
+    def _ask_number(self, request: Request) -> int:
+        return self._number(request, self._ask(request))
+
+    def _number(self, request: Request, payload: bytes) -> int:
+        try:
+            return wire.U64.decode(payload).value
+        except ProtocolError as error:
+            raise self._nonsense(request, str(error)) from error
+
+    def _send(
+        self, request: Request, payload: bytes, fds: Sequence[int] = (), flags: int = 0
+    ) -> None:
+        message = wire.Header(request, wire.VERSION | flags, len(payload)).encode() + payload
+        with self._blamed(request):
+            sent = socket.send_fds(self.sock, [message], fds)
+            self.sock.sendall(message[sent:])
+
+    def _receive(self, request: Request) -> bytes:
+        with self._blamed(request):
+            header = wire.Header.decode(self._read(wire.Header.LAYOUT.size))
+            if header.request != request or not header.is_reply:
+                raise self._nonsense(request, f"message {header.request}")
+            if header.size > LONGEST_REPLY:
+                raise self._nonsense(request, f"{header.size} bytes")
+            return self._read(header.size)
+
+    def _read(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            piece = self.sock.recv(size - len(data))
+            if not piece:
+                raise ConnectionResetError
+            data += piece
+        return data
+
+    @contextlib.contextmanager
+    def _blamed(self, request: Request) -> Iterator[None]:
+        """Say what was asked in the error that comes of it."""
+        try:
+            yield
+        except TimeoutError as error:
+            raise BenchError(
+                f"{self.path}: no answer to {request.name} within {self.timeout:g} s",
+                hint="does another front end have it?",
+            ) from error
+        except ProtocolError as error:
+            raise self._nonsense(request, str(error)) from error
+        except OSError as error:
+            raise BenchError(
+                f"{self.path}: the back end closed the connection at {request.name}",
+                hint="its own log should say why; many serve one front end at a time",
+            ) from error
+
+    def _nonsense(self, request: Request, what: str) -> BenchError:
+        return BenchError(
+            f"{self.path}: not an answer to {request.name}: {what}",
+            hint="is it a vhost-user-blk back end?",
+        )

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rings that a back end serves: from what is agreed on to a load that can be run."""
+
+import contextlib
+import os
+from typing import Final, Self
+
+from blkd.bench.agreement import Agreement
+from blkd.bench.backend import BackEnd, Ring
+from blkd.bench.loader import Loader, Outcome, Stretch, Watch
+from blkd.bench.memory import GUEST_ADDRESS, Memory, QueueLayout
+from blkd.bench.workload import Workload
+from blkd.errors import BenchError
+
+PACKED_BASE: Final = 0x8000_8000  # both indices 0, both wrap counters 1
+
+
+class Rings:
+    """Rings in shared memory that a back end serves; a context that gives all back."""
+
+    def __init__(self, backend: BackEnd, work: Workload, agreed: Agreement) -> None:
+        self.backend, self.work, self.agreed = backend, work, agreed
+        self._errors: list[int] = []
+        self._stack = contextlib.ExitStack()
+
+    @classmethod
+    def start(cls, backend: BackEnd, work: Workload) -> Self:
+        """Negotiate, share memory and start every ring."""
+        backend.negotiate()
+        agreed = Agreement.of(work, backend.offered, backend.config())
+        if work.queues > backend.queues:
+            raise BenchError(
+                f"the back end has {backend.queues} queues, not {work.queues}",
+                hint="lower --queues",
+            )
+        running = cls(backend, work, agreed)
+        with contextlib.ExitStack() as undo:
+            undo.callback(running.close)
+            running._make_queues()
+            undo.pop_all()
+        return running
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back memory and descriptors."""
+        self._stack.close()
+
+    def _eventfd(self) -> int:
+        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._stack.callback(os.close, fd)
+        return fd
+
+    def _make_queues(self) -> None:
+        work, agreed = self.work, self.agreed
+        layouts: list[QueueLayout] = []
+        end = 0
+        for _ in range(work.queues):
+            layout = QueueLayout.at(
+                end,
+                size=agreed.ring_size,
+                depth=work.iodepth,
+                parts=agreed.parts,
+                block_bytes=work.bs,
+            )
+            layouts.append(layout)
+            end = layout.end
+        memory = self._stack.enter_context(Memory(end))
+        if work.writes and not work.verify:
+            for layout in layouts:
+                memory.fill(layout.data, layout.end, work.seed)
+        self._loader = Loader(memory, queues=work.queues, seed=work.seed, cpu=work.cpu)
+        self.backend.accept(agreed.features)
+        self.backend.share(memory.region, memory.fd)
+        for index, layout in enumerate(layouts):
+            self._make_queue(index, layout)
+
+    def _make_queue(self, index: int, layout: QueueLayout) -> None:
+        agreed = self.agreed
+        kick, call, error = self._eventfd(), self._eventfd(), self._eventfd()
+        self._errors.append(error)
+        self._loader.add_queue(
+            layout,
+            size=agreed.ring_size,
+            depth=self.work.iodepth,
+            kick=kick,
+            packed=agreed.packed,
+            event_idx=agreed.event_idx,
+            indirect=agreed.indirect,
+        )
+        ring = Ring(
+            size=agreed.ring_size,
+            desc=GUEST_ADDRESS + layout.desc,
+            avail=GUEST_ADDRESS + layout.avail,
+            used=GUEST_ADDRESS + layout.used,
+            base=PACKED_BASE if agreed.packed else 0,
+            kick=kick,
+            call=call,
+            error=error,
+        )
+        self.backend.start_ring(index, ring)
+
+    def run(self, stretch: Stretch, watch: Watch, interval: float) -> Outcome:
+        """Do a stretch of work.  Raises BenchError where the back end fails."""
+        return self._loader.run(
+            stretch,
+            sock=self.backend.sock,
+            errors=self._errors,
+            watch=watch,
+            interval=interval,
+        )

@@ -13,7 +13,8 @@ from layouts cimport (
     PACKED_F_USED, PackedDesc,
 )
 from packed cimport (
-    FIRST_BASE, packed_base, publish_packed, rearm_packed, start_packed, suppress_packed, take_packed,
+    FIRST_BASE, packed_base, publish_packed, rearm_packed, start_packed, suppress_packed,
+    take_packed,
 )
 from split cimport (
     publish_split, rearm_split, start_split, suppress_split, take_split, walk_split,

@@ -17,6 +17,38 @@ cdef extern from "<sys/uio.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     int fdatasync(int fd)
+    ssize_t pread(int fd, void *buffer, size_t count, int64_t offset)
+    ssize_t pwrite(int fd, const void *buffer, size_t count, int64_t offset)
+
+
+cdef inline bint is_plain(const Worker *w, const Operation *op) noexcept nogil:
+    """Whether a transfer has one buffer and no flags: the cheaper calls do for it."""
+    return op.data_count == 1 and not (
+        w.limits.inline_flags or (op.kind == OP_WRITE and w.limits.write_through)
+    )
+
+
+cdef inline ssize_t transfer_plain(Worker *w, const Operation *op) noexcept nogil:
+    """Read or write one buffer: the bytes moved, or -1."""
+    if op.kind == OP_READ:
+        return pread(w.limits.fd, op.data.base, op.data.len, <int64_t>op.offset)
+    return pwrite(w.limits.fd, op.data.base, op.data.len, <int64_t>op.offset)
+
+
+cdef inline ssize_t transfer_vector(Worker *w, const Operation *op) noexcept nogil:
+    """Read or write any buffers, up to MAX_IOVECS: the bytes moved, or -1."""
+    cdef uint32_t i
+    for i in range(op.data_count):
+        w.iovecs[i].iov_base = op.data[i].base
+        w.iovecs[i].iov_len = op.data[i].len
+    if op.kind == OP_READ:
+        return preadv2(
+            w.limits.fd, w.iovecs, <int>op.data_count, <int64_t>op.offset, w.limits.inline_flags
+        )
+    return pwritev2(
+        w.limits.fd, w.iovecs, <int>op.data_count, <int64_t>op.offset,
+        RWF_DSYNC if w.limits.write_through else 0,
+    )
 
 
 cdef inline bint transferred(Worker *w, const Operation *op) noexcept nogil:
@@ -24,22 +56,10 @@ cdef inline bint transferred(Worker *w, const Operation *op) noexcept nogil:
 
     A part, or an error, counts as nothing done: io_uring repeats all of it.
     """
-    cdef uint32_t i
     cdef ssize_t n
     if op.data_count > MAX_IOVECS or unfit_for_direct(op, &w.limits):
         return False
-    for i in range(op.data_count):
-        w.iovecs[i].iov_base = op.data[i].base
-        w.iovecs[i].iov_len = op.data[i].len
-    if op.kind == OP_READ:
-        n = preadv2(
-            w.limits.fd, w.iovecs, <int>op.data_count, <int64_t>op.offset, w.limits.inline_flags
-        )
-    else:
-        n = pwritev2(
-            w.limits.fd, w.iovecs, <int>op.data_count, <int64_t>op.offset,
-            RWF_DSYNC if w.limits.write_through else 0,
-        )
+    n = transfer_plain(w, op) if is_plain(w, op) else transfer_vector(w, op)
     return n == <ssize_t>op.length
 
 

@@ -10,13 +10,18 @@ GUEST := build/guest
 BUILD_PACKAGES := gcc libc6-dev liburing-dev python3-dev python3-venv
 GUEST_PACKAGES := qemu-system-x86 qemu-utils fio busybox-static cpio kmod
 TEST_PACKAGES := btrfs-progs e2fsprogs fdisk qemu-system-common strace util-linux xfsprogs
+BENCH_PACKAGES := git util-linux valgrind
 # Unpacked under build/, never installed: the kernel that guests boot.
 KERNEL_PACKAGE := linux-image-cloud-amd64
 
 SOURCES := $(wildcard src/*) setup.py pyproject.toml
-PYTHON_FILES := blkd demo tests setup.py
+PYTHON_FILES := bench blkd demo tests setup.py
 
-.PHONY: demo test check build sanitize clean
+RESULTS := bench/results
+# The page of the quick run is not the one that is kept.
+QUICK_PAGE := build/bench/benchmarks.md
+
+.PHONY: demo test check build sanitize bench bench-quick bench-guest profile clean
 
 demo: build $(GUEST)/kernel/version packages-guest
 	$(BIN)/python -m demo.run
@@ -38,6 +43,28 @@ build: $(VENV)/built
 sanitize: $(VENV)/tested packages-test
 	tests/sanitize
 
+# Side by side with others, about 40 minutes; writes docs/benchmarks.md.
+bench: bench-ready
+	$(BIN)/python -m bench.run --plan full
+	$(BIN)/python -m bench.report $(RESULTS)/full.json
+
+# Some of it in five minutes; leaves the page as it is.
+bench-quick: bench-ready
+	$(BIN)/python -m bench.run --plan quick
+	$(BIN)/python -m bench.report $(RESULTS)/quick.json --output $(QUICK_PAGE)
+
+# One part anew, the rest of the page as it was measured before.
+bench-guest: bench-ready
+	$(BIN)/python -m bench.run --plan full --part guest --add
+	$(BIN)/python -m bench.report $(RESULTS)/full.json
+
+# Where a request's instructions go.
+profile: bench-ready
+	$(BIN)/python -m bench.profile
+
+.PHONY: bench-ready
+bench-ready: build $(VENV)/benched packages-bench packages-guest packages-test $(GUEST)/kernel/version
+
 clean:
 	rm -rf build dist *.egg-info $(VENV) blkd/*.so
 
@@ -56,6 +83,10 @@ $(VENV)/tested: $(VENV)/built
 	$(BIN)/pip install --quiet --group test
 	touch $@
 
+$(VENV)/benched: $(VENV)/built
+	$(BIN)/pip install --quiet --group bench
+	touch $@
+
 $(VENV)/checked: $(VENV)/tested
 	$(BIN)/pip install --quiet --group check
 	touch $@
@@ -63,10 +94,12 @@ $(VENV)/checked: $(VENV)/tested
 $(GUEST)/kernel/version: demo/fetch_kernel.sh | packages-guest
 	demo/fetch_kernel.sh $(KERNEL_PACKAGE) $(GUEST)/kernel
 
-.PHONY: packages-build packages-guest packages-test
+.PHONY: packages-build packages-guest packages-test packages-bench
 packages-build:
 	@packaging/install-packages $(BUILD_PACKAGES)
 packages-guest:
 	@packaging/install-packages $(GUEST_PACKAGES)
 packages-test:
 	@packaging/install-packages $(TEST_PACKAGES)
+packages-bench:
+	@packaging/install-packages $(BENCH_PACKAGES)

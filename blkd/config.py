@@ -44,6 +44,8 @@ class ExportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """CPUs that the workers are pinned to, one after the other; none leaves that to the kernel."""
     poll_us: Annotated[int, msgspec.Meta(ge=0, le=MAX_POLL_US)] = 32
     """Microseconds that a worker looks on before it sleeps, at the most and as long as it pays."""
+    register_memory: bool = False
+    """Whether the workers pin all guest memory once, instead of what a request uses each time."""
     discard: bool = True
     max_discard_segments: Annotated[int, msgspec.Meta(ge=1, le=256)] = 32
     control: str | None = None

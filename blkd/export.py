@@ -74,6 +74,7 @@ class ExportState:
     workers: int
     cpus: tuple[int, ...]
     poll_us: int
+    memory_registered: bool
     discard: bool
     features: int
     in_flight: int
@@ -397,6 +398,7 @@ class Export:
             workers=self._crew.workers,
             cpus=self._crew.cpus,
             poll_us=self._crew.poll_us,
+            memory_registered=self._plane.memory_is_registered,
             discard=device.discard,
             features=device.features,
             in_flight=self._plane.in_flight,
@@ -431,7 +433,7 @@ def crew(config: ExportConfig) -> Crew:
     # One CPU is left to the guest: workers that look on would keep its own CPUs from it.
     usable = len(set(config.cpus)) or max(1, len(allowed) - 1)
     workers = min(config.workers or usable, config.queues)
-    return Crew(workers, config.cpus, config.poll_us)
+    return Crew(workers, config.cpus, config.poll_us, config.register_memory)
 
 
 def parameters(config: ExportConfig, image: Image) -> BlkParameters:

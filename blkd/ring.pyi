@@ -30,7 +30,15 @@ class MemoryMap:
 class Worker:
     answers_fd: int
     in_flight: int
-    def __init__(self, rings: int, largest: int, longest_chain: int, longest_poll: int) -> None: ...
+    registered: int
+    def __init__(
+        self,
+        rings: int,
+        largest: int,
+        longest_chain: int,
+        longest_poll: int,
+        register_memory: bool = False,
+    ) -> None: ...
     def run(self, name: str) -> None: ...
     def answers(self) -> list[tuple[int, int, int]]: ...
     def set_memory(self, map: MemoryMap | None, places: list[_Place | None]) -> int: ...  # noqa: A002

@@ -4,6 +4,7 @@
 from libc.errno cimport EBUSY, EFAULT
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
+from fixed cimport register_memory
 from guestmem cimport MemoryView
 from mailbox cimport (
     CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR,
@@ -104,6 +105,8 @@ cdef inline int set_memory(Worker *w, uint64_t ticket, const MemoryChange *chang
         elif r.started and not r.lost:
             lose_ring(w, r)
     w.view = change.view
+    if w.wants_registered:
+        register_memory(w)
     if old == NULL:
         return 0
     old.retired = ticket

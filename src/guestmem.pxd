@@ -3,6 +3,8 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from uring cimport iovec
+
 
 cdef struct Region:
     uint64_t guest_address      # first guest physical address
@@ -14,6 +16,8 @@ cdef struct GuestMemory:
     # Immutable once handed to a worker; the control thread frees it when no worker uses it.
     const Region *regions       # sorted by guest address, never overlapping
     uint32_t count
+    uint32_t chunk_count
+    const iovec *chunks         # the same memory as mapped here, sorted, in registrable pieces
 
 
 cdef struct MemoryView:

@@ -27,6 +27,9 @@ cdef void *reserve(size_t length) except NULL:
     return base
 
 
+LARGEST_CHUNK = 1 << 30         # bytes that io_uring registers as one buffer
+
+
 cdef class Mapping:
     """One region of the front end's memory, mapped shared and writable until collected.
 
@@ -75,6 +78,7 @@ cdef class MemoryMap:
 
     cdef GuestMemory memory
     cdef Region *regions
+    cdef iovec *chunks
     cdef readonly tuple mappings
 
     def __cinit__(self, mappings):
@@ -90,9 +94,26 @@ cdef class MemoryMap:
             region.base = <uint8_t *><uint64_t>mapping.address
         self.memory.regions = self.regions
         self.memory.count = len(self.mappings)
+        self.cut_up()
+
+    cdef void cut_up(self) except *:
+        """Lay out the chunks that the memory can be registered in."""
+        pieces = [
+            (m.address + at, min(m.size - at, LARGEST_CHUNK))
+            for m in sorted(self.mappings, key=lambda m: m.address)
+            for at in range(0, m.size, LARGEST_CHUNK)
+        ]
+        self.chunks = <iovec *>calloc(max(len(pieces), 1), sizeof(iovec))
+        if self.chunks == NULL:
+            raise MemoryError
+        for i, (address, length) in enumerate(pieces):
+            self.chunks[i].iov_base = <void *><uint64_t>address
+            self.chunks[i].iov_len = length
+        self.memory.chunks, self.memory.chunk_count = self.chunks, len(pieces)
 
     def __dealloc__(self):
         free(self.regions)
+        free(self.chunks)
 
     def locate(self, address: int, length: int) -> int:
         """Where `length` bytes at the front end's own `address` are mapped here, or 0."""

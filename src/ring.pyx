@@ -189,7 +189,8 @@ cdef class Worker:
 
     Commands return a ticket; `answers` gives it back with its result once `answers_fd` is
     readable.  A worker has `rings` rings, numbered from 0, of up to `largest` descriptors.
-    Before it sleeps it looks on for up to `longest_poll` nanoseconds, where that pays.
+    Before it sleeps it looks on for up to `longest_poll` nanoseconds, where that pays.  With
+    `register_memory` it pins all guest memory once, if the kernel lets it.
     """
 
     cdef WorkerState state
@@ -200,7 +201,7 @@ cdef class Worker:
     cdef View view
 
     def __cinit__(self, uint32_t rings, uint32_t largest, uint32_t longest_chain,
-                  uint64_t longest_poll):
+                  uint64_t longest_poll, bint register_memory=False):
         cdef uint32_t i, room = max(largest, longest_chain) + 16
         cdef size_t of_ring = largest * (
             sizeof(Request) + sizeof(uint32_t) + room * sizeof(iovec)
@@ -214,6 +215,7 @@ cdef class Worker:
         self.state.mailbox.commands_fd = self.state.mailbox.answers_fd = -1
         self.state.count = rings
         self.state.longest_chain = longest_chain
+        self.state.wants_registered = register_memory
         self.state.with_driver.longest = longest_poll
         # What a disk takes is no matter of some microseconds: a sleep costs less than to look on.
         self.state.with_disk.longest = longest_poll // DISK_PART
@@ -285,6 +287,11 @@ cdef class Worker:
     def answers_fd(self) -> int:
         """An eventfd, readable when `answers` has something to give."""
         return self.state.mailbox.answers_fd
+
+    @property
+    def registered(self) -> int:
+        """1 if the present guest memory is registered, -errno if it could not be, else 0."""
+        return self.state.registered
 
     @property
     def in_flight(self) -> int:

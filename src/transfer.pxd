@@ -4,6 +4,7 @@
 from libc.errno cimport EAGAIN, EINTR, EOPNOTSUPP
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
+from fixed cimport chunk_of
 from layouts cimport BLK_S_IOERR, BLK_S_OK, RANGE_F_UNMAP, SECTOR_SHIFT
 from requests cimport (
     STEP_DELAY, STEP_RANGE, STEP_SYNC, STEP_TRANSFER, STEP_ZEROES, Request, Step, Vring, advance,
@@ -11,8 +12,8 @@ from requests cimport (
 )
 from uring cimport (
     IORING_FSYNC_DATASYNC, RWF_DSYNC, io_uring_prep_fallocate, io_uring_prep_fsync,
-    io_uring_prep_read, io_uring_prep_readv, io_uring_prep_write, io_uring_prep_writev,
-    io_uring_sqe,
+    io_uring_prep_read, io_uring_prep_read_fixed, io_uring_prep_readv, io_uring_prep_write,
+    io_uring_prep_write_fixed, io_uring_prep_writev, io_uring_sqe,
 )
 from virtio_blk cimport ENGINE_NULL, OP_DISCARD, OP_FLUSH, OP_READ, OP_WRITE
 from worker cimport (
@@ -81,12 +82,19 @@ cdef inline void submit_bounced(Worker *w, Request *q, io_uring_sqe *sqe) noexce
 cdef inline void submit_direct(Worker *w, Request *q, io_uring_sqe *sqe) noexcept nogil:
     """Move what is left straight between the file and guest memory."""
     cdef uint32_t first, count = min(q.iov_count, <uint32_t>MAX_IOVECS)
+    cdef int32_t chunk = -1
     if count == 1 or q.shorten:
         first = <uint32_t>min(<uint64_t>q.iov.iov_len, <uint64_t>MAX_TRANSFER)
         if q.shorten and count == 1 and first >= 2 * (w.limits.block_mask + 1):
             first = (first // 2) & ~w.limits.block_mask
         q.shorten = False
-        if q.kind == OP_READ:
+        if w.registered == 1:
+            chunk = chunk_of(w.view.memory, <const uint8_t *>q.iov.iov_base, first)
+        if chunk >= 0 and q.kind == OP_READ:
+            io_uring_prep_read_fixed(sqe, w.limits.fd, q.iov.iov_base, first, q.offset, chunk)
+        elif chunk >= 0:
+            io_uring_prep_write_fixed(sqe, w.limits.fd, q.iov.iov_base, first, q.offset, chunk)
+        elif q.kind == OP_READ:
             io_uring_prep_read(sqe, w.limits.fd, q.iov.iov_base, first, q.offset)
         else:
             io_uring_prep_write(sqe, w.limits.fd, q.iov.iov_base, first, q.offset)

@@ -79,6 +79,8 @@ cdef extern from "<liburing.h>" nogil:
     int io_uring_submit_and_get_events(io_uring *ring)
     unsigned io_uring_peek_batch_cqe(io_uring *ring, io_uring_cqe **cqes, unsigned count)
     void io_uring_cq_advance(io_uring *ring, unsigned count)
+    int io_uring_register_buffers(io_uring *ring, const iovec *buffers, unsigned count)
+    int io_uring_unregister_buffers(io_uring *ring)
     io_uring_probe *io_uring_get_probe_ring(io_uring *ring)
     void io_uring_free_probe(io_uring_probe *probe)
     int io_uring_opcode_supported(io_uring_probe *probe, int opcode)
@@ -86,6 +88,12 @@ cdef extern from "<liburing.h>" nogil:
     void io_uring_prep_read(io_uring_sqe *sqe, int fd, void *buffer, unsigned n, uint64_t offset)
     void io_uring_prep_write(
         io_uring_sqe *sqe, int fd, const void *buffer, unsigned n, uint64_t offset
+    )
+    void io_uring_prep_read_fixed(
+        io_uring_sqe *sqe, int fd, void *buffer, unsigned n, uint64_t offset, int chunk
+    )
+    void io_uring_prep_write_fixed(
+        io_uring_sqe *sqe, int fd, const void *buffer, unsigned n, uint64_t offset, int chunk
     )
     void io_uring_prep_readv(
         io_uring_sqe *sqe, int fd, const iovec *iov, unsigned count, uint64_t offset

@@ -40,6 +40,8 @@ cdef struct Worker:
     io_uring uring              # worker thread only, made and ended there
     BlkLimits limits            # worker, replaced by CMD_SET_LIMITS
     MemoryView *view            # worker; the map that new requests use
+    bint wants_registered       # control thread, before the worker runs
+    int registered              # worker: 1 if the map of `view` is registered, 0 or -errno if not
     MemoryView *old_views       # worker; wait for their pins, the latest first
     Vring *vrings               # `count` of them
     Segment *segments           # scratch for one chain

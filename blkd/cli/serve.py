@@ -96,6 +96,11 @@ def _cpus(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tu
     show_default=True,
     help="Most microseconds that a worker looks on before it sleeps, while that pays.",
 )
+@click.option(
+    "--register-memory",
+    is_flag=True,
+    help="Pin the guest's memory once, not for each request; needs locked memory.",
+)
 @click.option("--no-discard", is_flag=True, help="Keep the guest from giving space back.")
 @click.option(
     "--max-discard-seg",

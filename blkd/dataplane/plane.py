@@ -7,6 +7,8 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import structlog
+
 from blkd import ring
 from blkd.dataplane.memory import close_all, map_region, require_eventfd
 from blkd.dataplane.worker import LiveRing, Place, WorkerSettings, WorkerThread, place
@@ -15,6 +17,8 @@ from blkd.image.base import Image
 from blkd.vhost_user.rings import VringSetup
 from blkd.vhost_user.wire import MemoryRegion
 from blkd.virtio.blk import SECTOR_BYTES, BlkDevice
+
+log = structlog.get_logger()
 
 NANOSECONDS = 1000  # of a microsecond
 
@@ -29,6 +33,8 @@ class Crew:
     """Worker I is pinned to the I-th of these, starting over behind the last; none: to none."""
     poll_us: int = 0
     """Microseconds to look on before a sleep, at the most; 0 for never."""
+    register_memory: bool = False
+    """Whether each worker registers guest memory with its io_uring."""
 
     def cpu(self, worker: int) -> int | None:
         """The CPU that a worker is pinned to."""
@@ -46,7 +52,9 @@ class DataPlane:
         self._image = image
         self._device = device
         self._crew = crew
-        self._settings = WorkerSettings(longest_chain, crew.poll_us * NANOSECONDS)
+        self._settings = WorkerSettings(
+            longest_chain, crew.poll_us * NANOSECONDS, crew.register_memory
+        )
         self._mappings: dict[MemoryRegion, ring.Mapping] = {}
         self._memory: ring.MemoryMap | None = None
         self._pausing: list[asyncio.Future[int]] = []
@@ -88,6 +96,8 @@ class DataPlane:
         r = self._awake[index] = LiveRing(index, self._threads[worker], number)
         told.append(r.enable(enabled=index in self._enabled))
         await self._everywhere(told)  # all posted before anything else can be
+        if len(told) > 1:  # a worker was hired
+            self._tell_unregistered()
         return r
 
     def _hire(self, worker: int, index: int) -> WorkerThread:
@@ -134,6 +144,22 @@ class DataPlane:
         memory = ring.MemoryMap(list(mappings.values())) if mappings else None
         self._mappings, self._memory = mappings, memory
         await self._everywhere(thread.set_memory(memory) for thread in self._crew_awake)
+        self._tell_unregistered()
+
+    def _tell_unregistered(self) -> None:
+        """Log it where guest memory could not be registered as told; it is served all the same."""
+        refused = [t.worker.registered for t in self._crew_awake if t.worker.registered < 0]
+        if refused:
+            log.warning(
+                "guest memory not registered",
+                reason=os.strerror(-refused[0]),
+                hint="raise the limit of locked memory (ulimit -l, LimitMEMLOCK=)",
+            )
+
+    @property
+    def memory_is_registered(self) -> bool:
+        """Whether every worker has the guest's memory registered."""
+        return bool(self._threads) and all(t.worker.registered == 1 for t in self._crew_awake)
 
     # ---- rings ----
 

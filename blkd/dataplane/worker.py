@@ -36,6 +36,8 @@ class WorkerSettings:
     """Descriptors, where a ring is not longer itself."""
     longest_poll: int
     """Nanoseconds to look on before a sleep; 0 for never."""
+    register_memory: bool
+    """Whether guest memory is to be pinned once and for all, where the kernel lets us."""
 
 
 class WorkerThread:
@@ -54,6 +56,7 @@ class WorkerThread:
             largest=MAX_QUEUE_SIZE,
             longest_chain=settings.longest_chain,
             longest_poll=settings.longest_poll,
+            register_memory=settings.register_memory,
         )
         self.rings: dict[int, LiveRing] = {}
         """Those that a front end has had to do with, by the worker's own numbers."""

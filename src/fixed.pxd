@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guest memory registered with io_uring: its pages are pinned once, not at each request."""
+
+from libc.stdint cimport int32_t, uint8_t, uint32_t
+
+from guestmem cimport GuestMemory
+from uring cimport io_uring_register_buffers, io_uring_unregister_buffers, iovec
+from worker cimport Worker
+
+
+cdef inline int32_t chunk_of(
+    const GuestMemory *memory, const uint8_t *base, size_t length
+) noexcept nogil:
+    """The chunk that has all of these bytes, as mapped here, or -1."""
+    cdef uint32_t low = 0, high = memory.chunk_count, middle
+    cdef const iovec *chunk
+    cdef const uint8_t *start
+    while low < high:
+        middle = (low + high) >> 1
+        chunk = &memory.chunks[middle]
+        start = <const uint8_t *>chunk.iov_base
+        if base < start:
+            high = middle
+        elif base >= start + chunk.iov_len:
+            low = middle + 1
+        else:
+            return <int32_t>middle if length <= <size_t>(start + chunk.iov_len - base) else -1
+    return -1
+
+
+cdef inline void register_memory(Worker *w) noexcept nogil:
+    """Register the present map in place of the one before; without, requests pin as they come.
+
+    Waits for what is in flight on the one before.
+    """
+    if w.registered == 1:
+        io_uring_unregister_buffers(&w.uring)
+    w.registered = 0
+    if w.wants_registered and w.view != NULL and w.view.memory.chunk_count:
+        w.registered = io_uring_register_buffers(
+            &w.uring, w.view.memory.chunks, w.view.memory.chunk_count
+        )
+        if w.registered == 0:
+            w.registered = 1

@@ -15,9 +15,14 @@ OURS: Final = "__pyx_f_"
 PART: Final = re.compile(r"(\d+)")
 
 
-def plain_name(mangled: str) -> str:
-    """The name "virtq.walk_chain" for "5virtq_walk_chain": lengths stand before modules' names."""
-    modules, rest = [], mangled
+def plain_name(function: str) -> str:
+    """The name "virtq.walk_chain" for "__pyx_f_5virtq_walk_chain"; others stay as they are.
+
+    In C the length of each module's name stands before it.
+    """
+    if not function.startswith(OURS):
+        return function
+    modules, rest = [], function.removeprefix(OURS)
     while found := PART.match(rest):
         start, length = found.end(), int(found[1])
         modules.append(rest[start : start + length])
@@ -27,20 +32,22 @@ def plain_name(mangled: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Definitions:
-    """Where each function of the file begins."""
+    """Where each function of the file begins, and what is none of them."""
 
     lines: tuple[int, ...]
     names: tuple[str, ...]
+    """Empty for what is not from `src/`."""
 
     @classmethod
     def of(cls, source: str) -> Self:
         """Of a whole file of C."""
-        found = [
-            (number, match[1])
-            for number, line in enumerate(source.splitlines(), 1)
-            if (match := DEFINITION.match(line))
-        ]
-        names = (plain_name(c.removeprefix(OURS)) if c.startswith(OURS) else "" for _, c in found)
+        found = []
+        for number, line in enumerate(source.splitlines(), 1):
+            if match := DEFINITION.match(line):
+                found.append((number, match[1]))
+            elif line == "}":
+                found.append((number + 1, ""))
+        names = (plain_name(c) if c.startswith(OURS) else "" for _, c in found)
         return cls(tuple(line for line, _ in found), tuple(names))
 
     def owner(self, line: int) -> str | None:

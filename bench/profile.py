@@ -2,7 +2,8 @@
 """Instructions of the data path's loop for each request, function by function: `make profile`.
 
 callgrind runs `bench.hot_loop` and counts only in the loop's function and below.  The kernel's
-share of a request does not count, and neither does the time that a cache miss takes.
+share of a request does not count, and neither does the time that a cache miss takes.  Where the
+processor's counters can be read, its cycles are told too.
 """
 
 import shutil
@@ -15,15 +16,16 @@ from typing import Final
 
 import click
 
-from bench import hot_loop
+from bench import counters, hot_loop
 from bench.callgrind import Place, own_costs
 from bench.errors import MeasurementFailed, SubjectMissing
-from bench.generated import Definitions
+from bench.generated import Definitions, plain_name
 from bench.images import CHECKOUT
 from bench.results import Function, Profile
 
 VALGRIND: Final = "valgrind"
 LIMIT: Final = 300.0  # seconds: an instruction takes some fifty times as long
+MORE: Final = 50  # times as many requests where they run at full speed
 LEAST: Final = 0.05  # instructions a request of a function that is worth a line
 LOG_TAIL: Final = 300  # characters
 GENERATED: Final = CHECKOUT / "build" / "cython"
@@ -36,8 +38,7 @@ def both_layouts(requests: int) -> list[Profile]:
 
 def profile(requests: int, *, packed: bool) -> Profile:
     """Of one layout.  Raises MeasurementFailed; SubjectMissing without valgrind or a loop."""
-    arguments = [f"{requests}", *(["packed"] if packed else [])]
-    costs = count([sys.executable, "-m", "bench.hot_loop", *arguments], hot_loop.FUNCTION)
+    costs = count(driving(requests, packed=packed), hot_loop.FUNCTION)
     shares = by_function(costs, requests, sources())
     return Profile(
         "packed" if packed else "split",
@@ -45,7 +46,20 @@ def profile(requests: int, *, packed: bool) -> Profile:
         requests,
         round(sum(costs.values()) / requests, 1),
         [Function(name, round(share, 2)) for name, share in shares if share >= LEAST],
+        cycles_of_one(requests * MORE, packed=packed),
     )
+
+
+def driving(requests: int, *, packed: bool) -> list[str]:
+    """What drives the loop in a process of its own."""
+    layout = ["packed"] if packed else []
+    return [sys.executable, "-m", "bench.hot_loop", f"{requests}", *layout]
+
+
+def cycles_of_one(requests: int, *, packed: bool) -> float | None:
+    """Cycles of a request: what twice as many cost more, so that Python's start does not count."""
+    once, twice = (counters.cycles(driving(n, packed=packed)) for n in (requests, 2 * requests))
+    return None if once is None or twice is None else round((twice - once) / requests, 1)
 
 
 def count(command: list[str], function: str) -> Counter[Place]:
@@ -84,7 +98,7 @@ def by_function(
     for place, instructions in costs.items():
         source = generated.get(Path(place.file).name)
         owner = source.owner(place.line) if source else None
-        shares[owner or place.function] += instructions
+        shares[owner or plain_name(place.function)] += instructions
     return [(name, total / requests) for name, total in shares.most_common()]
 
 
@@ -104,6 +118,8 @@ def main(*, requests: int, function: str, driver: tuple[str, ...]) -> None:
         else:
             for seen in both_layouts(requests):
                 show(seen.layout, [(each.name, each.instructions) for each in seen.functions])
+                if seen.cycles is not None:
+                    click.echo(f"{seen.cycles:10.2f}  cycles, Python's share of the drive included")
     except MeasurementFailed as error:
         raise click.ClickException(str(error)) from error
 

@@ -170,8 +170,11 @@ def profiles(run: Run) -> str:
         [f"`{name}`", *(figure(shares[name]) if name in shares else NONE for shares in by_name)]
         for name, _ in most.most_common(SHOWN_FUNCTIONS)
     ]
-    total = ["all of it", *(figure(profile.instructions) for profile in run.profiles)]
-    return table(heads, [*rows, total], numbers=len(run.profiles))
+    rows.append(["all of it", *(figure(profile.instructions) for profile in run.profiles)])
+    if any(profile.cycles for profile in run.profiles):
+        cycles = (figure(profile.cycles) if profile.cycles else NONE for profile in run.profiles)
+        rows.append(["processor cycles, with the driver's", *cycles])
+    return table(heads, rows, numbers=len(run.profiles))
 
 
 def figures() -> str:

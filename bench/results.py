@@ -76,6 +76,8 @@ class Profile(msgspec.Struct, frozen=True):
     instructions: float
     """For each request, all functions together."""
     functions: list[Function]
+    cycles: float | None = None
+    """Of a request, in user space, where the processor counts them."""
 
 
 class Run(msgspec.Struct):

@@ -2,6 +2,7 @@
 from collections import Counter
 
 from bench.callgrind import Place, own_costs
+from bench.counters import counted
 from bench.generated import Definitions, plain_name
 from bench.profile import by_function
 
@@ -57,8 +58,9 @@ def test_inlined_code_of_another_file_is_told_apart():
 
 
 def test_a_mangled_name_is_made_plain():
-    assert plain_name("5virtq_walk_chain") == "virtq.walk_chain"
-    assert plain_name("4blkd_4ring_serve_rings") == "ring.serve_rings"
+    assert plain_name("__pyx_f_5virtq_walk_chain") == "virtq.walk_chain"
+    assert plain_name("io_uring_submit") == "io_uring_submit"
+    assert plain_name("__pyx_f_4blkd_4ring_serve_rings") == "ring.serve_rings"
 
 
 def test_a_line_of_c_belongs_to_the_function_that_it_stands_in():
@@ -79,3 +81,14 @@ def test_what_the_compiler_inlined_is_counted_for_its_own_function():
     assert by_function(costs, 100, {"ring.c": Definitions.of(SOURCE)}) == [
         *(("virtq.walk_chain", 3.0), ("ring.serve", 1.0), ("io_uring_submit", 0.5))
     ]
+
+
+def test_what_stands_between_functions_belongs_to_none():
+    source = SOURCE + "static int __Pyx_Many(\n    int one,\n    int two)\n{\n  three();\n}\n"
+    assert Definitions.of(source).owner(source.count("\n") - 1) is None
+
+
+def test_cycles_are_read_where_the_machine_counts_them():
+    assert counted("1234567,,cycles:u,2000000,100.00,,\n") == 1234567
+    assert counted("<not supported>,,cycles:u,0,100.00,,\n") is None
+    assert counted("") is None

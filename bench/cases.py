@@ -156,7 +156,8 @@ def _cases(choice: _Choice) -> Iterator[Case]:
         yield Case(Backing.TMPFS, "randread", small, depth, choice.file + only_one)
     yield Case(Backing.TMPFS, "read", large, 32, choice.file)
     for depth, ours in (1, (NO_POLL, BLKD)), (32, (BLKD,)):
-        yield Case(Backing.EXT4, "randread", small, depth, (*ours, *choice.disk))
+        only_one = (FIO_PSYNC,) if depth == 1 else ()
+        yield Case(Backing.EXT4, "randread", small, depth, (*ours, *choice.disk, *only_one))
     for queues in choice.queues:
         yield Case(Backing.NULL, "randread", small, 32, choice.null, queues=queues, spread=True)
     yield from choice.more
@@ -179,7 +180,7 @@ FULL: Final = Plan(
             _Choice(
                 null=(BLKD, PACKED, *QSD_NULL),
                 file=(BLKD, URING, *QSD_FILE, FIO_LIBAIO, FIO_URING),
-                disk=(*QSD_FILE, FIO_PSYNC, FIO_LIBAIO, FIO_URING),
+                disk=(*QSD_FILE, FIO_LIBAIO, FIO_URING),
                 more=(
                     Case(
                         *(Backing.TMPFS, "randwrite", 4 * KIB, 32),

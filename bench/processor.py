@@ -74,5 +74,14 @@ def _busy_seconds() -> float:
 
 
 def _own_seconds() -> float:
-    used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+    return _used(resource.RUSAGE_SELF) + ended_seconds()
+
+
+def ended_seconds() -> float:
+    """Processor time of all processes that we started, that have ended and were waited for."""
+    return _used(resource.RUSAGE_CHILDREN)
+
+
+def _used(by: int) -> float:
+    usage = resource.getrusage(by)
+    return usage.ru_utime + usage.ru_stime

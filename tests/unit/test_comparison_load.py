@@ -19,7 +19,14 @@ from bench.cases import (
     Family,
 )
 from bench.errors import MeasurementFailed
-from bench.load import Which, bench_command, bench_sample, fio_command, fio_sample
+from bench.load import (
+    Which,
+    bench_command,
+    bench_sample,
+    fio_command,
+    fio_sample,
+    with_kernel_workers,
+)
 from bench.targets import Place, Target, blkd_command, qsd_command
 
 READ = Case(Backing.TMPFS, "randread", 4096, 32, (BLKD, FIO_LIBAIO))
@@ -65,6 +72,19 @@ def test_what_fio_says_becomes_a_sample():
 def test_the_processor_time_of_fio_is_its_user_and_system_time():
     sample = fio_sample(Which(READ, FIO_LIBAIO, 1), fio_said(), 2.0)
     assert sample.cpu_us == 4.0  # 80 % of 2 s for 400000 requests
+
+
+@pytest.mark.parametrize(
+    ("seconds", "cpu_us"),
+    [
+        pytest.param(1.7, 4.0, id="fio-saw-it-all"),
+        pytest.param(3.2, 8.0, id="as-much-again-in-the-kernel"),
+        pytest.param(-0.1, 4.0, id="a-start-that-took-longer-than-all"),
+    ],
+)
+def test_kernel_workers_count_where_fio_has_not_seen_them(seconds, cpu_us):
+    sample = fio_sample(Which(READ, FIO_LIBAIO, 1), fio_said(), 2.0)
+    assert with_kernel_workers(sample, seconds).cpu_us == cpu_us
 
 
 def test_of_writes_fio_is_asked_for_its_writes():

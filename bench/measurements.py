@@ -41,6 +41,15 @@ def p99(sample: Sample) -> float:
 MORE_IS_BETTER: Final = (iops, bandwidth)
 
 
+DISTURBED_FROM: Final = 0.1
+"""Processors that others keep busy.  What is measured beside one lies below a twentieth."""
+
+
+def undisturbed(sample: Sample) -> bool:
+    """Whether the machine was ours meanwhile; says nothing of how fast the subject was."""
+    return sample.foreign < DISTURBED_FROM
+
+
 @dataclass(frozen=True, slots=True)
 class Versus:
     """Some rounds' values, and whom they were compared with."""
@@ -51,13 +60,15 @@ class Versus:
 
 
 class Measurements:
-    """A run's raw data, by case and subject."""
+    """A run's raw data, by case and subject; without disturbed rounds, where there are others."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self._samples: dict[tuple[str, str], list[Sample]] = {}
         for sample in run.samples:
             self._samples.setdefault((sample.case, sample.subject), []).append(sample)
+        for key, samples in self._samples.items():
+            self._samples[key] = [s for s in samples if undisturbed(s)] or samples
 
     def subjects(self, case: str) -> list[str]:
         """Whose figures there are, in the order of the plans."""

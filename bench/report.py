@@ -15,7 +15,16 @@ from bench.cases import CASES, PLANS, SUBJECTS, Backing, Case
 from bench.goals import GOALS, Goal, Limit
 from bench.images import CHECKOUT, MIB
 from bench.markdown import NONE, count, counted, figure, median, reach, table
-from bench.measurements import Measurements, bandwidth, cpu, iops, p50, p99
+from bench.measurements import (
+    DISTURBED_FROM,
+    Measurements,
+    bandwidth,
+    cpu,
+    iops,
+    p50,
+    p99,
+    undisturbed,
+)
 from bench.results import Footprint, Run, load
 
 DOCUMENT: Final = CHECKOUT / "docs" / "benchmarks.md"
@@ -103,9 +112,13 @@ def foreign(seen: Measurements) -> str:
     spread = seen.foreign()
     if spread is None:
         return ""
+    disturbed = sum(not undisturbed(sample) for sample in seen.run.samples)
     return (
         "While a measurement ran, other processes and the hypervisor kept "
-        f"{figure(spread.median)} processors busy (median; at most {figure(spread.high)})."
+        f"{figure(spread.median)} processors busy (median; at most {figure(spread.high)}). "
+        f"Of {len(seen.run.samples)} measurements {disturbed} were disturbed, by more than "
+        f"{DISTURBED_FROM} processors, in spite of being repeated; they are left out where the "
+        "subject has other rounds."
     )
 
 

@@ -23,10 +23,10 @@ from bench.stats import Spread
 CASE = "tmpfs-randread-4k-qd32"
 
 
-def sample(subject, number, rate, *, case=CASE, cpu_us=1.0, p50_ns=1000):
+def sample(subject, number, rate, *, case=CASE, cpu_us=1.0, p50_ns=1000, foreign=0.0):
     return Sample(
         *(case, subject, number, 1000, rate, rate * 4096, cpu_us),
-        *(p50_ns, p50_ns, p50_ns, p50_ns, p50_ns, p50_ns, p50_ns, 0.0),
+        *(p50_ns, p50_ns, p50_ns, p50_ns, p50_ns, p50_ns, p50_ns, foreign),
     )
 
 
@@ -88,6 +88,21 @@ def test_of_processor_time_and_latency_the_least_is_best():
 
 def test_without_the_other_there_is_nothing_to_say():
     assert against(CASE, Family.QSD, iops)(seen(sample("blkd", 1, 1.0))) is None
+
+
+def test_a_disturbed_round_does_not_count():
+    rounds = [
+        *(sample("blkd", n, 300.0) for n in (1, 3)),
+        sample("blkd", 2, 30.0, foreign=0.7),
+        *(sample("qsd-native", n, 100.0) for n in (1, 2, 3)),
+    ]
+    found = against(CASE, Family.QSD, iops)(seen(*rounds))
+    assert (found.spread.low, found.spread.rounds) == (3.0, 2)
+
+
+def test_where_all_rounds_were_disturbed_they_are_better_than_nothing():
+    rounds = [sample("blkd", n, 30.0, foreign=0.7) for n in (1, 2)]
+    assert seen(*rounds).spread(CASE, "blkd", iops).rounds == 2
 
 
 def test_spdk_is_met_when_both_have_the_same_advantage_over_the_yardstick():

@@ -10,8 +10,8 @@ GUEST := build/guest
 BUILD_PACKAGES := gcc libc6-dev liburing-dev python3-dev python3-venv
 GUEST_PACKAGES := qemu-system-x86 qemu-utils fio busybox-static cpio kmod
 # qemu-storage-daemon is in qemu-system-common on Debian 12, and in qemu-utils from Debian 13 on.
-TEST_PACKAGES := btrfs-progs e2fsprogs fdisk qemu-system-common strace util-linux xfsprogs
-BENCH_PACKAGES := git util-linux valgrind
+TEST_PACKAGES := btrfs-progs e2fsprogs fdisk qemu-system-common strace util-linux valgrind xfsprogs
+BENCH_PACKAGES := git
 # Unpacked under build/, never installed: the kernel that guests boot.
 KERNEL_PACKAGE := linux-image-cloud-amd64
 

@@ -48,9 +48,12 @@ cdef struct MemoryChange:
 
 
 cdef inline void place(Vring *r, const Placement *where) noexcept nogil:
-    """Point a ring at where it is mapped now; one that was lost goes on."""
-    r.wants_look = r.lost or r.wants_look
-    r.lost = False
+    """Point a ring at where it is mapped now.
+
+    It is looked at and its driver asked for kicks anew: neither may hold at the new place.
+    """
+    r.wants_look = True
+    r.lost = r.kicks_wanted = False
     r.vq.desc = where.desc
     r.vq.driver = where.driver
     r.vq.device = where.device
@@ -81,8 +84,8 @@ cdef inline int start_ring(Worker *w, Vring *r, const VringStart *how) noexcept 
     if rc < 0:
         return rc
     reset_requests(r)
-    r.started = r.wants_look = r.kicks_wanted = True
-    r.broken = r.lost = False
+    r.started = r.kicks_wanted = True
+    r.broken = False
     arm_kick(w, r)
     if was_served_before(r, how.base):
         call_driver(w, r)       # whoever served it before may have died owing a call

@@ -13,8 +13,9 @@ from demo.server import serve
 
 MIB = 1 << 20
 BLKDISCARD = "/usr/sbin/blkdiscard"  # by its path: busybox has a lesser one
-SHAPES = [(1, 4), (1, 64), (2, 128), (4, 256), (4, 1024)]
-"""Queues and queue size: all of them in one guest, which works on all disks at once."""
+SHAPES = [(1, 4), (1, 64, True), (2, 128), (4, 256), (4, 256, True), (4, 1024)]
+"""Queues, queue size, and whether packed: all in one guest, which works on all disks at once."""
+RING_PACKED = 1 << 34
 JOBS = {
     "small and random": "--rw=randwrite --bs=4k --iodepth=32 --size=4M --numjobs=2",
     "reads among writes": "--rw=randrw --bsrange=512-96k --iodepth=8 --size=8M --numjobs=2",
@@ -26,16 +27,18 @@ JOBS = {
 @pytest.mark.timeout(400)
 async def test_every_kind_of_queue_carries_every_kind_of_request(boot, image):
     async with contextlib.AsyncExitStack() as stack:
-        images = [image(f"{queues}x{size}") for queues, size in SHAPES]
+        images = [image(f"disk{n}") for n in range(len(SHAPES))]
         servers = [
             await stack.enter_async_context(serve(path, "--queues", queues, "--queue-size", size))
-            for path, (queues, size) in zip(images, SHAPES, strict=True)
+            for path, (queues, size, *_) in zip(images, SHAPES, strict=True)
         ]
         disks = [Disk(s.socket, *shape) for s, shape in zip(servers, SHAPES, strict=True)]
         guest = await stack.enter_async_context(boot(*disks))
         names = [f"vd{chr(ord('a') + n)}" for n in range(len(disks))]
-        for name, (queues, _) in zip(names, SHAPES, strict=True):
+        for name, server, (queues, _, *packed) in zip(names, servers, SHAPES, strict=True):
             assert len((await guest.run(f"ls /sys/block/{name}/mq")).split()) == queues
+            features = (await server.call("show"))["front_end"]["features"]
+            assert bool(features & RING_PACKED) is bool(packed)
 
         for options in JOBS.values():
             spread = f"{options} --offset_increment=32M"
@@ -45,6 +48,18 @@ async def test_every_kind_of_queue_carries_every_kind_of_request(boot, image):
             rings = (await server.call("stats"))["rings"]
             assert sum(ring["errors"] for ring in rings) == 0
             assert all(ring["reads"] and ring["writes"] and ring["discards"] for ring in rings)
+
+
+async def test_a_packed_disk_outlives_its_driver(boot, image):
+    path = image()
+    async with serve(path) as server, boot(Disk(server.socket, packed=True)) as guest:
+        driver = "/sys/bus/virtio/drivers/virtio_blk"
+        for turn in range(3):
+            await fio(guest, "/dev/vda", f"--rw=randrw --bs=4k --size=4M --offset={turn * 4}M")
+            device = (await guest.run(f"basename $(ls -d {driver}/virtio*)")).strip()
+            await guest.run(f"echo {device} >{driver}/unbind && echo {device} >{driver}/bind")
+            await guest.until("test -b /dev/vda")
+        assert await guest.sha256("vda") == sha256(path)
 
 
 async def test_disks_of_large_blocks_carry_data(boot, image, loop_device):

@@ -30,6 +30,8 @@ from demo.guest import Machine
 
 PARTS: Final = ("host", "footprint", "guest", "profile")
 RESULTS: Final = CHECKOUT / "bench" / "results"
+TERMINATED: Final = "ended by SIGTERM"
+SAVED: Final = "what was seen up to the last round is saved"
 ATTEMPTS: Final = 3
 """Of a measurement that others disturb."""
 PROFILED_REQUESTS: Final = 20_000
@@ -167,7 +169,7 @@ async def carry_out(session: Session, parts: Sequence[str]) -> None:
     """All parts that are asked for.  Its images are gone afterwards, whatever happens."""
     this = asyncio.current_task()
     assert this is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel, TERMINATED)
     plan = session.plan
     cases: tuple[Case, ...] = plan.cases if "host" in parts else ()
     cases += plan.guest_cases if "guest" in parts else ()
@@ -227,15 +229,24 @@ def main(
 ) -> None:
     """Measure blkd side by side with others.  The raw data goes to a JSON file."""
     plan = PLANS[name].only(cases, subjects)
-    plan = replace(plan, rounds=rounds or plan.rounds, runtime=runtime or plan.runtime)
+    plan = replace(
+        plan,
+        rounds=rounds or plan.rounds,
+        guest_rounds=min(rounds or plan.guest_rounds, plan.guest_rounds),
+        runtime=runtime or plan.runtime,
+    )
     path = output or RESULTS / f"{name}.json"
     parts = parts or PARTS
     run = resumed(load(path), plan, parts) if add and path.exists() else begun(plan)
     session = Session(plan, run, path)
     try:
         asyncio.run(carry_out(session, parts))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        sys.exit("interrupted; what was seen up to the last round is saved")
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted; {SAVED}")
+    except asyncio.CancelledError as error:
+        if error.args != (TERMINATED,):
+            raise
+        sys.exit(f"{TERMINATED}; {SAVED}")
     click.echo(f"raw data: {path}", err=True)
 
 

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
+from tests.packed_vring import PackedVring
 from tests.vring import (
     DESC_INDIRECT,
     DESC_NEXT,
@@ -32,6 +33,8 @@ from tests.vring import (
 )
 
 __all__ = ["DESC_INDIRECT", "DESC_NEXT", "DESC_WRITE", "Disk", "FrontEnd", "GuestMemory", "Vring"]
+
+Ring = Vring | PackedVring
 
 SECTOR = 512
 
@@ -136,7 +139,7 @@ class Disk:
     `submit` and `wait` keep many requests in flight; the other methods are one request each.
     """
 
-    def __init__(self, front_end: "FrontEnd", ring: Vring, *, indirect: bool = False) -> None:
+    def __init__(self, front_end: "FrontEnd", ring: Ring, *, indirect: bool = False) -> None:
         self.front_end, self.ring, self.indirect = front_end, ring, indirect
         self.memory = ring.memory
         self._pending: dict[int, tuple[int, int, int]] = {}  # head: header, data, size
@@ -217,7 +220,7 @@ class FrontEnd:
         self.queues = 1
         self.max_mem_slots = 8
         self.backend_requests: socket.socket | None = None
-        self.rings: dict[int, Vring] = {}
+        self.rings: dict[int, Ring] = {}
         self._memory: GuestMemory | None = None
         self._fds: list[int] = []
 
@@ -440,7 +443,7 @@ class FrontEnd:
             [] if fd is None else [fd],
         )
 
-    def ring_addresses(self, ring: Vring) -> bytes:
+    def ring_addresses(self, ring: Ring) -> bytes:
         """The payload of SET_VRING_ADDR."""
         where = [self.memory.user_address(at) for at in (ring.desc, ring.used, ring.avail)]
         return struct.pack("=IIQQQQ", ring.index, 0, *where, 0)
@@ -450,19 +453,20 @@ class FrontEnd:
         index: int = 0,
         size: int = 128,
         *,
-        ring: Vring | None = None,
+        ring: Ring | None = None,
         base: int | None = None,
         enable: bool = True,
-    ) -> Vring:
+    ) -> Ring:
         """Start ring `index` in QEMU's order: a new one, or `ring` as it stands."""
         if ring is None:
-            ring = Vring(self.memory, size, event_idx=bool(self.features & Feature.EVENT_IDX))
+            layout = PackedVring if self.features & Feature.RING_PACKED else Vring
+            ring = layout(self.memory, size, event_idx=bool(self.features & Feature.EVENT_IDX))
         ring.index = index
         self.rings[index] = ring
         self.ring_fd(Request.SET_VRING_CALL, index, ring.call_fd)
         self.ring_fd(Request.SET_VRING_ERR, index, ring.err_fd)
         self.ring_state(Request.SET_VRING_NUM, index, ring.size)
-        self.ring_state(Request.SET_VRING_BASE, index, ring.used_idx if base is None else base)
+        self.ring_state(Request.SET_VRING_BASE, index, ring.base if base is None else base)
         self.set(Request.SET_VRING_ADDR, self.ring_addresses(ring))
         self.ring_fd(Request.SET_VRING_KICK, index, ring.kick_fd)
         if enable and self.features & Feature.PROTOCOL_FEATURES:
@@ -473,21 +477,34 @@ class FrontEnd:
         self.ring_state(Request.SET_VRING_ENABLE, index, int(on))
 
     def stop_ring(self, index: int = 0) -> int:
-        """Stop ring `index`: the avail index that the back end would serve next."""
+        """Stop ring `index`: the base that the back end would go on from."""
         reply = self.call(Request.GET_VRING_BASE, struct.pack("=II", index, 0))
         answered, base = struct.unpack("=II", reply)
         assert answered == index
         return base
 
-    def disk(self, index: int = 0, size: int = 128, *, features: int | None = None) -> Disk:
+    def disk(
+        self,
+        index: int = 0,
+        size: int = 128,
+        *,
+        features: int | None = None,
+        packed: bool = False,
+    ) -> Disk:
         """From a fresh connection to a driver on a running ring."""
-        self.negotiate(features)
-        self.share_memory()
+        self.prepare(features, packed=packed)
         return Disk(self, self.start_ring(index, size))
 
-    def disks(self, count: int, size: int = 128) -> Iterator[Disk]:
+    def disks(self, count: int, size: int = 128, *, packed: bool = False) -> Iterator[Disk]:
         """The same with several rings."""
-        self.negotiate()
-        self.share_memory()
+        self.prepare(packed=packed)
         for index in range(count):
             yield Disk(self, self.start_ring(index, size))
+
+    def prepare(self, features: int | None = None, *, packed: bool = False) -> None:
+        """Negotiate and share memory; `packed` asks for that layout as well."""
+        if packed:
+            features = (self.offered() & WANTED_FEATURES) if features is None else features
+            features |= Feature.RING_PACKED
+        self.negotiate(features)
+        self.share_memory()

@@ -171,6 +171,11 @@ class Vring:
         return self._u16(self.used + 2)
 
     @property
+    def base(self) -> int:
+        """Where the device goes on if nothing is in flight, as SET_VRING_BASE takes it."""
+        return self.used_idx
+
+    @property
     def used_flags(self) -> int:
         return self._u16(self.used)
 

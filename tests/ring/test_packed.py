@@ -477,3 +477,41 @@ def test_no_event_structure_makes_more_than_a_call_of_it(where, flags, event_idx
     ring.driver_event(where, flags)
     assert ring.guest.give_back(0) in {True, False}
     assert ring.low[DRIVER : DRIVER + 4] == struct.pack("<HH", where, flags)
+
+
+# A ring that is said to be fresh
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_ring_that_was_served_is_no_fresh_one_unless_it_is_back_at_its_beginning(size):
+    ring = Ring(size)
+    for count in range(4 * size + 1):
+        assert ring.guest.is_no_fresh_ring() is (count % (2 * size) > 0)
+        ring.offer((DATA, 16, INDIRECT), ident=count % 0xFFFF)
+        ring.guest.give_back(count % 0xFFFF)
+
+
+@given(st.lists(st.integers(1, 8), max_size=8), st.integers(0, 1))
+def test_a_ring_that_only_its_driver_has_filled_is_fresh(lengths, turns):
+    ring = Ring()
+    for _ in range(2 * turns):
+        ring.turn()
+    room = ring.size
+    for wanted in lengths:
+        length = min(wanted, room)
+        room -= length
+        if length:
+            ring.offer(*[(DATA, 1, 0)] * length)
+    assert not ring.guest.is_no_fresh_ring()
+
+
+@pytest.mark.parametrize("size", [3, 8])
+def test_a_ring_full_of_waiting_indirect_chains_is_no_fresh_one(size):
+    """Left in its second round, with all of the rest of it waiting."""
+    ring = Ring(size)
+    for _ in range(size + 1):
+        ring.offer((DATA, 16, INDIRECT))
+        ring.guest.give_back(0)
+    for _ in range(size):
+        ring.offer((DATA, 16, INDIRECT))
+    assert ring.guest.is_no_fresh_ring()

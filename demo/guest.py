@@ -44,6 +44,8 @@ class Disk:
     socket: Path
     queues: int = 4
     queue_size: int = 256
+    packed: bool = False
+    """Whether the driver is offered packed virtqueues."""
 
 
 class KernelHangs(GuestError):
@@ -210,7 +212,8 @@ class Machine:
         for n, disk in enumerate(disks):
             yield from ("-chardev", f"socket,id=disk{n},path={disk.socket},{again}")
             ring = f"num-queues={disk.queues},queue-size={disk.queue_size}"
-            yield from ("-device", f"vhost-user-blk-pci,chardev=disk{n},{ring}")
+            layout = f"packed={'on' if disk.packed else 'off'}"
+            yield from ("-device", f"vhost-user-blk-pci,chardev=disk{n},{ring},{layout}")
 
 
 async def ask_version() -> tuple[int, ...]:

@@ -173,8 +173,8 @@ def _in_guest() -> tuple[Case, ...]:
 FULL: Final = Plan(
     "full",
     rounds=5,
-    runtime=1.0,
-    ramp=0.2,
+    runtime=0.8,
+    ramp=0.1,
     cases=tuple(
         _cases(
             _Choice(

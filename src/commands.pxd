@@ -11,8 +11,10 @@ from mailbox cimport (
     CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_MEMORY, CMD_START, CMD_STOP, Command, stage_answer,
     take_command,
 )
-from notify cimport arm_kick, call_driver, leave_call, leave_kick, lose_ring, use_call
-from packed cimport FIRST_BASE, packed_base, start_packed
+from notify cimport (
+    arm_kick, break_ring, call_driver, leave_call, leave_kick, lose_ring, use_call,
+)
+from packed cimport FIRST_BASE, is_no_fresh_ring, packed_base, start_packed
 from requests cimport Vring, reset_requests
 from split cimport start_split
 from virtio_blk cimport BlkLimits
@@ -21,6 +23,7 @@ from worker cimport Worker
 cdef extern from "<errno.h>" nogil:
     enum:
         ECANCELED
+        ESTALE
 
 cdef enum:
     LATER = 1                   # a command's result when its answer is not due yet
@@ -87,7 +90,9 @@ cdef inline int start_ring(Worker *w, Vring *r, const VringStart *how) noexcept 
     r.started = r.kicks_wanted = True
     r.broken = False
     arm_kick(w, r)
-    if was_served_before(r, how.base):
+    if how.packed and how.base == FIRST_BASE and is_no_fresh_ring(&r.vq):
+        break_ring(w, r, -ESTALE)       # served from here it would do what was done before
+    elif was_served_before(r, how.base):
         call_driver(w, r)       # whoever served it before may have died owing a call
     return 0
 

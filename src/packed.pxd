@@ -62,6 +62,22 @@ cdef inline int start_packed(Virtq *vq, uint32_t base) noexcept nogil:
     return 0 if max(vq.next_avail, vq.next_used) < vq.size else -ERANGE
 
 
+cdef inline bint is_no_fresh_ring(const Virtq *vq) noexcept nogil:
+    """Whether a ring that is to begin at FIRST_BASE was left somewhere else.
+
+    A front end whose back end went away cannot know where: QEMU says FIRST_BASE then.  What
+    was used in a first round, or an indirect chain of a second one, shows it; a fresh ring is
+    zero (2.8.13), and of one that has come round to its beginning nothing is left to do.
+    """
+    cdef uint32_t i
+    cdef uint16_t flags
+    for i in range(vq.size):
+        flags = load_relaxed_u16(&packed_ring(vq)[i].flags)
+        if flags & PACKED_F_USED and flags & (PACKED_F_AVAIL | DESC_F_INDIRECT):
+            return True
+    return False
+
+
 cdef inline bint is_available(uint16_t flags, bint wrap) noexcept nogil:
     """Whether the driver has made a descriptor available in this round (2.8.1)."""
     return (

@@ -13,8 +13,8 @@ from layouts cimport (
     PACKED_F_USED, PackedDesc,
 )
 from packed cimport (
-    FIRST_BASE, packed_base, publish_packed, rearm_packed, start_packed, suppress_packed,
-    take_packed,
+    FIRST_BASE, is_no_fresh_ring, packed_base, publish_packed, rearm_packed, start_packed,
+    suppress_packed, take_packed,
 )
 from split cimport (
     publish_split, rearm_split, start_split, suppress_split, take_split, walk_split,
@@ -151,6 +151,10 @@ cdef class Guest:
             check(start_packed(&self.vq, base))
         else:
             start_split(&self.vq, base)
+
+    def is_no_fresh_ring(self):
+        """Whether a packed ring that is to begin anew was left somewhere else."""
+        return bool(is_no_fresh_ring(&self.vq))
 
     def base(self):
         """The base of a packed ring, as GET_VRING_BASE gives it."""

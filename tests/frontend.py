@@ -62,6 +62,8 @@ __all__ = [
     "Vring",
 ]
 
+Ring = Vring | PackedVring
+
 SECTOR = 512
 
 VERSION, REPLY, NEED_REPLY = 0x1, 0x4, 0x8
@@ -157,7 +159,7 @@ class FrontEnd:
         self.queues = 1
         self.max_mem_slots = 8
         self.backend_requests: socket.socket | None = None
-        self.rings: dict[int, Vring] = {}
+        self.rings: dict[int, Ring] = {}
         self._memory: GuestMemory | None = None
         self._fds: list[int] = []
 
@@ -380,7 +382,7 @@ class FrontEnd:
             [] if fd is None else [fd],
         )
 
-    def ring_addresses(self, ring: Vring) -> bytes:
+    def ring_addresses(self, ring: Ring) -> bytes:
         """The payload of SET_VRING_ADDR."""
         where = [self.memory.user_address(at) for at in (ring.desc, ring.used, ring.avail)]
         return struct.pack("=IIQQQQ", ring.index, 0, *where, 0)
@@ -390,10 +392,10 @@ class FrontEnd:
         index: int = 0,
         size: int = 128,
         *,
-        ring: Vring | None = None,
+        ring: Ring | None = None,
         base: int | None = None,
         enable: bool = True,
-    ) -> Vring:
+    ) -> Ring:
         """Start ring `index` in QEMU's order: a new one, or `ring` as it stands."""
         if ring is None:
             layout = PackedVring if self.features & Feature.RING_PACKED else Vring
@@ -414,7 +416,7 @@ class FrontEnd:
         self.ring_state(Request.SET_VRING_ENABLE, index, int(on))
 
     def stop_ring(self, index: int = 0) -> int:
-        """Stop ring `index`: the avail index that the back end would serve next."""
+        """Stop ring `index`: the base that the back end would go on from."""
         reply = self.call(Request.GET_VRING_BASE, struct.pack("=II", index, 0))
         answered, base = struct.unpack("=II", reply)
         assert answered == index
@@ -427,19 +429,21 @@ class FrontEnd:
         *,
         features: int | None = None,
         packed: bool = False,
-        without: int = 0,
     ) -> Disk:
-        """From a fresh connection to a driver on a running ring, `without` some features."""
-        if packed or without:
-            wanted = WANTED_FEATURES | (Feature.RING_PACKED if packed else 0)
-            features = self.call_u64(Request.GET_FEATURES) & wanted & ~without
-        self.negotiate(features)
-        self.share_memory()
+        """From a fresh connection to a driver on a running ring."""
+        self.prepare(features, packed=packed)
         return Disk(self, self.start_ring(index, size))
 
-    def disks(self, count: int, size: int = 128) -> Iterator[Disk]:
+    def disks(self, count: int, size: int = 128, *, packed: bool = False) -> Iterator[Disk]:
         """The same with several rings."""
-        self.negotiate()
-        self.share_memory()
+        self.prepare(packed=packed)
         for index in range(count):
             yield Disk(self, self.start_ring(index, size))
+
+    def prepare(self, features: int | None = None, *, packed: bool = False) -> None:
+        """Negotiate and share memory; `packed` asks for that layout as well."""
+        if packed:
+            features = (self.offered() & WANTED_FEATURES) if features is None else features
+            features |= Feature.RING_PACKED
+        self.negotiate(features)
+        self.share_memory()

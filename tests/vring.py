@@ -112,25 +112,13 @@ class Vring:
     def __init__(self, memory: GuestMemory, size: int, *, event_idx: bool = False) -> None:
         self.memory, self.size, self.event_idx = memory, size, event_idx
         self.index = -1
-        self.desc, self.avail, self.used = self.place_areas()
+        self.desc = memory.alloc(16 * size, 4096)
+        self.avail = memory.alloc(6 + 2 * size, 2)
+        self.used = memory.alloc(6 + 8 * size, 4096)
         self.kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.call_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.err_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.rewind()
-
-    def place_areas(self) -> tuple[int, int, int]:
-        """Memory for descriptors, avail ring and used ring."""
-        alloc, size = self.memory.alloc, self.size
-        return alloc(16 * size, 4096), alloc(6 + 2 * size, 2), alloc(6 + 8 * size, 4096)
-
-    @property
-    def base(self) -> int:
-        """Where a back end that knows nothing of this ring is to begin."""
-        return self.used_idx
-
-    def want_call(self) -> None:
-        """Ask to be called for what comes next."""
-        self.used_event = self.seen
 
     def rewind(self, index: int = 0) -> None:
         """Begin again as a driver does after a reset, or go on from `index`."""
@@ -181,6 +169,11 @@ class Vring:
     @property
     def used_idx(self) -> int:
         return self._u16(self.used + 2)
+
+    @property
+    def base(self) -> int:
+        """Where the device goes on if nothing is in flight, as SET_VRING_BASE takes it."""
+        return self.used_idx
 
     @property
     def used_flags(self) -> int:
@@ -268,7 +261,7 @@ class Vring:
         """What the device gives back next, after it called us; [] when the time is over."""
         deadline = time.monotonic() + timeout
         while True:
-            self.want_call()
+            self.used_event = self.seen
             if taken := self.take_used():
                 return taken
             if not wait_readable(self.call_fd, deadline - time.monotonic()):

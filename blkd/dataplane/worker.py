@@ -203,6 +203,13 @@ class LiveRing:
 
     def report(self, reason: int) -> None:
         """Log that the worker stopped fetching from the ring."""
+        if reason == errno.ESTALE:
+            log.warning(
+                "packed ring served before, its front end does not know how far",
+                ring=self.index,
+                hint="reset the device or reboot the guest: until then its requests wait",
+            )
+            return
         name = errno.errorcode.get(reason, str(reason))
         what = "ring lost its memory" if reason == errno.ENXIO else "ring broken by its driver"
         log.warning(what, ring=self.index, reason=name)

@@ -104,6 +104,7 @@ class Session:
     def __init__(self, device: Device) -> None:
         self.device = device
         self.features = 0
+        self._based_on = 0  # features of the driver that the rings' bases are of
         self.protocol_features = ProtocolFeature(0)
         self.status = 0
         self.regions: tuple[MemoryRegion, ...] = ()
@@ -188,10 +189,10 @@ class Session:
         if features != self.features and any(ring.started for ring in self.rings):
             raise RequestRefused(f"features {features:#x} while rings run with {self.features:#x}")
         self.device.accept(features & ~VirtioFeature.PROTOCOL_FEATURES)
-        if (features ^ self.features) & VirtioFeature.RING_PACKED:
+        if (features ^ self._based_on) & VirtioFeature.RING_PACKED:
             for ring in self.rings:
                 ring.base = None  # of the other layout
-        self.features = features
+        self.features = self._based_on = features
         yield Refresh()
         if not self._has(VirtioFeature.PROTOCOL_FEATURES):
             for ring in self.rings:

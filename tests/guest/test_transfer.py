@@ -50,18 +50,6 @@ async def test_every_kind_of_queue_carries_every_kind_of_request(boot, image):
             assert all(ring["reads"] and ring["writes"] and ring["discards"] for ring in rings)
 
 
-async def test_a_packed_disk_outlives_its_driver(boot, image):
-    path = image()
-    async with serve(path) as server, boot(Disk(server.socket, packed=True)) as guest:
-        driver = "/sys/bus/virtio/drivers/virtio_blk"
-        for turn in range(3):
-            await fio(guest, "/dev/vda", f"--rw=randrw --bs=4k --size=4M --offset={turn * 4}M")
-            device = (await guest.run(f"basename $(ls -d {driver}/virtio*)")).strip()
-            await guest.run(f"echo {device} >{driver}/unbind && echo {device} >{driver}/bind")
-            await guest.until("test -b /dev/vda")
-        assert await guest.sha256("vda") == sha256(path)
-
-
 async def test_disks_of_large_blocks_carry_data(boot, image, loop_device):
     plain = image("plain")
     async with (

@@ -28,6 +28,12 @@ def serve(serve, path):
     return functools.partial(serve, path)
 
 
+@pytest.fixture(params=[False, True], ids=["split", "packed"])
+def packed(request):
+    """The layout of the rings."""
+    return request.param
+
+
 def pattern(seed, length):
     return random.Random(seed).randbytes(length)
 
@@ -49,9 +55,9 @@ def test_rings_of_every_size_carry_many_times_their_length(serve, path, size, ev
         assert written[sector * 512 : sector * 512 + 4] == sector.to_bytes(4, "little")
 
 
-def test_all_of_64_queues_serve_side_by_side(serve):
+def test_all_of_64_queues_serve_side_by_side(serve, packed):
     daemon, front_end = serve("--queues", 64)
-    disks = list(front_end.disks(64, 16))
+    disks = list(front_end.disks(64, 16, packed=packed))
     heads = [disk.submit(OUT, n * 8, bytes([n]) * 4096) for n, disk in enumerate(disks)]
     for disk, head in zip(disks, heads, strict=True):
         assert disk.wait(head)[0].status == OK
@@ -60,9 +66,9 @@ def test_all_of_64_queues_serve_side_by_side(serve):
     assert [ring["writes"] for ring in daemon.call("stats")["rings"]] == [1] * 64
 
 
-def test_indirect_and_direct_chains_carry_the_same(serve):
+def test_indirect_and_direct_chains_carry_the_same(serve, packed):
     _, front_end = serve()
-    disk = front_end.disk()
+    disk = front_end.disk(packed=packed)
     indirect = Disk(front_end, disk.ring, indirect=True)
     data = pattern(1, 8192)
     assert indirect.write(8, data) == OK
@@ -70,10 +76,9 @@ def test_indirect_and_direct_chains_carry_the_same(serve):
     assert indirect.read(8, 8192) == (OK, data)
 
 
-def test_a_mebibyte_in_pages_goes_in_one_request_even_on_a_short_ring(serve, path):
+def test_a_mebibyte_in_pages_goes_in_one_request_even_on_a_short_ring(serve, path, packed):
     daemon, front_end = serve()
-    front_end.negotiate()
-    front_end.share_memory()
+    front_end.prepare(packed=packed)
     ring = front_end.start_ring(0, 128)
     pages, data = 254, pattern(2, 254 * 4096)
     assert struct.unpack("<I", front_end.config(12, 4))[0] == pages
@@ -110,9 +115,9 @@ def test_buffers_that_direct_io_would_refuse_are_bounced(serve, path, shift, len
     assert path.read_bytes()[16 * 512 :][:length] == data
 
 
-def test_more_bounced_requests_than_bounce_buffers_all_complete(serve):
+def test_more_bounced_requests_than_bounce_buffers_all_complete(serve, packed):
     _, front_end = serve()
-    disk = front_end.disk(size=256)
+    disk = front_end.disk(size=256, packed=packed)
     ring, heads, buffers = disk.ring, [], []
     for n in range(64):
         buffer = ring.memory.alloc(1024, 4096) + 1
@@ -131,9 +136,9 @@ def test_more_bounced_requests_than_bounce_buffers_all_complete(serve):
         assert disk.read(n, 512) == (OK, bytes([n]) * 512)
 
 
-def test_data_cut_into_odd_pieces_arrives_whole(serve):
+def test_data_cut_into_odd_pieces_arrives_whole(serve, packed):
     _, front_end = serve()
-    disk = front_end.disk()
+    disk = front_end.disk(packed=packed)
     ring, data = disk.ring, pattern(3, 1024)
     cuts = [1, 7, 100, 500, 416]
     chain, at = [(struct.pack("<IIQ", OUT, 0, 0)[:9], 9, 0)], 0
@@ -220,9 +225,9 @@ def test_the_serial_is_what_was_asked_for(serve):
 
 
 @pytest.mark.parametrize("cache", ["none", "writeback", "writethrough"])
-def test_every_cache_mode_carries_data(serve, path, cache):
+def test_every_cache_mode_carries_data(serve, path, cache, packed):
     _, front_end = serve("--cache", cache)
-    disk = front_end.disk()
+    disk = front_end.disk(packed=packed)
     data = pattern(5, 12288)
     assert disk.write(3, data) == OK
     assert disk.flush() == OK
@@ -243,10 +248,9 @@ def test_a_stopped_ring_goes_on_where_it_was(serve):
     assert disk.wait(head)[0].data == bytes([3]) * 512
 
 
-def test_a_kick_before_enable_is_not_lost(serve):
+def test_a_kick_before_enable_is_not_lost(serve, packed):
     _, front_end = serve()
-    front_end.negotiate()
-    front_end.share_memory()
+    front_end.prepare(packed=packed)
     disk = Disk(front_end, front_end.start_ring(0, enable=False))
     head = disk.submit(IN, 0, size=512)
     with pytest.raises(TimeoutError):
@@ -255,18 +259,18 @@ def test_a_kick_before_enable_is_not_lost(serve):
     assert disk.wait(head)[0].status == OK
 
 
-def test_memory_replaced_while_requests_run_loses_none(serve):
+def test_memory_replaced_while_requests_run_loses_none(serve, packed):
     _, front_end = serve()
-    disk = front_end.disk(size=256)
+    disk = front_end.disk(size=256, packed=packed)
     for turn in range(20):
         heads = [disk.submit(OUT, turn * 32 + n, bytes([n]) * 512) for n in range(32)]
         front_end.share_memory(table=True)
         assert all(done.status == OK for done in disk.wait(*heads))
 
 
-def test_memory_added_and_removed_while_the_ring_runs(serve):
+def test_memory_added_and_removed_while_the_ring_runs(serve, packed):
     _, front_end = serve()
-    disk = front_end.disk()
+    disk = front_end.disk(packed=packed)
     region = disk.memory.grow(MIB)
     front_end.add_region(region)
     region.memory[:4096] = b"z" * 4096
@@ -286,9 +290,9 @@ def test_memory_added_and_removed_while_the_ring_runs(serve):
     assert ring.broken()
 
 
-def test_a_call_eventfd_that_comes_late_is_called_at_once(serve):
+def test_a_call_eventfd_that_comes_late_is_called_at_once(serve, packed):
     _, front_end = serve()
-    disk = front_end.disk()
+    disk = front_end.disk(packed=packed)
     front_end.ring_fd(13, 0, None)
     head = disk.submit(FLUSH)
     fresh = os.eventfd(0, os.EFD_NONBLOCK)

@@ -123,7 +123,7 @@ def test_the_client_is_pinned_and_measures_the_target():
     line = " ".join(words)
     assert "--cpu 0" in line
     assert "--pid 77" in line
-    assert "--iodepth 32 --queues 1 --runtime 1 --ramp 0.2 --packed" in line
+    assert "--iodepth 32 --queues 1 --runtime 0.8 --ramp 0.1 --packed" in line
 
 
 def test_fio_takes_the_case_s_load():

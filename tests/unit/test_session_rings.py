@@ -15,10 +15,12 @@ from blkd.vhost_user.commands import (
     StartRing,
     StopRing,
 )
+from blkd.vhost_user.requests import OFFERED_PROTOCOL_FEATURES
 from blkd.vhost_user.rings import VringSetup
 from blkd.vhost_user.wire import (
     U64,
     Request,
+    VirtioFeature,
     VringFd,
     VringState,
 )
@@ -215,3 +217,81 @@ def test_a_kick_does_not_outlive_a_stop_before_the_start(talk):
 def test_a_back_end_channel_is_opened(talk):
     talk.say(Request.SET_BACKEND_REQ_FD, fds=1)
     assert talk.commands == [OpenBackChannel()]
+
+
+# Packed rings
+
+PACKED = BIT_30 | VERSION_1 | VirtioFeature.RING_PACKED
+
+
+@pytest.fixture
+def packed():
+    talk = Conversation(features=None)
+    talk.device.features |= VirtioFeature.RING_PACKED
+    talk.say(Request.SET_FEATURES, U64(PACKED))
+    return talk
+
+
+def where(talk):
+    """Where ring 0 would start, as GET_VRING_BASE tells while it is stopped."""
+    return VringState.decode(talk.say(Request.GET_VRING_BASE, VringState(0, 0))).num
+
+
+def test_a_packed_ring_of_any_size_starts_where_it_was_told(packed):
+    packed.say(Request.SET_VRING_NUM, VringState(0, 100))
+    packed.say(Request.SET_VRING_BASE, VringState(0, 0x80018001))
+    packed.say(Request.SET_VRING_ADDR, ADDRESSES)
+    packed.say(Request.SET_VRING_KICK, VringFd(0, has_fd=True), 1)
+    setup = packed.commands[-1].setup
+    assert (setup.size, setup.base, setup.packed) == (100, 0x80018001, True)
+    assert setup.parts == (
+        (ADDRESSES.desc, 1600, 16),
+        (ADDRESSES.avail, 4, 4),
+        (ADDRESSES.used, 4, 4),
+    )
+
+
+def test_a_packed_ring_without_a_base_starts_at_its_beginning_with_both_counters_set(packed):
+    assert where(packed) == 0x80008000
+
+
+@pytest.mark.parametrize(
+    ("request_", "payload"),
+    [
+        pytest.param(Request.SET_VRING_NUM, VringState(0, 0), id="size-0"),
+        pytest.param(Request.SET_VRING_NUM, VringState(0, 257), id="size-over-limit"),
+        pytest.param(Request.SET_VRING_ADDR, replace(ADDRESSES, desc=8), id="desc-misaligned"),
+        pytest.param(Request.SET_VRING_ADDR, replace(ADDRESSES, avail=2), id="driver-misaligned"),
+        pytest.param(Request.SET_VRING_ADDR, replace(ADDRESSES, used=2), id="device-misaligned"),
+    ],
+)
+def test_a_packed_ring_that_cannot_be_is_refused(packed, request_, payload):
+    packed.say(Request.SET_PROTOCOL_FEATURES, U64(OFFERED_PROTOCOL_FEATURES))
+    assert packed.refuses(request_, payload)
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["features", "device-reset"])
+def test_another_layout_has_another_base(packed, reset):
+    packed.say(Request.SET_PROTOCOL_FEATURES, U64(OFFERED_PROTOCOL_FEATURES))
+    packed.say(Request.SET_VRING_BASE, VringState(0, 0x80058005))
+    if reset:
+        packed.say(Request.RESET_DEVICE)
+    packed.say(Request.SET_FEATURES, U64(PACKED))
+    assert where(packed) == 0x80058005  # the same layout
+    packed.say(Request.SET_FEATURES, U64(BIT_30 | VERSION_1))
+    assert where(packed) == 0
+    packed.say(Request.SET_VRING_BASE, VringState(0, 7))
+    if reset:
+        packed.say(Request.RESET_DEVICE)
+    packed.say(Request.SET_FEATURES, U64(PACKED))
+    assert where(packed) == 0x80008000
+
+
+def test_a_size_that_only_a_packed_ring_may_have_does_not_start_a_split_one(packed):
+    packed.say(Request.SET_PROTOCOL_FEATURES, U64(OFFERED_PROTOCOL_FEATURES))
+    packed.say(Request.SET_VRING_NUM, VringState(0, 100))
+    packed.say(Request.SET_VRING_ADDR, ADDRESSES)
+    packed.say(Request.SET_FEATURES, U64(BIT_30 | VERSION_1))
+    kick = VringFd(0, has_fd=True)
+    assert packed.say(Request.SET_VRING_KICK, kick, 1, need_reply=True) != bytes(8)
+    assert not packed.session.rings[0].started

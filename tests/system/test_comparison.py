@@ -13,7 +13,7 @@ from bench.report import document
 from bench.results import load
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(60)
 def test_two_cases_are_measured_and_reported(tmp_path):
     data = tmp_path / "smoke.json"
     subprocess.run(

@@ -11,6 +11,7 @@ from blkd.virtio.device import MAX_QUEUE_SIZE
 CacheMode = Literal["none", "writeback", "writethrough"]
 
 MAX_QUEUES = 64
+MAX_CPU = 8191  # the kernel's largest NR_CPUS is 8192
 MAX_POLL_US = 1000  # a worker that looks on for longer might as well own its CPU
 MIN_QUEUE_SIZE = 4  # a request takes three descriptors
 SERIAL_BYTES = 20  # VIRTIO_BLK_ID_BYTES (virtio 1.3, 5.2.6)
@@ -63,6 +64,8 @@ def cpu_list(text: str) -> tuple[int, ...]:
         first, _, last = piece.partition("-")
         if not first.isdecimal() or (last and not last.isdecimal()) or piece.endswith("-"):
             raise ValueError(f"{piece!r} is no CPU or range of CPUs; write 2-5,8")
+        if int(last or first) > MAX_CPU:
+            raise ValueError(f"{piece!r} is beyond any CPU: they end at {MAX_CPU}")
         span = range(int(first), int(last or first) + 1)
         if not span:
             raise ValueError(f"{piece!r} is an empty range of CPUs")

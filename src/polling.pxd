@@ -24,7 +24,6 @@ cdef extern from "<time.h>" nogil:
 cdef enum:
     SHORTEST_POLL = 2000        # nanoseconds; what is less is not worth a look at the clock
     LOOKS_PER_CLOCK = 16
-    SUBMIT_BATCH = 64           # entries that go to the kernel while there is more to fetch
 
 
 cdef inline uint64_t now() noexcept nogil:
@@ -78,7 +77,8 @@ cdef inline int wait(Worker *w, bint more) noexcept nogil:
     cdef Patience *p = &w.with_disk if w.in_disk else &w.with_driver
     cdef int rc = 0
     if more:
-        if io_uring_sq_ready(&w.uring) >= SUBMIT_BATCH:
+        look_again(w)           # the others' drivers may have been told not to kick
+        if io_uring_sq_ready(&w.uring):
             rc = io_uring_submit(&w.uring)
     elif p.now:
         if io_uring_sq_ready(&w.uring):

@@ -44,7 +44,7 @@ build: $(VENV)/built
 sanitize: $(VENV)/tested packages-test
 	tests/sanitize
 
-# Side by side with others, about 40 minutes; writes docs/benchmarks.md.
+# Side by side with others, about 20 minutes; writes docs/benchmarks.md.
 bench: bench-ready
 	$(BIN)/python -m bench.run --plan full
 	$(BIN)/python -m bench.report $(RESULTS)/full.json

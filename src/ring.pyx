@@ -2,7 +2,7 @@
 """The data path: a worker thread that serves virtqueues on an io_uring of its own.
 
 Above the line `Python face` nothing holds the GIL, allocates, logs or raises.  A worker
-sleeps in one place, `turn`, where kicks, commands and disk completions all arrive.
+sleeps in one place, `polling.sleep`; kicks, commands and disk completions wake it there.
 """
 
 from libc.errno cimport EBUSY, EINVAL, errno

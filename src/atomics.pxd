@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads, stores and fences on memory that another thread or the guest writes, as named verbs."""
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 
 cdef extern from *:
@@ -38,8 +38,10 @@ cdef extern from *:
     void store_relaxed_u16 "blkd_store_relaxed"(uint16_t *p, uint16_t v) noexcept nogil
     void store_relaxed_u32 "blkd_store_relaxed"(uint32_t *p, uint32_t v) noexcept nogil
     void store_relaxed_u64 "blkd_store_relaxed"(uint64_t *p, uint64_t v) noexcept nogil
+    void store_release_u8 "blkd_store_release"(uint8_t *p, uint8_t v) noexcept nogil
     void store_release_u16 "blkd_store_release"(uint16_t *p, uint16_t v) noexcept nogil
     void store_release_u32 "blkd_store_release"(uint32_t *p, uint32_t v) noexcept nogil
+    void store_release_u64 "blkd_store_release"(uint64_t *p, uint64_t v) noexcept nogil
     void full_fence "blkd_full_fence"() noexcept nogil
     void prefetch "__builtin_prefetch"(const void *p) noexcept nogil
     void prefetch_to_write "blkd_prefetch_to_write"(const void *p) noexcept nogil

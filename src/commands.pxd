@@ -6,6 +6,9 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 from fixed cimport register_memory
 from guestmem cimport MemoryView
+from inflight cimport INFLIGHT_VERSION, Inflight, is_recorded
+from inflight_packed cimport packed_region, recover_packed, renew_packed
+from inflight_split cimport recover_split
 from mailbox cimport (
     CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR,
     CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_MEMORY, CMD_START, CMD_STOP, Command, stage_answer,
@@ -14,14 +17,16 @@ from mailbox cimport (
 from notify cimport (
     arm_kick, break_ring, call_driver, leave_call, leave_kick, lose_ring, use_call,
 )
-from packed cimport FIRST_BASE, is_no_fresh_ring, packed_base, start_packed
+from packed cimport FIRST_BASE, is_no_fresh_ring, is_untouched, packed_base, start_packed
 from requests cimport Vring, reset_requests
 from split cimport start_split
 from virtio_blk cimport BlkLimits
+from virtq cimport Virtq
 from worker cimport Worker
 
 cdef extern from "<errno.h>" nogil:
     enum:
+        EBADMSG
         ECANCELED
         ESTALE
 
@@ -40,6 +45,8 @@ cdef struct VringStart:
     Placement place
     uint32_t size
     uint32_t base               # as SET_VRING_BASE has it
+    void *inflight              # the ring's part of the in-flight region, or NULL
+    uint32_t entries            # of it
     bint packed
     bint event_idx
     bint indirect
@@ -62,37 +69,66 @@ cdef inline void place(Vring *r, const Placement *where) noexcept nogil:
     r.vq.device = where.device
 
 
-cdef inline bint was_served_before(const Vring *r, uint32_t base) noexcept nogil:
+cdef inline bint was_served_before(const Vring *r) noexcept nogil:
     """Whether a ring goes on where somebody left it."""
-    return base != FIRST_BASE if r.vq.packed else base or r.vq.next_used
+    if r.vq.packed:
+        return packed_base(&r.vq) != FIRST_BASE
+    return r.vq.next_avail != 0 or r.vq.next_used != 0
 
 
-cdef inline int start_ring(Worker *w, Vring *r, const VringStart *how) noexcept nogil:
-    """Make a stopped ring live: 0, or -errno.  It looks at once: kicks may have come before."""
-    cdef int rc = 0
-    if r.started:
-        return -EBUSY
-    if w.view == NULL:
-        return -EFAULT
+cdef inline int recover(Inflight *f, Virtq *vq, uint32_t base) noexcept nogil:
+    """Find out what a ring, placed at `base`, has in flight: 0, or -errno if it cannot be served.
+
+    -ESTALE: a packed ring that was served before, and nobody knows how far.
+    -EBADMSG: its in-flight region is damaged.
+    """
+    f.again_count = f.again_done = 0
+    if is_recorded(f) and not vq.packed:
+        recover_split(f, vq)
+    elif is_recorded(f) and packed_region(f).version == INFLIGHT_VERSION and not (
+        base == FIRST_BASE and is_untouched(vq)
+    ):
+        return -EBADMSG if recover_packed(f, vq) < 0 else 0
+    elif vq.packed and base == FIRST_BASE and is_no_fresh_ring(vq):
+        return -ESTALE          # served from here it would do what was done before
+    elif is_recorded(f):
+        renew_packed(f, vq)
+    return 0
+
+
+cdef inline int place_anew(Worker *w, Vring *r, const VringStart *how) noexcept nogil:
+    """Describe a stopped ring as it is to start: 0, or -errno."""
     r.vq.size = how.size
     r.vq.longest_chain = max(how.size, w.longest_chain)
     r.vq.packed = how.packed
     r.vq.event_idx = how.event_idx
     r.vq.indirect = how.indirect
+    r.inflight.region, r.inflight.entries = how.inflight, how.entries
     place(r, &how.place)
     if how.packed:
-        rc = start_packed(&r.vq, how.base)
-    else:
-        start_split(&r.vq, <uint16_t>how.base)
+        return start_packed(&r.vq, how.base)
+    start_split(&r.vq, <uint16_t>how.base)
+    return 0
+
+
+cdef inline int start_ring(Worker *w, Vring *r, const VringStart *how) noexcept nogil:
+    """Make a stopped ring live: 0, or -errno.  It looks at once: kicks may have come before."""
+    cdef int rc
+    if r.started:
+        return -EBUSY
+    if w.view == NULL:
+        return -EFAULT
+    rc = place_anew(w, r, how)
     if rc < 0:
         return rc
     reset_requests(r)
     r.started = r.kicks_wanted = True
     r.broken = False
     arm_kick(w, r)
-    if how.packed and how.base == FIRST_BASE and is_no_fresh_ring(&r.vq):
-        break_ring(w, r, -ESTALE)       # served from here it would do what was done before
-    elif was_served_before(r, how.base):
+    rc = recover(&r.inflight, &r.vq, how.base)
+    if rc < 0:
+        break_ring(w, r, rc)
+    elif was_served_before(r):
         call_driver(w, r)       # whoever served it before may have died owing a call
     return 0
 

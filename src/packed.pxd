@@ -78,6 +78,19 @@ cdef inline bint is_no_fresh_ring(const Virtq *vq) noexcept nogil:
     return False
 
 
+cdef inline bint is_untouched(const Virtq *vq) noexcept nogil:
+    """Whether nothing of a ring was ever used: what is available there is of the first round."""
+    cdef uint32_t i
+    cdef const PackedDesc *d
+    for i in range(vq.size):
+        d = &packed_ring(vq)[i]
+        if not is_available(load_relaxed_u16(&d.flags), True) and (
+            d.addr or d.len or d.id or d.flags
+        ):
+            return False
+    return True
+
+
 cdef inline bint is_available(uint16_t flags, bint wrap) noexcept nogil:
     """Whether the driver has made a descriptor available in this round (2.8.1)."""
     return (
@@ -115,12 +128,27 @@ cdef inline int add_table(
     return n
 
 
+cdef inline int add_packed(
+    const Virtq *vq, const GuestMemory *memory, const PackedDesc *d, bint first,
+    Segment *out, uint32_t room,
+) noexcept nogil:
+    """Resolve what one descriptor stands for: the number of segments, or -errno.
+
+    An indirect one stands alone (2.8.7).
+    """
+    if not d.flags & DESC_F_INDIRECT:
+        return add_segments(memory, d.addr, d.len, d.flags, out, room)
+    if not first or d.flags & DESC_F_NEXT:
+        return -EINVAL
+    return add_table(vq, memory, d, out, room)
+
+
 cdef inline int walk_packed(
     Virtq *vq, const GuestMemory *memory, Segment *out, uint32_t room, Chain *chain
 ) noexcept nogil:
     """Resolve the available chain at `next_avail` into `out` and step behind it: 0, or -errno.
 
-    The id stands in the chain's last descriptor (2.8.6).  An indirect one stands alone.
+    The id stands in the chain's last descriptor (2.8.6).
     """
     cdef uint32_t n = 0
     cdef PackedDesc d
@@ -135,12 +163,7 @@ cdef inline int walk_packed(
         if vq.next_avail == vq.size:
             vq.next_avail = 0
             vq.avail_wrap = not vq.avail_wrap
-        if d.flags & DESC_F_INDIRECT:
-            if chain.descriptors > 1 or d.flags & DESC_F_NEXT:
-                return -EINVAL
-            rc = add_table(vq, memory, &d, out, room)
-        else:
-            rc = add_segments(memory, d.addr, d.len, d.flags, out + n, room - n)
+        rc = add_packed(vq, memory, &d, chain.descriptors == 1, out + n, room - n)
         if rc < 0:
             return rc
         n += rc

@@ -7,7 +7,11 @@ from libc.string cimport memcpy, memset
 
 import os
 
+from commands cimport recover
 from guestmem cimport GuestMemory, MemoryView, Region
+from inflight cimport Again, Inflight, MAX_ENTRIES, is_recorded
+from inflight_packed cimport link_packed, record_packed, settle_packed, walk_recorded
+from inflight_split cimport link_split, record_split, settle_split
 from layouts cimport (
     BlkHeader, BlkRange, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Desc, PACKED_F_AVAIL,
     PACKED_F_USED, PackedDesc,
@@ -44,13 +48,20 @@ cdef class Guest:
     cdef GuestMemory memory
     cdef Virtq vq
     cdef Segment segments[MAX_SEGMENTS]
+    cdef dict entries           # id of a chain in flight -> its entry of a recorded packed ring
+    cdef object region
     cdef list buffers           # (guest address, bytearray), kept alive
+    cdef Inflight inflight
+    cdef uint16_t links[MAX_ENTRIES]
+    cdef uint16_t lasts[MAX_ENTRIES]
+    cdef Again again[MAX_ENTRIES]
 
     def __init__(self, regions, *, int size, uint64_t desc, uint64_t avail, uint64_t used,
                  bint packed=False, bint indirect=True, bint event_idx=False,
                  int longest_chain=0):
         cdef uint8_t[::1] view
         self.buffers = sorted(regions)
+        self.entries = {}
         self.memory.regions = self.regions
         self.memory.count = len(self.buffers)
         for i, (address, data) in enumerate(self.buffers):
@@ -122,17 +133,76 @@ cdef class Guest:
             rc = take_split(&self.vq, &self.memory, self.segments, MAX_SEGMENTS, &chain)
         if check(rc) == 0:
             return None
+        if is_recorded(&self.inflight):
+            if self.vq.packed:
+                check(record_packed(&self.inflight, &self.vq, &chain))
+                self.entries[chain.id] = chain.entry
+            else:
+                record_split(&self.inflight, &chain)
         return chain.id, chain.descriptors, self.resolved(&chain)
 
-    def give_back(self, *chains):
-        """Publish chains, ids or (id, descriptors), at once: whether the driver wants a call."""
+    def give_back(self, *chains, steps=3):
+        """Publish chains, ids or (id, descriptors), at once: whether the driver wants a call.
+
+        Where they are recorded, a death after 1 or 2 of the 3 `steps` can be played.
+        """
         cdef UsedChain used[MAX_SEGMENTS]
+        cdef Inflight *f = &self.inflight
+        cdef bint recorded = is_recorded(f), wanted = False
+        cdef uint32_t count = len(chains)
         for i, chain in enumerate(chains):
             used[i].id, used[i].descriptors = chain if isinstance(chain, tuple) else (chain, 1)
             used[i].written = 1
+            used[i].entry = self.entries.pop(used[i].id, 0)
+        if recorded and self.vq.packed:
+            link_packed(f, &self.vq, used, count)
+        elif recorded:
+            link_split(f, used, count)
+        if steps > 1 and self.vq.packed:
+            wanted = publish_packed(&self.vq, used, count)
+        elif steps > 1:
+            wanted = publish_split(&self.vq, used, count)
+        if steps > 2 and recorded and self.vq.packed:
+            settle_packed(f, &self.vq, used, count)
+        elif steps > 2 and recorded:
+            settle_split(f, &self.vq, used, count)
+        return bool(wanted)
+
+    def record_in(self, region, uint32_t entries):
+        """Record what is in flight in this bytearray, from the next start on."""
+        cdef uint8_t[::1] view = region
+        self.region = region
+        self.inflight.region, self.inflight.entries = &view[0], entries
+        self.inflight.next, self.inflight.last = self.links, self.lasts
+        self.inflight.again = self.again
+
+    def recover(self, uint32_t base):
+        """Start at a base: what is to be carried out again, (entry, descriptors) each."""
+        self.start(base)
+        check(recover(&self.inflight, &self.vq, base))
+        return [
+            (self.again[i].entry, self.again[i].descriptors)
+            for i in range(self.inflight.again_count)
+        ]
+
+    def walk_again(self, uint32_t number):
+        """Chain `number` of those to be carried out again, as `take` gives it."""
+        cdef Chain chain
+        cdef const Again *again = &self.again[number]
+        chain.id, chain.descriptors = again.entry, again.descriptors
         if self.vq.packed:
-            return bool(publish_packed(&self.vq, used, len(chains)))
-        return bool(publish_split(&self.vq, used, len(chains)))
+            check(walk_recorded(
+                &self.inflight, &self.vq, &self.memory, again.entry, self.segments,
+                MAX_SEGMENTS, &chain,
+            ))
+            self.entries[chain.id] = again.entry
+        else:
+            check(walk_split(&self.vq, &self.memory, self.segments, MAX_SEGMENTS, &chain))
+        return chain.id, chain.descriptors, self.resolved(&chain)
+
+    def position(self):
+        """Where the ring goes on: the next avail index (split), or the base (packed)."""
+        return packed_base(&self.vq) if self.vq.packed else self.vq.next_avail
 
     def suppress(self):
         """Have the driver not kick."""

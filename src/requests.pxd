@@ -9,6 +9,7 @@ from libc.string cimport memcpy
 
 from atomics cimport load_relaxed_u64, store_relaxed_u64
 from guestmem cimport MemoryView
+from inflight cimport Inflight
 from layouts cimport (
     BLK_S_OK, BLK_T_DISCARD, BLK_T_FLUSH, BLK_T_GET_ID, BLK_T_IN, BLK_T_OUT, BLK_T_WRITE_ZEROES,
     BlkRange,
@@ -71,6 +72,7 @@ cdef struct Request:
 
 cdef struct Vring:
     Virtq vq
+    Inflight inflight
     Request *requests           # one a descriptor
     uint32_t *free              # stack of the free requests' numbers
     iovec *iovecs               # `iov_room` for each request that needs more than a few
@@ -141,6 +143,7 @@ cdef inline void give_back(
     status_byte[0] = status
     used.id, used.descriptors = chain.id, chain.descriptors
     used.written = written + 1  # the status
+    used.entry = chain.entry
     r.used_count += 1
 
 

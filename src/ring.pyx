@@ -6,13 +6,14 @@ sleeps in one place, `polling.sleep`; kicks, commands and disk completions wake 
 """
 
 from libc.errno cimport EBUSY, EINVAL, errno
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from commands cimport MemoryChange, Placement, VringStart, settle, take_commands
 from faults cimport forget_mapping, install_fault_handler, watch_mapping
 from guestmem cimport GuestMemory, MemoryView, Region
+from inflight cimport Again
 from layouts cimport BlkRange
 from mailbox cimport (
     CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR,
@@ -205,7 +206,7 @@ cdef class Worker:
         cdef uint32_t i, room = max(largest, longest_chain) + 16
         cdef size_t of_ring = largest * (
             sizeof(Request) + sizeof(uint32_t) + room * sizeof(iovec)
-            + MAX_RANGES * sizeof(BlkRange)
+            + MAX_RANGES * sizeof(BlkRange) + sizeof(Again) + 2 * sizeof(uint16_t)
         ) + (largest + FETCH_BUDGET) * sizeof(UsedChain)
         cdef size_t size = ZERO_BYTES + BOUNCE_BUFFERS * BOUNCE_BYTES + rings * of_ring
         cdef uint8_t *at
@@ -252,7 +253,10 @@ cdef class Worker:
         r.iovecs = <iovec *>(at + largest * sizeof(Request))
         r.ranges = <BlkRange *>(r.iovecs + <size_t>largest * room)
         r.used = <UsedChain *>(r.ranges + <size_t>largest * MAX_RANGES)
-        r.free = <uint32_t *>(r.used + largest + FETCH_BUDGET)
+        r.inflight.again = <Again *>(r.used + largest + FETCH_BUDGET)
+        r.free = <uint32_t *>(r.inflight.again + largest)
+        r.inflight.next = <uint16_t *>(r.free + largest)
+        r.inflight.last = r.inflight.next + largest
 
     def __dealloc__(self):
         if self.reserved != NULL:
@@ -375,12 +379,17 @@ cdef class Worker:
         return self.post(CMD_SET_LIMITS, 0, 0, (<char *>&limits)[:sizeof(limits)])
 
     def start(self, uint32_t ring, place, *, uint32_t size, uint32_t base, bint packed,
-              bint event_idx, bint indirect) -> int:
-        """Start a stopped ring of `size` descriptors at `base`, as SET_VRING_BASE gives it."""
+              bint event_idx, bint indirect, uint64_t inflight=0, uint32_t entries=0) -> int:
+        """Start a stopped ring of `size` descriptors at `base`, as SET_VRING_BASE gives it.
+
+        What is in flight is recorded at the address `inflight`, if that is not 0: a region of
+        `entries` descriptors that is mapped for as long as the ring may run.
+        """
         cdef VringStart how
         memset(&how, 0, sizeof(how))
         how.place = placement(place)
         how.size, how.base, how.packed = size, base, packed
+        how.inflight, how.entries = <void *>inflight, entries
         how.event_idx, how.indirect = event_idx, indirect
         return self.post(CMD_START, ring, 0, (<char *>&how)[:sizeof(how)])
 

@@ -4,6 +4,9 @@
 from libc.stdint cimport uint32_t
 
 from immediate cimport answer_at_once, carried_out
+from inflight cimport Again, has_again, is_recorded
+from inflight_packed cimport link_packed, record_packed, settle_packed, walk_recorded
+from inflight_split cimport link_split, record_split, settle_split
 from injected cimport put_off, strike
 from layouts cimport BLK_S_OK
 from notify cimport break_ring, call_driver
@@ -11,7 +14,9 @@ from packed cimport (
     packed_has_more, publish_packed, rearm_packed, suppress_packed, take_packed,
 )
 from requests cimport Request, Vring, next_ranges, take_request, unfit_for_direct
-from split cimport publish_split, rearm_split, split_has_more, suppress_split, take_split
+from split cimport (
+    publish_split, rearm_split, split_has_more, suppress_split, take_split, walk_split,
+)
 from transfer cimport submit
 from virtio_blk cimport (
     ENGINE_INLINE, FAULT_SHORTEN, Fault, OP_ANSWER, Operation, parse_request,
@@ -72,6 +77,8 @@ cdef inline int fetch_split(Worker *w, Vring *r) noexcept nogil:
     while rc > 0 and budget > 0 and r.free_count:
         rc = take_split(&r.vq, w.view.memory, w.segments, w.segment_room, &chain)
         if rc > 0:
+            if is_recorded(&r.inflight):
+                record_split(&r.inflight, &chain)
             rc = begin(w, r, &chain)
             budget -= rc
     return rc
@@ -83,10 +90,32 @@ cdef inline int fetch_packed(Worker *w, Vring *r) noexcept nogil:
     cdef int budget = FETCH_BUDGET, rc = 1
     while rc > 0 and budget > 0 and r.free_count:
         rc = take_packed(&r.vq, w.view.memory, w.segments, w.segment_room, &chain)
+        if rc > 0 and is_recorded(&r.inflight):
+            rc = record_packed(&r.inflight, &r.vq, &chain) or rc
         if rc > 0:
             rc = begin(w, r, &chain)
             budget -= rc
     return rc
+
+
+cdef inline int submit_again(Worker *w, Vring *r) noexcept nogil:
+    """Start what was in flight when the ring's last back end died, in its order: 0, or -errno."""
+    cdef Chain chain
+    cdef const Again *again
+    cdef int rc = 0
+    while rc >= 0 and has_again(&r.inflight):
+        again = &r.inflight.again[r.inflight.again_done]
+        r.inflight.again_done += 1
+        chain.id, chain.descriptors = again.entry, again.descriptors
+        if r.vq.packed:
+            rc = walk_recorded(
+                &r.inflight, &r.vq, w.view.memory, again.entry, w.segments, w.segment_room, &chain
+            )
+        else:
+            rc = walk_split(&r.vq, w.view.memory, w.segments, w.segment_room, &chain)
+        if rc >= 0:
+            rc = begin(w, r, &chain)
+    return min(rc, 0)
 
 
 cdef inline void spare_kicks(Vring *r) noexcept nogil:
@@ -102,12 +131,29 @@ cdef inline void spare_kicks(Vring *r) noexcept nogil:
 
 cdef inline void serve_ring(Worker *w, Vring *r) noexcept nogil:
     """Fetch from a ring that may hold more."""
-    cdef int rc
+    cdef int rc = 0
     spare_kicks(r)
-    rc = fetch_packed(w, r) if r.vq.packed else fetch_split(w, r)
+    if has_again(&r.inflight):
+        rc = submit_again(w, r)
+    if rc == 0:
+        rc = fetch_packed(w, r) if r.vq.packed else fetch_split(w, r)
     r.wants_look = rc > 0
     if rc < 0:
         break_ring(w, r, rc)
+
+
+cdef inline bint publish_recorded(Vring *r) noexcept nogil:
+    """Show the driver what was answered, and keep the record of it: whether it wants a call."""
+    cdef bint wanted
+    if r.vq.packed:
+        link_packed(&r.inflight, &r.vq, r.used, r.used_count)
+        wanted = publish_packed(&r.vq, r.used, r.used_count)
+        settle_packed(&r.inflight, &r.vq, r.used, r.used_count)
+    else:
+        link_split(&r.inflight, r.used, r.used_count)
+        wanted = publish_split(&r.vq, r.used, r.used_count)
+        settle_split(&r.inflight, &r.vq, r.used, r.used_count)
+    return wanted
 
 
 cdef inline void publish_ring(Worker *w, Vring *r) noexcept nogil:
@@ -115,7 +161,9 @@ cdef inline void publish_ring(Worker *w, Vring *r) noexcept nogil:
     cdef bint wanted
     if w.with_driver.now:
         spare_kicks(r)          # of a driver that goes on at once: that is looked out for
-    if r.vq.packed:
+    if is_recorded(&r.inflight):
+        wanted = publish_recorded(r)
+    elif r.vq.packed:
         wanted = publish_packed(&r.vq, r.used, r.used_count)
     else:
         wanted = publish_split(&r.vq, r.used, r.used_count)

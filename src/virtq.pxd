@@ -40,12 +40,14 @@ cdef struct Chain:
     uint32_t id                 # head (split), or buffer id
     uint32_t descriptors        # in the ring; an indirect table is one
     uint32_t segments           # resolved
+    uint32_t entry              # of the in-flight region of a packed ring
 
 
 cdef struct UsedChain:
     uint32_t id
     uint32_t descriptors
     uint32_t written            # bytes written to the guest, the status byte included
+    uint32_t entry
 
 
 cdef inline int add_segments(

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 
 from blkd.errors import BlkdError, RequestRefused
+from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.rings import VringSetup
 from blkd.vhost_user.wire import MemoryRegion
 
@@ -74,6 +75,13 @@ class RecordingRings:
 
     async def remove_memory(self, region: MemoryRegion) -> None:
         self._told("remove_memory", region)
+
+    async def make_inflight(self, region: Inflight) -> int:
+        self._told("make_inflight", region)
+        return os.memfd_create("inflight")
+
+    async def use_inflight(self, region: Inflight, fd: int, *, packed: bool) -> None:
+        self._told("use_inflight", region, packed, fds=[fd])
 
     async def set_kick(self, index: int, fd: int | None) -> None:
         self._told("set_kick", index, fd is not None, fds=[fd])

@@ -32,7 +32,7 @@ from tests.disk import (
     WRITE_ZEROES,
     Disk,
 )
-from tests.packed_vring import PackedVring
+from tests.packed_vring import START, PackedVring
 from tests.vring import (
     DESC_INDIRECT,
     DESC_NEXT,
@@ -69,6 +69,7 @@ SECTOR = 512
 VERSION, REPLY, NEED_REPLY = 0x1, 0x4, 0x8
 NO_FD = 0x100  # bit 8 of SET_VRING_KICK, CALL and ERR
 HEADER = struct.Struct("=III")  # request, flags, size
+INFLIGHT = struct.Struct("=QQHH")  # mmap size, mmap offset, queues, queue size
 
 
 class Request(enum.IntEnum):
@@ -137,7 +138,7 @@ class Feature(enum.IntFlag):
 
 
 WANTED_PROTOCOL = sum(Protocol) & ~(
-    Protocol.LOG_SHMFD | Protocol.PAGEFAULT | Protocol.BACKEND_SEND_FD | Protocol.INFLIGHT_SHMFD
+    Protocol.LOG_SHMFD | Protocol.PAGEFAULT | Protocol.BACKEND_SEND_FD
 )
 WANTED_FEATURES = sum(Feature) & ~(Feature.LOG_ALL | Feature.RING_PACKED)
 
@@ -160,12 +161,18 @@ class FrontEnd:
         self.max_mem_slots = 8
         self.backend_requests: socket.socket | None = None
         self.rings: dict[int, Ring] = {}
+        self.inflight: tuple[bytes, int] | None = None
+        """The in-flight region: how messages describe it, and its descriptor."""
         self._memory: GuestMemory | None = None
         self._fds: list[int] = []
 
     @classmethod
     def connect(cls, path: str | os.PathLike[str], timeout: float = 5) -> Self:
         """Connect to a back end that may only be about to listen."""
+        return cls(cls._connected(path, timeout), timeout)
+
+    @staticmethod
+    def _connected(path: str | os.PathLike[str], timeout: float) -> socket.socket:
         deadline = time.monotonic() + timeout
         while True:
             sock = socket.socket(socket.AF_UNIX)
@@ -177,7 +184,41 @@ class FrontEnd:
                     raise
                 select.poll().poll(10)
             else:
-                return cls(sock, timeout)
+                sock.settimeout(timeout)
+                return sock
+
+    def resume(self, path: str | os.PathLike[str]) -> None:
+        """Go on with another back end, as QEMU does: all it knows is what the guest was given.
+
+        It goes from the used index of a split ring, and forgets where a packed one was.
+        """
+        self.sock.close()
+        self.sock = self._connected(path, self.timeout)
+        features, self.protocol_features = self.features, Protocol(0)
+        self.negotiate(features)
+        if self.inflight:
+            payload, fd = self.inflight
+            self.set(Request.SET_INFLIGHT_FD, payload, [fd])
+        self.share_memory()
+        for index, ring in self.rings.items():
+            base = START if isinstance(ring, PackedVring) else ring.used_idx
+            self.start_ring(index, ring=ring, base=base)
+
+    def track_inflight(self, queues: int = 1, queue_size: int = 128) -> None:
+        """Have the back end make an in-flight region, and record in it."""
+        self.get_inflight(queues, queue_size)
+        assert self.inflight
+        payload, fd = self.inflight
+        self.set(Request.SET_INFLIGHT_FD, payload, [fd])
+
+    def get_inflight(self, queues: int, queue_size: int, padding: int = 4) -> None:
+        """Ask for a region as QEMU does, which sends a whole C structure."""
+        request = INFLIGHT.pack(0, 0, queues, queue_size) + bytes(padding)
+        self.send(Request.GET_INFLIGHT_FD, request)
+        answer, flags, payload, fds = self.receive()
+        assert (answer, flags) == (Request.GET_INFLIGHT_FD, VERSION | REPLY), (answer, flags)
+        assert len(payload) == len(request)
+        self.inflight = (payload, fds[0]) if fds else None
 
     @classmethod
     def from_socket(cls, sock: socket.socket, timeout: float = 5) -> Self:
@@ -432,13 +473,17 @@ class FrontEnd:
     ) -> Disk:
         """From a fresh connection to a driver on a running ring."""
         self.prepare(features, packed=packed)
+        return self.make_disk(index, size)
+
+    def make_disk(self, index: int = 0, size: int = 128) -> Disk:
+        """Start a ring and drive it."""
         return Disk(self, self.start_ring(index, size))
 
     def disks(self, count: int, size: int = 128, *, packed: bool = False) -> Iterator[Disk]:
         """The same with several rings."""
         self.prepare(packed=packed)
         for index in range(count):
-            yield Disk(self, self.start_ring(index, size))
+            yield self.make_disk(index, size)
 
     def prepare(self, features: int | None = None, *, packed: bool = False) -> None:
         """Negotiate and share memory; `packed` asks for that layout as well."""

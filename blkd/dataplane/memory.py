@@ -28,26 +28,41 @@ def require_eventfd(fd: int, what: str) -> None:
 
 def map_region(region: MemoryRegion, fd: int) -> ring.Mapping:
     """Map a region of the front end's memory.  Raises RequestRefused where that cannot be."""
-    where = f"memory region at guest address {region.guest_address:#x}"
-    end = region.mmap_offset + region.size
+    return map_file(
+        fd,
+        region.mmap_offset,
+        region.size,
+        f"memory region at guest address {region.guest_address:#x}",
+        region,
+    )
+
+
+def map_file(
+    fd: int, offset: int, size: int, what: str, region: MemoryRegion | None = None
+) -> ring.Mapping:
+    """Map a part of a memory file, which a front end may own and change at any time.
+
+    `region` says where guest and front end see it.  Raises RequestRefused.
+    """
+    end = offset + size
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
-        raise RequestRefused(f"{where}: its descriptor is not a memory file")
-    if region.size == 0 or end > LAST_ADDRESS:
-        raise RequestRefused(f"{where}: {region.size} bytes from {region.mmap_offset:#x}")
+        raise RequestRefused(f"{what}: its descriptor is not a memory file")
+    if size == 0 or end > LAST_ADDRESS:
+        raise RequestRefused(f"{what}: {size} bytes from {offset:#x}")
     if end > status.st_size:
-        raise RequestRefused(f"{where}: ends at {end:#x} of a file of {status.st_size:#x} bytes")
+        raise RequestRefused(f"{what}: ends at {end:#x} of a file of {status.st_size:#x} bytes")
     try:
         return ring.Mapping(
             fd,
-            region.mmap_offset,
-            region.size,
-            region.guest_address,
-            region.user_address,
+            offset,
+            size,
+            region.guest_address if region else 0,
+            region.user_address if region else 0,
             max(status.st_blksize, mmap.PAGESIZE),
         )
     except OSError as error:
-        raise RequestRefused(f"{where}: cannot be mapped: {error.strerror}") from error
+        raise RequestRefused(f"{what}: cannot be mapped: {error.strerror}") from error
 
 
 def close_all(fds: Iterable[int]) -> None:

@@ -10,10 +10,20 @@ from dataclasses import dataclass
 import structlog
 
 from blkd import ring
+from blkd.dataplane import inflight
+from blkd.dataplane.inflight import InflightRegion
 from blkd.dataplane.memory import close_all, map_region, require_eventfd
-from blkd.dataplane.worker import LiveRing, Place, WorkerSettings, WorkerThread, place
+from blkd.dataplane.worker import (
+    NOT_RECORDED,
+    LiveRing,
+    Place,
+    WorkerSettings,
+    WorkerThread,
+    place,
+)
 from blkd.errors import DataPlaneError, DrainTimeout, RequestRefused
 from blkd.image.base import Image
+from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.rings import VringSetup
 from blkd.vhost_user.wire import MemoryRegion
 from blkd.virtio.blk import SECTOR_BYTES, BlkDevice
@@ -57,6 +67,7 @@ class DataPlane:
         )
         self._mappings: dict[MemoryRegion, ring.Mapping] = {}
         self._memory: ring.MemoryMap | None = None
+        self._inflight: InflightRegion | None = None
         self._pausing: list[asyncio.Future[int]] = []
         self._left = False
         self.paused = False
@@ -161,6 +172,19 @@ class DataPlane:
         """Whether every worker has the guest's memory registered."""
         return bool(self._threads) and all(t.worker.registered == 1 for t in self._crew_awake)
 
+    # ---- requests in flight ----
+
+    async def make_inflight(self, region: Inflight) -> int:
+        """Make an in-flight region: its descriptor, which is the caller's."""
+        return inflight.make(region)
+
+    async def use_inflight(self, region: Inflight, fd: int, *, packed: bool) -> None:
+        """Record what is in flight in this region, from the next ring that is started on."""
+        try:
+            self._inflight = InflightRegion.adopt(region, fd, packed=packed)
+        finally:
+            os.close(fd)
+
     # ---- rings ----
 
     async def set_kick(self, index: int, fd: int | None) -> None:
@@ -187,8 +211,9 @@ class DataPlane:
     async def start_ring(self, index: int, setup: VringSetup) -> None:
         """Start ring `index`; what was made available before is looked at right away."""
         r = await self._wake(index)
+        part = self._inflight.part(index, setup) if self._inflight else NOT_RECORDED
         try:
-            await r.start(self._placed(r, setup), setup)
+            await r.start(self._placed(r, setup), setup, part)
         except DataPlaneError as error:
             raise RequestRefused(f"ring {index} cannot start: {error}") from error
 
@@ -221,6 +246,7 @@ class DataPlane:
                 await r.replace_fd(kind, None)
             await self.enable_ring(r.index, enabled=False)
         self._enabled.clear()
+        self._inflight = None
         await self._use_memory({})
 
     def _placed(self, r: LiveRing, setup: VringSetup) -> Place:

@@ -25,6 +25,10 @@ log = structlog.get_logger()
 Place = tuple[int, int, int]
 """Where a ring's descriptors, its driver's and its device's area are mapped here."""
 
+Record = tuple[int, int]
+"""Where a ring's part of the in-flight region is mapped, and its entries."""
+
+NOT_RECORDED: Final[Record] = (0, 0)
 NO_FD: Final = -1
 
 
@@ -155,8 +159,11 @@ class LiveRing:
             if old is not None:
                 os.close(old)
 
-    async def start(self, where: Place, setup: VringSetup) -> None:
-        """Start at a place; what was made available before is looked at right away."""
+    async def start(self, where: Place, setup: VringSetup, record: Record) -> None:
+        """Start at a place; what was made available before is looked at right away.
+
+        What the record says to be in flight is carried out first.
+        """
         ticket = self._worker.start(
             self.number,
             where,
@@ -165,6 +172,8 @@ class LiveRing:
             packed=setup.packed,
             event_idx=setup.event_idx,
             indirect=setup.indirect,
+            inflight=record[0],
+            entries=record[1],
         )
         await self.thread.answer(ticket)
         self.setup = setup
@@ -203,6 +212,13 @@ class LiveRing:
 
     def report(self, reason: int) -> None:
         """Log that the worker stopped fetching from the ring."""
+        if reason == errno.EBADMSG:
+            log.warning(
+                "in-flight region damaged: what was in flight is not known",
+                ring=self.index,
+                hint="reset the device or reboot the guest: until then its requests wait",
+            )
+            return
         if reason == errno.ESTALE:
             log.warning(
                 "packed ring served before, its front end does not know how far",

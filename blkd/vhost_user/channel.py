@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -25,6 +25,9 @@ class Fds:
 
     def __len__(self) -> int:
         return len(self._fds)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._fds)
 
     def __enter__(self) -> Self:
         return self
@@ -139,10 +142,34 @@ async def readable(sock: socket.socket) -> None:
         loop.remove_reader(sock)
 
 
-async def send(sock: socket.socket, message: bytes) -> bool:
-    """Send a whole message, for as long as that takes: False if the peer has closed."""
+async def writable(sock: socket.socket) -> None:
+    """Wait until the socket takes more, for as long as the peer does not read."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_writer(sock, ready.set)
     try:
-        await asyncio.get_running_loop().sock_sendall(sock, message)
+        await ready.wait()
+    finally:
+        loop.remove_writer(sock)
+
+
+async def send(sock: socket.socket, message: bytes, fds: Fds) -> bool:
+    """Send a whole message, for as long as that takes: False if the peer has closed.
+
+    The descriptors go along with its first byte; they stay the caller's.
+    """
+    try:
+        sent = await send_some(sock, message, list(fds)) if len(fds) else 0
+        await asyncio.get_running_loop().sock_sendall(sock, message[sent:])
     except ConnectionError:
         return False
     return True
+
+
+async def send_some(sock: socket.socket, message: bytes, fds: list[int]) -> int:
+    """Send the beginning of a message with its descriptors: the number of bytes."""
+    while True:
+        try:
+            return socket.send_fds(sock, [message], fds)
+        except BlockingIOError:
+            await writable(sock)

@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 
+from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.rings import VringSetup
 from blkd.vhost_user.wire import MemoryRegion
 
@@ -90,5 +91,22 @@ class OpenBackChannel:
     """Use the socket that came along for requests to the front end."""
 
 
+@dataclass(frozen=True, slots=True)
+class OfferInflight:
+    """Make an in-flight region and send its descriptor along with the answer."""
+
+    region: Inflight
+
+
+@dataclass(frozen=True, slots=True)
+class UseInflight:
+    """Record what is in flight in the region that came along."""
+
+    region: Inflight
+    packed: bool
+    """Whether it is laid out for packed rings."""
+
+
 RingCommand = SetKick | SetCall | SetError | StartRing | MoveRing | EnableRing | StopRing
-Command = SetMemory | AddMemory | RemoveMemory | Refresh | OpenBackChannel | RingCommand
+MemoryCommand = SetMemory | AddMemory | RemoveMemory | OfferInflight | UseInflight
+Command = MemoryCommand | Refresh | OpenBackChannel | RingCommand

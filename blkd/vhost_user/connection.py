@@ -18,6 +18,7 @@ from blkd.vhost_user.commands import (
     Command,
     EnableRing,
     MoveRing,
+    OfferInflight,
     OpenBackChannel,
     Refresh,
     RemoveMemory,
@@ -28,6 +29,7 @@ from blkd.vhost_user.commands import (
     SetMemory,
     StartRing,
     StopRing,
+    UseInflight,
 )
 from blkd.vhost_user.requests import MAX_PAYLOAD
 from blkd.vhost_user.rings import Rings
@@ -166,21 +168,21 @@ class Connection:
         while message := await receive(self._sock, MAX_PAYLOAD):
             self._quiet_at = math.inf
             header, payload, fds = message
-            with fds:
-                answer = await self._answer(header, payload, fds)
-            if answer is not None and not await send(self._sock, answer):
-                return
+            with fds, Fds() as gifts:
+                answer = await self._answer(header, payload, fds, gifts)
+                if answer is not None and not await send(self._sock, answer, gifts):
+                    return
             self._quiet_at = loop.time() + QUIET
             await asyncio.sleep(0)  # a front end that never pauses is not alone here
 
-    async def _answer(self, header: Header, payload: bytes, fds: Fds) -> bytes | None:
-        """Do what one request asks: the reply, if there is one."""
+    async def _answer(self, header: Header, payload: bytes, fds: Fds, gifts: Fds) -> bytes | None:
+        """Do what one request asks: the reply, if there is one, and in `gifts` what goes along."""
         name = request_name(header.request)
         log.debug("request", request=name, size=header.size, fds=len(fds))
         serving = self._session.serving
         plan = self._session.admit(header, payload, len(fds))
         try:
-            reply = self._session.accepted(header, await self._carry_out(plan, fds))
+            reply = self._session.accepted(header, await self._carry_out(plan, fds, gifts))
         except RequestRefused as error:
             log.warning("request refused", request=name, reason=str(error))
             return self._session.refused(header, error)
@@ -189,7 +191,7 @@ class Connection:
             self._news.set()
         return reply
 
-    async def _carry_out(self, plan: Plan, fds: Fds) -> Answer | None:
+    async def _carry_out(self, plan: Plan, fds: Fds, gifts: Fds) -> Answer | None:
         """Perform a plan's commands in their order: its answer."""
         result: int | None = None
         while True:
@@ -197,9 +199,9 @@ class Connection:
                 command = plan.send(result)
             except StopIteration as end:
                 return cast("Answer | None", end.value)
-            result = await self._perform(command, fds)
+            result = await self._perform(command, fds, gifts)
 
-    async def _perform(self, command: Command, fds: Fds) -> int | None:
+    async def _perform(self, command: Command, fds: Fds, gifts: Fds) -> int | None:
         """Carry out one command: its result, where it has one."""
         rings = self._rings
         match command:
@@ -209,6 +211,10 @@ class Connection:
                 await rings.add_memory(region, fds.take_one())
             case RemoveMemory(region):
                 await rings.remove_memory(region)
+            case OfferInflight(region):
+                gifts.add([await rings.make_inflight(region)])
+            case UseInflight(region, packed):
+                await rings.use_inflight(region, fds.take_one(), packed=packed)
             case Refresh():
                 await rings.refresh()
             case OpenBackChannel():

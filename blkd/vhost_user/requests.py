@@ -13,6 +13,7 @@ from operator import or_
 from types import MappingProxyType
 from typing import Any, Final
 
+from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.wire import (
     U64,
     BackendRequest,
@@ -89,6 +90,7 @@ def declined(
 
 NOT_ZERO = U64(1).encode()  # how a reply that is one u64 says no
 NOTHING = b""  # how GET_CONFIG says no
+NO_REGION = Inflight(0, 0, 0, 0, padded=True).encode()  # how GET_INFLIGHT_FD says no
 
 REQUESTS: Final = MappingProxyType(
     {
@@ -150,8 +152,19 @@ REQUESTS: Final = MappingProxyType(
         Request.POSTCOPY_END: declined(
             Support.NO, "PAGEFAULT is not offered", replies=True, refusal=NOT_ZERO
         ),
-        Request.GET_INFLIGHT_FD: declined(Support.LATER, "needs INFLIGHT_SHMFD", replies=True),
-        Request.SET_INFLIGHT_FD: declined(Support.LATER, "needs INFLIGHT_SHMFD"),
+        Request.GET_INFLIGHT_FD: Declaration(
+            Inflight,
+            needs=ProtocolFeature.INFLIGHT_SHMFD,
+            replies=True,
+            refusal=NO_REGION,
+            note="a new region, sealed; payload of 20 or 24 bytes",
+        ),
+        Request.SET_INFLIGHT_FD: Declaration(
+            Inflight,
+            ONE_FD,
+            needs=ProtocolFeature.INFLIGHT_SHMFD,
+            note="only while all rings are stopped; what is in flight is carried out again",
+        ),
         Request.GPU_SET_SOCKET: declined(Support.FOREIGN, "graphics devices"),
         Request.RESET_DEVICE: Declaration(
             needs=ProtocolFeature.RESET_DEVICE,
@@ -215,7 +228,9 @@ PROTOCOL_FEATURES: Final = MappingProxyType(
         ProtocolFeature.CONFIG: Stance(Support.YES),
         ProtocolFeature.BACKEND_SEND_FD: Stance(Support.NO, "no message of ours carries one"),
         ProtocolFeature.HOST_NOTIFIER: Stance(Support.FOREIGN, "hardware doorbells"),
-        ProtocolFeature.INFLIGHT_SHMFD: Stance(Support.LATER, "recovery of requests in flight"),
+        ProtocolFeature.INFLIGHT_SHMFD: Stance(
+            Support.YES, "requests in flight outlive a back end that is killed"
+        ),
         ProtocolFeature.RESET_DEVICE: Stance(Support.YES),
         ProtocolFeature.INBAND_NOTIFICATIONS: Stance(Support.NO, "eventfds only"),
         ProtocolFeature.CONFIGURE_MEM_SLOTS: Stance(Support.YES, f"{MAX_MEM_SLOTS} regions"),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.wire import MemoryRegion, VirtioFeature
 
 DESC_BYTES = 16  # of a descriptor, in both layouts (virtio 1.3, 2.7.5 and 2.8.13)
@@ -69,6 +70,12 @@ class Rings(Protocol):
 
     async def remove_memory(self, region: MemoryRegion) -> None:
         """Remove one region; returns when no I/O uses it."""
+
+    async def make_inflight(self, region: Inflight) -> int:
+        """Make an in-flight region: its descriptor, which is the caller's."""
+
+    async def use_inflight(self, region: Inflight, fd: int, *, packed: bool) -> None:
+        """Record what is in flight in this region, from the next ring that is started on."""
 
     async def set_kick(self, index: int, fd: int | None) -> None:
         """Give ring `index` its kick eventfd; None means that the front end has none."""

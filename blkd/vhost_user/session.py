@@ -16,6 +16,7 @@ from blkd.vhost_user.commands import (
     Command,
     EnableRing,
     MoveRing,
+    OfferInflight,
     OpenBackChannel,
     Refresh,
     RemoveMemory,
@@ -25,7 +26,9 @@ from blkd.vhost_user.commands import (
     SetMemory,
     StartRing,
     StopRing,
+    UseInflight,
 )
+from blkd.vhost_user.inflight import Inflight, part_bytes
 from blkd.vhost_user.requests import (
     MAX_MEM_SLOTS,
     NOT_ZERO,
@@ -61,7 +64,7 @@ MAX_STATUS = 0xFF  # virtio 1.3, 2.1: eight bits
 
 DONE = U64(0)  # an acknowledgement
 
-Answer = U64 | VringState | Config
+Answer = U64 | VringState | Config | Inflight
 Steps = Generator[Command, int | None, None]
 Plan = Generator[Command, int | None, Answer | None]
 Handler = Callable[[Payload], Plan | Answer | None]
@@ -289,6 +292,44 @@ class Session:
             f"no memory region of {single.region.size} bytes"
             f" at {single.region.guest_address:#x} to remove"
         )
+
+    # Requests in flight
+
+    def get_inflight_fd(self, wanted: Inflight) -> Plan:
+        """Make a region that has room for the requests in flight of all rings."""
+        self._refuse_no_rings(wanted)
+        region = replace(wanted, mmap_size=self._inflight_bytes(wanted), mmap_offset=0)
+        yield OfferInflight(region)
+        return region
+
+    def set_inflight_fd(self, region: Inflight) -> Steps:
+        """Take a region, of an earlier back end or fresh: rings start from what it says."""
+        self._refuse_no_rings(region)
+        if region.mmap_size != self._inflight_bytes(region) or not region.fits_a_file:
+            raise RequestRefused(
+                f"an in-flight region of {region.mmap_size} bytes at {region.mmap_offset:#x}, not"
+                f" {self._inflight_bytes(region)}, for {region.queues} rings of"
+                f" {region.queue_size} descriptors"
+            )
+        for ring in self.rings:
+            yield from self._end_disabled(ring)
+            if ring.started:
+                raise RequestRefused(f"an in-flight region while ring {ring.index} runs")
+        yield UseInflight(region, self._has(VirtioFeature.RING_PACKED))
+
+    def _inflight_bytes(self, region: Inflight) -> int:
+        """How large a region for such rings is."""
+        packed = self._has(VirtioFeature.RING_PACKED)
+        return region.queues * part_bytes(region.queue_size, packed=packed)
+
+    def _refuse_no_rings(self, region: Inflight) -> None:
+        """Raise RequestRefused unless we have rings as a region is for."""
+        rings, limit = len(self.rings), self.device.queue_size
+        if not (1 <= region.queues <= rings and 1 <= region.queue_size <= limit):
+            raise RequestRefused(
+                f"an in-flight region for {region.queues} rings of {region.queue_size}"
+                f" descriptors, not up to {rings} of {limit}"
+            )
 
     # Rings
 

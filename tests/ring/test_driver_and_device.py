@@ -39,20 +39,9 @@ class Talk(RuleBasedStateMachine):
         start = data.draw(self.starts)
         base = self.ring.position(start) * 0x10001 if packed else start & 0xFFFF
         self.ring.rewind(base)
-        regions = [(region.gpa, region.memory) for region in self.memory.regions]
-        ring = self.ring
-        self.device = Guest(
-            regions,
-            size=ring.size,
-            desc=ring.desc,
-            avail=ring.avail,
-            used=ring.used,
-            packed=packed,
-            event_idx=event_idx,
-            longest_chain=LONGEST,
-        )
-        self.device.start(base)
-        self.room = ring.size
+        self.device = self.make_device()
+        self.begin(base)
+        self.room = self.ring.size
         self.hidden = []  # (id, descriptors, lengths of the segments), added and not published
         self.offered = []  # ... not fetched yet
         self.fetched = []  # (id, descriptors) not given back yet
@@ -60,6 +49,22 @@ class Talk(RuleBasedStateMachine):
         self.lengths = {}  # of the chains, by id
         self.sleeps = False  # the device has asked for a kick
         self.waits = False  # the driver has asked for a call
+
+    def make_device(self):
+        ring = self.ring
+        return Guest(
+            [(region.gpa, region.memory) for region in self.memory.regions],
+            size=ring.size,
+            desc=ring.desc,
+            avail=ring.avail,
+            used=ring.used,
+            packed=self.layout is PackedVring,
+            event_idx=ring.event_idx,
+            longest_chain=LONGEST,
+        )
+
+    def begin(self, base):
+        self.device.start(base)
 
     @rule(length=st.integers(1, LONGEST), indirect=st.booleans())
     @precondition(lambda self: self.room > 0)
@@ -133,7 +138,7 @@ class Talk(RuleBasedStateMachine):
             assert base == self.ring.position(self.ring.added) * 0x10001
         else:
             base = self.ring.avail_idx
-        self.device.start(base)
+        self.begin(base)
 
     @invariant()
     def nothing_of_the_drivers_is_changed(self):

@@ -72,9 +72,11 @@ def test_delayed_requests_are_written_where_they_belong(serve, tmp_path):
     assert driver.read(8, 8192) == (OK, bytes([1]) * 4096 + bytes([2]) * 4096)
 
 
-def test_a_stopped_ring_waits_for_the_delayed(disk):
-    driver = disk("delay=100ms@any")
+def test_a_stopped_ring_waits_for_the_delayed(behind, serve):
+    daemon, front_end = serve(f"faulty:delay=1s@any:{behind}")
+    driver = front_end.disk()
     head = driver.submit(IN, 0, size=4096)
+    daemon.wait_for("in_flight", 1)
     assert driver.front_end.stop_ring(0) == 1
     assert driver.wait(head)[0].status == OK
 

@@ -128,7 +128,7 @@ def test_a_request_has_a_handler_exactly_if_it_is_supported(request_):
 
 def test_only_what_works_whole_is_offered(talk):
     assert talk.number(Request.GET_PROTOCOL_FEATURES) == sum(
-        1 << bit for bit in (0, 3, 5, 9, 13, 15, 16)
+        1 << bit for bit in (0, 3, 5, 9, 12, 13, 15, 16)
     )
 
 

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The in-flight region of a front end, mapped for the workers to write."""
+
+import contextlib
+import fcntl
+import os
+from typing import Final, Self
+
+from blkd import ring
+from blkd.dataplane.memory import map_file
+from blkd.errors import DataPlaneError, RequestRefused
+from blkd.vhost_user.inflight import HEAD, VERSION, Inflight, part_bytes
+from blkd.vhost_user.rings import VringSetup
+
+SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+def make(region: Inflight) -> int:
+    """A sealed file of zeroes for a region: its descriptor.  Raises DataPlaneError."""
+    with contextlib.ExitStack() as undo:
+        try:
+            fd = os.memfd_create("blkd-inflight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            undo.callback(os.close, fd)
+            os.ftruncate(fd, region.mmap_size)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+        except OSError as error:
+            raise DataPlaneError(f"no memory for an in-flight region: {error}") from error
+        undo.pop_all()
+    return fd
+
+
+class InflightRegion:
+    """A mapped region, which has been found fit to start rings from."""
+
+    def __init__(self, region: Inflight, mapping: ring.Mapping, *, packed: bool) -> None:
+        self._region = region
+        self._mapping = mapping
+        self._packed = packed
+
+    @classmethod
+    def adopt(cls, region: Inflight, fd: int, *, packed: bool) -> Self:
+        """Map a region from its file, which is borrowed.  Raises RequestRefused."""
+        mapping = map_file(fd, region.mmap_offset, region.mmap_size, "in-flight region")
+        step = part_bytes(region.queue_size, packed=packed)
+        for index in range(region.queues):
+            head = os.pread(fd, HEAD.size, region.mmap_offset + index * step)
+            _check(index, head, region.queue_size)
+        return cls(region, mapping, packed=packed)
+
+    def part(self, index: int, setup: VringSetup) -> tuple[int, int]:
+        """Where ring `index` is recorded, and its entries.  Raises RequestRefused."""
+        region = self._region
+        if index >= region.queues or setup.size > region.queue_size or setup.packed != self._packed:
+            kind = "packed" if self._packed else "split"
+            raise RequestRefused(
+                f"ring {index} of {setup.size} descriptors, and an in-flight region for"
+                f" {region.queues} {kind} rings of {region.queue_size}"
+            )
+        step = part_bytes(region.queue_size, packed=self._packed)
+        return self._mapping.address + index * step, region.queue_size
+
+
+def _check(index: int, head: bytes, queue_size: int) -> None:
+    """Raise RequestRefused unless a ring's part is fresh, or written as we write it."""
+    features, version, entries = HEAD.unpack(head)
+    if version and (version, features, entries) != (VERSION, 0, queue_size):
+        raise RequestRefused(
+            f"in-flight region of version {version}, features {features:#x}, {entries} entries for"
+            f" ring {index}, not version {VERSION}, 0 and {queue_size}"
+        )

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A back end dies in the middle of its work, and the next one does the rest."""
+
+import fcntl
+import os
+import signal
+import struct
+from dataclasses import dataclass
+
+import pytest
+
+from tests.daemon import image
+from tests.frontend import FLUSH, IN, INFLIGHT, OK, OUT, DisconnectedError, FrontEnd, Request
+
+SIZE = 1 << 20
+SLOW = "delay=1000s@any+0-64K"  # what touches the first 16 blocks is never done in a test's time
+VERSION_AT, HEAD = 8, struct.Struct("=HH")  # version and entries of a ring's part
+
+both = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+
+
+@dataclass
+class Heir:
+    """Serves the same image once more after a kill."""
+
+    serve: object
+    path: object
+    rules: str = SLOW
+
+    def first(self, *options):
+        self.daemon, self.front_end = self.serve(f"faulty:{self.rules}:{self.path}", *options)
+        return self.front_end
+
+    def next(self, *options, rules=None):
+        """Kill the present back end; another goes on, with other faults or none."""
+        self.daemon.end(signal.SIGKILL)
+        path = f"faulty:{rules}:{self.path}" if rules else self.path
+        self.daemon, spare = self.serve(path, *options)
+        spare.close()
+        self.front_end.resume(self.daemon.socket)
+        return self.daemon
+
+
+@pytest.fixture
+def heir(serve, tmp_path):
+    return Heir(serve, image(tmp_path / "a.img", SIZE))
+
+
+def recorded(front_end, *, packed, rings=1, size=128):
+    """Drivers on rings whose requests are recorded."""
+    front_end.prepare(packed=packed)
+    front_end.track_inflight(rings, size)
+    return [front_end.make_disk(index, size) for index in range(rings)]
+
+
+@both
+def test_what_was_overtaken_when_the_back_end_died_is_done_by_the_next(heir, packed):
+    (disk,) = recorded(heir.first(), packed=packed)
+    slow, after = [], []
+    for n in range(12):
+        slow.append(disk.submit(OUT, n * 8, bytes([n + 1]) * 4096))
+        after.append(disk.submit(OUT, (16 + n) * 8, bytes([n + 101]) * 4096))
+    assert all(done.status == OK for done in disk.wait(*after))
+    heir.next()
+    assert all((done.status, done.written) == (OK, 1) for done in disk.wait(*slow))
+    assert disk.write(8 * 40, b"n" * 4096) == OK
+    found = heir.path.read_bytes()
+    assert [found[n * 4096] for n in range(12)] == list(range(1, 13))
+    assert [found[(16 + n) * 4096] for n in range(12)] == list(range(101, 113))
+
+
+@both
+def test_reads_are_answered_with_what_the_disk_holds_then(heir, packed):
+    (disk,) = recorded(heir.first(), packed=packed)
+    heir.path.write_bytes(b"".join(bytes([n]) * 4096 for n in range(256)))
+    slow = [disk.submit(IN, n * 8, size=4096) for n in range(3, 16)]
+    assert disk.read(20 * 8, 4096) == (OK, bytes([20]) * 4096)
+    heir.next()
+    for n, done in enumerate(disk.wait(*slow), 3):
+        assert (done.status, done.data, done.written) == (OK, bytes([n]) * 4096, 4097)
+
+
+@both
+def test_a_request_is_carried_from_one_death_to_the_next(heir, packed):
+    (disk,) = recorded(heir.first(), packed=packed)
+    oldest = disk.submit(OUT, 0, b"o" * 4096)
+    for n in range(5):
+        assert disk.write(8 * (20 + n), bytes([n]) * 4096) == OK
+        heir.next(rules=SLOW)
+    newest = disk.submit(OUT, 8, b"n" * 4096)
+    heir.next()
+    assert [done.status for done in disk.wait(oldest, newest)] == [OK, OK]
+    assert heir.path.read_bytes()[:8192] == b"o" * 4096 + b"n" * 4096
+
+
+@both
+def test_rings_go_round_with_an_old_request_in_flight(heir, packed):
+    (disk,) = recorded(heir.first(), packed=packed, size=16)
+    oldest = disk.submit(OUT, 0, b"o" * 4096)
+    for n in range(40):  # several rounds: of a packed ring, its descriptors are written over
+        assert disk.write(8 * (20 + n % 8), bytes([n]) * 4096) == OK
+    heir.next()
+    assert disk.wait(oldest)[0].status == OK
+    assert heir.path.read_bytes()[:4096] == b"o" * 4096
+    for _ in range(40):
+        assert disk.flush() == OK
+
+
+@both
+def test_every_ring_has_its_own_record(heir, packed):
+    disks = recorded(heir.first("--queues", 3, "--workers", 2), packed=packed, rings=3)
+    slow = [disk.submit(OUT, 8 * n, bytes([n + 1]) * 4096) for n, disk in enumerate(disks)]
+    for n, disk in enumerate(disks):
+        assert disk.write(8 * (20 + n), b"f" * 4096) == OK
+    heir.next("--queues", 3)
+    for disk, head in zip(disks, slow, strict=True):
+        assert disk.wait(head)[0].status == OK
+    assert [heir.path.read_bytes()[4096 * n] for n in range(3)] == [1, 2, 3]
+
+
+@both
+def test_a_flush_waits_for_what_its_driver_waited_for(heir, packed):
+    (disk,) = recorded(heir.first(), packed=packed)
+    heads = [disk.submit(OUT, 0, b"w" * 4096), disk.submit(FLUSH)]
+    heir.next()
+    assert [done.status for done in disk.wait(*heads)] == [OK, OK]
+
+
+@both
+@pytest.mark.parametrize("image_name", ["null:1M", "memory"])
+def test_what_is_answered_at_once_is_recorded_as_well(tmpfs, serve, image_name, packed):
+    path = image_name if image_name.startswith("null") else image(tmpfs / "a.img", SIZE)
+    heir = Heir(serve, path)
+    (disk,) = recorded(heir.first(), packed=packed)
+    slow = disk.submit(OUT, 0, b"s" * 4096)
+    for n in range(300):
+        assert disk.write(8 * (20 + n % 50), bytes([n % 256]) * 4096) == OK
+    heir.next()
+    assert disk.wait(slow)[0].status == OK
+    assert disk.get_id()[0] == OK
+
+
+@both
+def test_a_back_end_that_ends_in_good_order_leaves_behind_what_does_not_end(heir, packed):
+    (disk,) = recorded(heir.first(), packed=packed)
+    slow = disk.submit(OUT, 0, b"s" * 4096)
+    assert disk.write(8 * 20, b"f" * 4096) == OK
+    assert heir.daemon.end(signal.SIGTERM, timeout=10) == 0
+    heir.daemon, spare = heir.serve(heir.path)
+    spare.close()
+    heir.front_end.resume(heir.daemon.socket)
+    assert disk.wait(slow)[0].status == OK
+
+
+@both
+def test_a_pause_that_runs_out_leaves_the_rest_recorded(heir, packed):
+    (disk,) = recorded(heir.first(), packed=packed)
+    slow = disk.submit(OUT, 0, b"s" * 4096)
+    heir.daemon.wait_for("in_flight", 1)
+    assert heir.daemon.call("pause", "--deadline", "0.1")["in_flight"] == 1
+    waiting = disk.submit(OUT, 8 * 20, b"w" * 4096)
+    heir.next()
+    assert [done.status for done in disk.wait(slow, waiting)] == [OK, OK]
+
+
+def test_the_region_is_sealed_and_ours_alone_to_size(heir):
+    front_end = heir.first()
+    front_end.negotiate()
+    front_end.get_inflight(2, 128)
+    payload, fd = front_end.inflight
+    size, offset, queues, queue_size = INFLIGHT.unpack(payload[: INFLIGHT.size])
+    assert (size, offset, queues, queue_size) == (2 * 2112, 0, 2, 128)
+    assert os.fstat(fd).st_size == size
+    assert os.pread(fd, size, 0) == bytes(size)
+    seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    assert seals & fcntl.F_SEAL_SHRINK
+    assert seals & fcntl.F_SEAL_GROW
+    assert not seals & fcntl.F_SEAL_WRITE
+
+
+@pytest.mark.parametrize("padding", [0, 4])
+def test_the_answer_is_as_long_as_the_question(heir, padding):
+    front_end = heir.first()
+    front_end.negotiate()
+    front_end.get_inflight(1, 64, padding)
+    assert front_end.inflight
+
+
+def region(front_end, *, change=None, length=None, kind="memfd"):
+    """Hand over a region of two rings: the answer."""
+    front_end.negotiate()
+    front_end.get_inflight(2, 128)
+    payload, ours = front_end.inflight
+    content = bytearray(os.pread(ours, 4224, 0))
+    for at, new in (change or {}).items():
+        content[at : at + len(new)] = new
+    fd = os.memfd_create("region") if kind == "memfd" else os.eventfd(0)
+    try:
+        if kind == "memfd":
+            os.write(fd, content[: len(content) if length is None else length])
+        return front_end.ack(Request.SET_INFLIGHT_FD, payload, [fd])
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"change": {VERSION_AT: HEAD.pack(2, 128)}},
+        {"change": {VERSION_AT: HEAD.pack(1, 127)}},
+        {"change": {2112 + VERSION_AT: HEAD.pack(1, 0)}},
+        {"change": {0: b"\1", VERSION_AT: HEAD.pack(1, 128)}},
+        {"length": 4223},
+        {"length": 0},
+        {"kind": "eventfd"},
+    ],
+    ids=["version", "entries", "second ring", "features", "short file", "no file", "no memory"],
+)
+def test_a_region_that_we_cannot_know_is_refused(heir, part):
+    front_end = heir.first()
+    assert region(front_end, **part) != 0
+    assert front_end.capacity() == SIZE // 512  # the connection goes on
+
+
+def test_a_region_that_was_written_by_another_is_taken(heir):
+    assert region(heir.first(), change={VERSION_AT: HEAD.pack(1, 128)}) == 0
+
+
+def test_a_ring_that_the_region_has_no_room_for_does_not_start(heir):
+    front_end = heir.first()
+    front_end.prepare()
+    front_end.track_inflight(1, 64)
+    with pytest.raises((AssertionError, DisconnectedError)):
+        front_end.start_ring(0, 128)
+
+
+def test_a_damaged_record_breaks_its_own_ring_only(heir):
+    disks = recorded(heir.first("--queues", 2), packed=True, rings=2)
+    assert [disk.write(8 * 20, b"f" * 4096) for disk in disks] == [OK, OK]
+    _, fd = heir.front_end.inflight
+    os.pwrite(fd, b"\xff" * 64, 12)  # heads and positions of ring 0
+    heir.next("--queues", 2)
+    assert disks[0].ring.broken()
+    assert disks[1].write(8 * 21, b"g" * 4096) == OK
+    assert "in-flight region damaged" in heir.daemon.errors()
+
+
+def test_a_region_whose_file_shrinks_ends_the_connection_and_not_the_process(heir):
+    front_end = heir.first("--queues", 1)
+    front_end.prepare()
+    fd = os.memfd_create("region")
+    os.ftruncate(fd, 2112)
+    payload = INFLIGHT.pack(2112, 0, 1, 128)
+    front_end.set(Request.SET_INFLIGHT_FD, payload, [fd])
+    disk = front_end.make_disk(0, 128)
+    assert disk.flush() == OK
+    os.ftruncate(fd, 0)
+    disk.submit(FLUSH)
+    assert front_end.wait_closed()
+    os.close(fd)
+    with FrontEnd.connect(heir.daemon.socket) as other:
+        assert other.disk().flush() == OK
+
+
+@both
+def test_a_region_that_says_nonsense_while_it_is_used_does_no_harm(heir, packed):
+    (disk,) = recorded(heir.first(), packed=packed)
+    _, fd = heir.front_end.inflight
+    size = os.fstat(fd).st_size
+    for n in range(50):
+        os.pwrite(fd, bytes([n * 37 % 256]) * size, 0)
+        assert disk.write(8 * (20 + n), bytes([n]) * 4096) == OK

@@ -16,13 +16,13 @@ BENCH_PACKAGES := git
 KERNEL_PACKAGE := linux-image-cloud-amd64
 
 SOURCES := $(wildcard src/*) setup.py pyproject.toml
-PYTHON_FILES := bench blkd demo tests setup.py
+PYTHON_FILES := bench blkd demo drills tests setup.py
 
 RESULTS := bench/results
 # The page of the quick run is not the one that is kept.
 QUICK_PAGE := build/bench/benchmarks.md
 
-.PHONY: demo test check build sanitize bench bench-quick bench-guest profile clean
+.PHONY: demo test check build sanitize drills bench bench-quick bench-guest profile clean
 
 demo: build $(GUEST)/kernel/version packages-guest
 	$(BIN)/python -m demo.run
@@ -43,6 +43,11 @@ build: $(VENV)/built
 # The data path under AddressSanitizer and UBSan, driven by the ring and system tests.
 sanitize: $(VENV)/tested packages-test
 	tests/sanitize
+
+# What goes wrong in practice, made to go wrong again and again; hours. Writes docs/reliability.md.
+drills: $(VENV)/tested $(GUEST)/kernel/version packages-guest packages-test
+	$(BIN)/python -m drills.run
+	$(BIN)/python -m drills.report
 
 # Side by side with others, about 20 minutes; writes docs/benchmarks.md.
 bench: bench-ready

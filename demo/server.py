@@ -85,7 +85,7 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def serve(image: Path, *options: object) -> AsyncIterator[Server]:
+async def serve(image: Path | str, *options: object) -> AsyncIterator[Server]:
     """`blkd serve IMAGE OPTIONS`, ready; at the end it is killed if it still runs."""
     with (
         tempfile.TemporaryDirectory(prefix="blkd-") as name,

@@ -6,6 +6,7 @@ is heard where it happens.
 """
 
 import contextlib
+import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import Final, Self
 
 from blkd.errors import BenchError, ProtocolError
 from blkd.vhost_user import wire
+from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.wire import ProtocolFeature, Request
 from blkd.virtio import blk
 from blkd.virtio.blk import BlkConfig
@@ -46,40 +48,46 @@ class Ring:
 class BackEnd:
     """One connection.  Errors are BenchErrors that name what was asked."""
 
-    def __init__(self, path: str, sock: socket.socket, timeout: float) -> None:
+    def __init__(
+        self, path: str, sock: socket.socket, timeout: float, *, reconnect: bool = False
+    ) -> None:
         self.path, self.sock = path, sock
         self.timeout = timeout
+        self._wanted = WANTED | (ProtocolFeature.INFLIGHT_SHMFD if reconnect else 0)
+        self._region: tuple[bytes, int] | None = None  # in-flight: how it is described, its file
+        self._received: list[int] = []  # descriptors
         self.offered = 0
         self.protocol_features = ProtocolFeature(0)
         self.queues = 1
 
     @classmethod
-    def connect(cls, path: str, timeout: float) -> Self:
-        """Connect to the back end that listens at `path`."""
-        sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(timeout)
-        try:
-            sock.connect(path)
-        except (OSError, ValueError) as error:
-            sock.close()
-            reason = getattr(error, "strerror", None) or str(error)
-            raise BenchError(
-                f"no back end at {path}: {reason}", hint="start it first, and name its socket"
-            ) from error
-        return cls(path, sock, timeout)
+    def connect(cls, path: str, timeout: float, *, reconnect: bool = False) -> Self:
+        """Connect to the back end that listens at `path`.
+
+        With `reconnect` it has to record requests in flight, for another may take its place.
+        """
+        return cls(path, connected(path, timeout), timeout, reconnect=reconnect)
+
+    def reconnect(self) -> None:
+        """Connect to the next back end at the same path.  Raises BenchError without one."""
+        self.sock.close()
+        self.sock = connected(self.path, self.timeout)
+        self.protocol_features = ProtocolFeature(0)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.sock.close()
+        if self._region is not None:
+            os.close(self._region[1])
 
     def negotiate(self) -> None:
         """Learn what is offered, and agree on the protocol's extensions."""
         self.offered = self._ask_number(Request.GET_FEATURES)
         if self.offered & wire.VirtioFeature.PROTOCOL_FEATURES:
             known = self._ask_number(Request.GET_PROTOCOL_FEATURES)
-            agreed = WANTED & known
+            agreed = self._wanted & known
             self._send(Request.SET_PROTOCOL_FEATURES, wire.U64(agreed).encode())
             self.protocol_features = ProtocolFeature(agreed)
         self._tell(Request.SET_OWNER)
@@ -106,6 +114,22 @@ class BackEnd:
     def accept(self, features: int) -> None:
         """Choose features out of the offered ones."""
         self._tell(Request.SET_FEATURES, wire.U64(features).encode())
+
+    def record(self, queues: int, queue_size: int) -> None:
+        """Have requests in flight recorded in a region that lasts as long as we do."""
+        if not self.protocol_features & ProtocolFeature.INFLIGHT_SHMFD:
+            raise BenchError(
+                f"{self.path}: the back end does not record requests in flight",
+                hint="leave --reconnect out",
+            )
+        if self._region is None:
+            asked = Inflight(0, 0, queues, queue_size, padded=True).encode()
+            payload = self._ask(Request.GET_INFLIGHT_FD, asked)
+            if len(self._received) != 1:
+                raise self._nonsense(Request.GET_INFLIGHT_FD, "no descriptor of a region")
+            self._region = payload, self._received.pop()
+        payload, fd = self._region
+        self._tell(Request.SET_INFLIGHT_FD, payload, [fd])
 
     def share(self, region: wire.MemoryRegion, memory: int) -> None:
         """Hand over the memory behind the descriptor `memory`, which is borrowed."""
@@ -172,7 +196,10 @@ class BackEnd:
     def _read(self, size: int) -> bytes:
         data = b""
         while len(data) < size:
-            piece = self.sock.recv(size - len(data))
+            piece, fds, _, _ = socket.recv_fds(
+                self.sock, size - len(data), 1, socket.MSG_CMSG_CLOEXEC
+            )
+            self._received += fds
             if not piece:
                 raise ConnectionResetError
             data += piece
@@ -201,3 +228,18 @@ class BackEnd:
             f"{self.path}: not an answer to {request.name}: {what}",
             hint="is it a vhost-user-blk back end?",
         )
+
+
+def connected(path: str, timeout: float) -> socket.socket:
+    """A socket connected to the back end that listens at `path`."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(timeout)
+    try:
+        sock.connect(path)
+    except (OSError, ValueError) as error:
+        sock.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BenchError(
+            f"no back end at {path}: {reason}", hint="start it first, and name its socket"
+        ) from error
+    return sock

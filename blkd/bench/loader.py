@@ -112,6 +112,9 @@ class Outcome:
 Watch = Callable[[int], None]
 """Is told now and then how many requests came back so far."""
 
+GoOn = Callable[[], socket.socket]
+"""Finds another back end for one that went away: the socket to it."""
+
 
 class Loader:
     """The queues of one run in shared memory, and the thread that polls them."""
@@ -164,8 +167,11 @@ class Loader:
         errors: Sequence[int],
         watch: Watch,
         interval: float,
+        go_on: GoOn | None = None,
     ) -> Outcome:
         """Do a stretch of work while the back end's socket and error eventfds are watched.
+
+        Where it goes away `go_on` may find another, and say how to hear of that one's end.
 
         Raises:
             BenchError: The back end went away, hangs, or is not to be trusted.
@@ -181,7 +187,7 @@ class Loader:
             stack.callback(thread.join)
             stack.callback(generator.stop, abandon=True)
             thread.start()
-            watcher = _Watcher(done, sock, errors)
+            watcher = _Watcher(done, sock, errors, go_on)
             try:
                 watcher.wait(generator, watch, interval)
             except KeyboardInterrupt:
@@ -232,8 +238,11 @@ class Loader:
 class _Watcher:
     """What the main thread waits for while another polls."""
 
-    def __init__(self, done: int, sock: socket.socket, errors: Sequence[int]) -> None:
+    def __init__(
+        self, done: int, sock: socket.socket, errors: Sequence[int], go_on: GoOn | None
+    ) -> None:
         self._done, self._sock, self._errors = done, sock, list(errors)
+        self._go_on = go_on
         self._poll = select.poll()
         for fd in (done, sock.fileno(), *errors):
             self._poll.register(fd, select.POLLIN)
@@ -255,7 +264,7 @@ class _Watcher:
                 return
             watch(generator.done)
             if self._sock.fileno() in ready:
-                raise self._closed(generator)
+                self._lose(generator)
             for index, fd in enumerate(self._errors):
                 if fd in ready:
                     raise BenchError(
@@ -263,6 +272,14 @@ class _Watcher:
                         f"after {generator.done} requests",
                         hint="its own log should say why",
                     )
+
+    def _lose(self, generator: loadgen.Generator) -> None:
+        """Watch the next back end instead of one that went away, if there may be one."""
+        if self._go_on is None:
+            raise self._closed(generator)
+        self._poll.unregister(self._sock)
+        self._sock = self._go_on()
+        self._poll.register(self._sock, select.POLLIN)
 
     def _closed(self, generator: loadgen.Generator) -> BenchError:
         after = f"after {generator.done} requests, {generator.in_flight} in flight"

@@ -51,6 +51,8 @@ class Result:
     verified_blocks: int
     wrong_blocks: int
     interrupted: bool
+    reconnections: int = 0
+    """Back ends that went on for one that went away."""
     wrong: tuple[WrongRequest, ...]
     """The first of them."""
 

@@ -3,6 +3,10 @@
 
 import contextlib
 import os
+import socket
+import sys
+import time
+from dataclasses import replace
 from typing import Final, Self
 
 from blkd.bench.agreement import Agreement
@@ -13,6 +17,8 @@ from blkd.bench.workload import Workload
 from blkd.errors import BenchError
 
 PACKED_BASE: Final = 0x8000_8000  # both indices 0, both wrap counters 1
+USED_INDEX: Final = 2  # bytes from the beginning of a used ring
+RETRY_INTERVAL: Final = 0.01  # seconds between two tries to find the next back end
 
 
 class Rings:
@@ -20,7 +26,8 @@ class Rings:
 
     def __init__(self, backend: BackEnd, work: Workload, agreed: Agreement) -> None:
         self.backend, self.work, self.agreed = backend, work, agreed
-        self._errors: list[int] = []
+        self._shown: list[Ring] = []
+        self.reconnections = 0
         self._stack = contextlib.ExitStack()
 
     @classmethod
@@ -74,15 +81,14 @@ class Rings:
             for layout in layouts:
                 memory.fill(layout.data, layout.end, work.seed)
         self._loader = Loader(memory, queues=work.queues, seed=work.seed, cpu=work.cpu)
-        self.backend.accept(agreed.features)
-        self.backend.share(memory.region, memory.fd)
-        for index, layout in enumerate(layouts):
-            self._make_queue(index, layout)
+        self._memory = memory
+        for layout in layouts:
+            self._make_queue(layout)
+        self._introduce()
 
-    def _make_queue(self, index: int, layout: QueueLayout) -> None:
+    def _make_queue(self, layout: QueueLayout) -> None:
         agreed = self.agreed
         kick, call, error = self._eventfd(), self._eventfd(), self._eventfd()
-        self._errors.append(error)
         self._loader.add_queue(
             layout,
             size=agreed.ring_size,
@@ -102,14 +108,49 @@ class Rings:
             call=call,
             error=error,
         )
-        self.backend.start_ring(index, ring)
+        self._shown.append(ring)
+
+    def _introduce(self) -> None:
+        """Tell the back end of all that it has not been told yet, up to running rings."""
+        self.backend.accept(self.agreed.features)
+        if self.work.reconnect:
+            self.backend.record(self.work.queues, self.agreed.ring_size)
+        self.backend.share(self._memory.region, self._memory.fd)
+        for index, ring in enumerate(self._shown):
+            self.backend.start_ring(index, ring)
+
+    def _go_on(self) -> socket.socket:
+        """Have the next back end go on where one went away: the socket to it.
+
+        All that we know is the used index of a split ring; the rest was recorded.
+        """
+        patience = time.monotonic() + self.work.timeout
+        if not self.agreed.packed:
+            self._shown = [replace(ring, base=self._used_index(ring)) for ring in self._shown]
+        while True:
+            try:
+                self.backend.reconnect()
+                self.backend.negotiate()
+                self._introduce()
+            except BenchError:
+                if time.monotonic() > patience:
+                    raise
+                time.sleep(RETRY_INTERVAL)
+            else:
+                self.reconnections += 1
+                return self.backend.sock
+
+    def _used_index(self, ring: Ring) -> int:
+        at = ring.used - GUEST_ADDRESS + USED_INDEX
+        return int.from_bytes(self._memory.mapping[at : at + 2], sys.byteorder)
 
     def run(self, stretch: Stretch, watch: Watch, interval: float) -> Outcome:
         """Do a stretch of work.  Raises BenchError where the back end fails."""
         return self._loader.run(
             stretch,
             sock=self.backend.sock,
-            errors=self._errors,
+            errors=[ring.error for ring in self._shown],
+            go_on=self._go_on if self.work.reconnect else None,
             watch=watch,
             interval=interval,
         )

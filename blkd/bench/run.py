@@ -45,8 +45,12 @@ def bench(path: str, work: Workload, watch: Watch | None = None) -> Result:
     target = Processor(work.pid)
     if work.cpu is not None:
         require_cpu(work.cpu)
-    with BackEnd.connect(path, work.timeout) as backend, Rings.start(backend, work) as rings:
-        return _Run(rings, work, target, watch).whole()
+    with (
+        BackEnd.connect(path, work.timeout, reconnect=work.reconnect) as backend,
+        Rings.start(backend, work) as rings,
+    ):
+        result = _Run(rings, work, target, watch).whole()
+        return replace(result, reconnections=rings.reconnections)
 
 
 class _Run:

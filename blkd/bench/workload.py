@@ -84,6 +84,8 @@ class Workload:
     """Where the polling thread is pinned."""
     timeout: float = 30.0
     """Seconds without an answer after which the back end is given up."""
+    reconnect: bool = False
+    """Whether another back end at the same path may go on for one that went away."""
 
     def __post_init__(self) -> None:
         self._check_numbers()

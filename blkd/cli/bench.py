@@ -119,6 +119,11 @@ def optional_size(ctx: click.Context, param: click.Parameter, value: str | None)
     metavar="SECONDS",
     help="Give the back end up when it has answered nothing for so long.",
 )
+@click.option(
+    "--reconnect",
+    is_flag=True,
+    help="Go on when the back end was killed and another one listens in its place.",
+)
 @click.option("--quiet", is_flag=True, help="No progress line on a terminal.")
 @json_option
 def bench(socket: str, *, as_json: bool, quiet: bool, rw: str, **options: Any) -> None:

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""blkd is killed under fio in a guest, which goes on, verifies and sees no error."""
+
+import asyncio
+
+from demo.fio import Report, fio
+from demo.guest import Disk, Guest, Machine
+from drills.killing import Killer, image, unreliable
+from drills.outcome import Outcome
+
+SIZE = 64 << 20
+LONGEST_LIFE = 2.0  # seconds; QEMU looks for the next back end once a second
+LIFE = 2.2  # seconds of a life and a start, roughly: what a load is planned by
+RUN = 60.0  # seconds of a load, at the most
+JOBS = 4
+LIMIT = 300.0
+
+
+async def drill(rounds: int, *, packed: bool = False) -> Outcome:
+    """Kill `rounds` times while fio writes, flushes, reads back and compares."""
+    figures = {"kills": 0, "requests": 0, "bytes written": 0, "bytes verified": 0}
+    machine = await Machine.prepare()
+    with image(SIZE) as path:
+        async with (
+            unreliable(path) as server,
+            machine.boot(Disk(server.socket, packed=packed)) as guest,
+        ):
+            seed = 0
+            while figures["kills"] < rounds:
+                seed += 1
+                left = rounds - figures["kills"]
+                load = asyncio.ensure_future(_load(guest, min(RUN, left * LIFE)))
+                killer = Killer(server, LONGEST_LIFE, seed)
+                await killer.run(left, load)
+                seen = await load
+                figures["kills"] += killer.kills
+                figures["requests"] += seen.read.requests + seen.write.requests + seen.flushes
+                figures["bytes written"] += seen.write.bytes
+                figures["bytes verified"] += seen.read.bytes
+            errors = len(await guest.kernel_errors())
+    name = f"restart under a guest, {'packed' if packed else 'split'} rings"
+    return Outcome(drill=name, rounds=rounds, errors=errors, figures={**figures})
+
+
+async def _load(guest: Guest, seconds: float) -> Report:
+    """Raises CommandFailed at the first request that fails and the first byte that is wrong."""
+    share = SIZE // JOBS
+    return await fio(
+        guest,
+        "/dev/vda",
+        f"--rw=randrw --bsrange=4k-32k --iodepth=16 --fsync=64 --size={share} --numjobs={JOBS}",
+        f"--offset_increment={share} --time_based --runtime={seconds:.0f} --verify_backlog=64",
+        limit=LIMIT,
+    )

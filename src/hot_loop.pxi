@@ -33,9 +33,12 @@ cdef class HotLoop:
     cdef uint32_t free[LOOP_SIZE]
     cdef UsedChain used[LOOP_SIZE + LOOP_BATCH]
     cdef bint wrap              # the driver's counter of a packed ring
+    cdef uint8_t record[64 * LOOP_SIZE]     # the in-flight region
+    cdef uint16_t links[LOOP_SIZE]
+    cdef uint16_t lasts[LOOP_SIZE]
     cdef uint32_t next          # descriptor that the driver of a packed ring fills next
 
-    def __cinit__(self, bint packed=False):
+    def __cinit__(self, bint packed=False, bint recorded=False):
         cdef size_t rings = 16 * LOOP_SIZE + 8192
         cdef size_t size = rings + LOOP_SIZE * (LOOP_SLOT + LOOP_BLOCK)
         self.base = <uint8_t *>calloc(1, size)
@@ -63,6 +66,10 @@ cdef class HotLoop:
         self.wrap = True
         if packed:
             start_packed(&self.vring.vq, FIRST_BASE)
+        if recorded:
+            self.vring.inflight.region, self.vring.inflight.entries = self.record, LOOP_SIZE
+            self.vring.inflight.next, self.vring.inflight.last = self.links, self.lasts
+            check(recover(&self.vring.inflight, &self.vring.vq, FIRST_BASE if packed else 0))
         reset_requests(&self.vring)
         for i in range(LOOP_SIZE):
             self.lay_out(i, rings)

@@ -31,15 +31,9 @@ cdef struct SplitRegion:        # SplitEntry[desc_num] behind it
 
 
 cdef struct PackedEntry:        # of one descriptor; the first of a chain speaks for all of it
-    uint8_t inflight
-    uint8_t padding
-    uint16_t next               # of the chain, or of the free list
-    uint16_t last               # of the chain
-    uint16_t num                # descriptors of the chain
+    uint64_t state              # inflight u8, padding u8, next, last, num: see `state_word`
     uint64_t counter            # in which order the chains were fetched
-    uint16_t id                 # from here on a copy: what was used is written over the ring
-    uint16_t flags
-    uint32_t len
+    uint64_t copy               # id, flags, len: what is used is written over the ring's own
     uint64_t addr
 
 
@@ -47,8 +41,7 @@ cdef struct PackedRegion:       # PackedEntry[desc_num] behind it
     uint64_t features
     uint16_t version
     uint16_t desc_num
-    uint16_t free_head          # `desc_num` where nothing is free
-    uint16_t old_free_head
+    uint32_t heads              # free_head, old_free_head; `desc_num` where nothing is free
     uint64_t positions          # used_idx, old_used_idx, used_ and old_used_wrap_counter, padding
     uint64_t padding
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A packed ring's requests in flight: every descriptor copied, for the ring forgets them.
 
-What is used is written over the ring's beginning, whatever chain lies there.
+What is used is written over the ring's beginning, whatever chain lies there.  Fields that
+belong together are written in one store: it is quicker, and no death can tear them apart.
 """
 
 from libc.errno cimport EINVAL, ELOOP, ENOBUFS
@@ -9,8 +10,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from atomics cimport (
-    copy_once, load_relaxed_u16, load_relaxed_u64, store_relaxed_u16, store_release_u8,
-    store_release_u16, store_release_u64,
+    copy_once, load_acquire_u32, load_relaxed_u16, load_relaxed_u64, store_release_u8,
+    store_release_u16, store_release_u32, store_release_u64,
 )
 from guestmem cimport GuestMemory
 from inflight cimport (
@@ -20,10 +21,19 @@ from layouts cimport PackedDesc
 from packed cimport add_packed, is_available, packed_ring
 from virtq cimport Chain, Segment, UsedChain, Virtq
 
+cdef enum:                      # bits to the left of a word's lowest
+    NEXT_AT = 16                # in an entry's state; below it the mark `inflight`
+    LAST_AT = 32
+    NUM_AT = 48
+    FLAGS_AT = 16               # in its copy; below it `id`
+    LEN_AT = 32
+    OLD_AT = 16                 # in the region's heads and positions; below it the new one
+    WRAP_AT = 32
+    OLD_WRAP_AT = 40
+
+
 cdef enum:
-    OLD_SHIFT = 16              # in the region's `positions`
-    WRAP_SHIFT = 32
-    OLD_WRAP_SHIFT = 40
+    MARK = 0xff                 # of an entry's state: `inflight`
 
 
 cdef struct UsedPosition:
@@ -38,6 +48,26 @@ cdef inline PackedRegion *packed_region(const Inflight *f) noexcept nogil:
 cdef inline PackedEntry *packed_entries(const Inflight *f) noexcept nogil:
     """The entries behind the region's head."""
     return <PackedEntry *>(<PackedRegion *>f.region + 1)
+
+
+cdef inline uint64_t state_word(
+    bint inflight, uint32_t next, uint32_t last, uint32_t descriptors
+) noexcept nogil:
+    """An entry's state; `last` and the number of descriptors count in a chain's first only."""
+    return (
+        (inflight != 0) | <uint64_t>next << NEXT_AT | <uint64_t>last << LAST_AT
+        | <uint64_t>descriptors << NUM_AT
+    )
+
+
+cdef inline void forget(PackedEntry *entry) noexcept nogil:
+    """Clear the mark of a chain's first entry."""
+    store_release_u8(<uint8_t *>&entry.state, 0)
+
+
+cdef inline void write_heads(PackedRegion *region, uint32_t head, uint32_t old) noexcept nogil:
+    """Say where the free list begins, and where it did when it was last sure."""
+    store_release_u32(&region.heads, head | old << OLD_AT)
 
 
 cdef inline UsedPosition used_position(const Virtq *vq) noexcept nogil:
@@ -62,12 +92,11 @@ cdef inline UsedPosition advanced(
 cdef inline void write_positions(
     PackedRegion *region, UsedPosition position, UsedPosition old
 ) noexcept nogil:
-    """Set both used positions in one store: no death can tear them apart."""
+    """Say up to where the driver has its chains back, and up to where that was last sure."""
     store_release_u64(
         &region.positions,
-        position.index | <uint64_t>old.index << OLD_SHIFT
-        | <uint64_t>(position.wrap != 0) << WRAP_SHIFT
-        | <uint64_t>(old.wrap != 0) << OLD_WRAP_SHIFT,
+        position.index | <uint64_t>old.index << OLD_AT
+        | <uint64_t>(position.wrap != 0) << WRAP_AT | <uint64_t>(old.wrap != 0) << OLD_WRAP_AT,
     )
 
 
@@ -77,30 +106,28 @@ cdef inline int record_packed(Inflight *f, const Virtq *vq, Chain *chain) noexce
     The descriptors are read once more, for what they say is checked whenever it is used.
     """
     cdef PackedEntry *entries = packed_entries(f)
-    cdef uint32_t at = f.head, where = vq.next_avail, _
+    cdef uint32_t head = f.head, at = head, last = head, _, where = vq.next_avail
     cdef PackedDesc d
     if where < chain.descriptors:
         where += vq.size
     where -= chain.descriptors
-    chain.entry = at
     for _ in range(chain.descriptors):
         if at >= f.entries:
             return -ENOBUFS
         copy_once(&d, &packed_ring(vq)[where], sizeof(PackedDesc))
-        entries[at].id, entries[at].flags, entries[at].len, entries[at].addr = (
-            d.id, d.flags, d.len, d.addr
-        )
-        f.last[chain.entry] = <uint16_t>at
-        at = f.next[at]
+        entries[at].addr = d.addr
+        entries[at].copy = d.id | <uint64_t>d.flags << FLAGS_AT | <uint64_t>d.len << LEN_AT
+        last, at = at, f.next[at]
         where = 0 if where + 1 == vq.size else where + 1
-    entries[chain.entry].counter = f.counter
-    entries[chain.entry].num = <uint16_t>chain.descriptors
-    entries[chain.entry].last = f.last[chain.entry]
-    store_release_u8(&entries[chain.entry].inflight, 1)
-    f.counter += 1
+    chain.entry = head
+    f.last[head] = <uint16_t>last
     f.head = <uint16_t>at
-    store_release_u16(&packed_region(f).free_head, f.head)
-    store_release_u16(&packed_region(f).old_free_head, f.head)
+    entries[head].counter = f.counter
+    f.counter += 1
+    store_release_u64(
+        &entries[head].state, state_word(True, f.next[head], last, chain.descriptors)
+    )
+    write_heads(packed_region(f), at, at)
     return 0
 
 
@@ -110,14 +137,19 @@ cdef inline void link_packed(
     """Say which chains are about to be given back: before the driver sees any of them."""
     cdef PackedEntry *entries = packed_entries(f)
     cdef UsedPosition old = used_position(vq)
-    cdef uint32_t i, last, descriptors = 0
+    cdef uint32_t i, entry, last, descriptors = 0
+    cdef uint16_t head = f.head
     for i in range(count):
-        last = f.last[used[i].entry]
-        f.next[last] = f.head
-        store_relaxed_u16(&entries[last].next, f.head)
-        f.head = <uint16_t>used[i].entry
+        entry = used[i].entry
+        last = f.last[entry]
+        f.next[last] = head
+        store_release_u64(
+            &entries[last].state, state_word(last == entry, head, last, used[i].descriptors)
+        )
+        head = <uint16_t>entry
         descriptors += used[i].descriptors
-    store_release_u16(&packed_region(f).free_head, f.head)
+    write_heads(packed_region(f), head, f.head)
+    f.head = head
     write_positions(packed_region(f), advanced(vq, old, descriptors), old)
 
 
@@ -128,8 +160,8 @@ cdef inline void settle_packed(
     cdef PackedEntry *entries = packed_entries(f)
     cdef uint32_t i
     for i in range(count):
-        store_release_u8(&entries[used[i].entry].inflight, 0)
-    store_release_u16(&packed_region(f).old_free_head, f.head)
+        forget(&entries[used[i].entry])
+    write_heads(packed_region(f), f.head, f.head)
     write_positions(packed_region(f), used_position(vq), used_position(vq))
 
 
@@ -141,10 +173,12 @@ cdef inline void renew_packed(Inflight *f, const Virtq *vq) noexcept nogil:
     store_release_u16(&region.version, 0)
     memset(entries, 0, f.entries * sizeof(PackedEntry))
     for i in range(f.entries):
-        f.next[i] = entries[i].next = <uint16_t>(i + 1)
+        f.next[i] = <uint16_t>(i + 1)
+        entries[i].state = state_word(False, i + 1, 0, 0)
     region.features = 0
     region.desc_num = <uint16_t>f.entries
-    region.free_head = region.old_free_head = f.head = 0
+    f.head = 0
+    write_heads(region, 0, 0)
     write_positions(region, used_position(vq), used_position(vq))
     f.counter = f.again_count = f.again_done = 0
     store_release_u16(&region.version, INFLIGHT_VERSION)
@@ -157,19 +191,19 @@ cdef inline int end_last_batch(Inflight *f, Virtq *vq) noexcept nogil:
     """
     cdef PackedRegion *region = packed_region(f)
     cdef uint64_t positions = load_relaxed_u64(&region.positions)
+    cdef uint32_t heads = load_acquire_u32(&region.heads)
     cdef UsedPosition now, old
-    now.index, now.wrap = <uint16_t>positions, positions >> WRAP_SHIFT & 1
-    old.index, old.wrap = <uint16_t>(positions >> OLD_SHIFT), positions >> OLD_WRAP_SHIFT & 1
+    now.index, now.wrap = <uint16_t>positions, positions >> WRAP_AT & 1
+    old.index, old.wrap = <uint16_t>(positions >> OLD_AT), positions >> OLD_WRAP_AT & 1
     if max(now.index, old.index) >= vq.size:
         return -EINVAL
-    f.head = load_relaxed_u16(&region.old_free_head)
+    f.head = <uint16_t>(heads >> OLD_AT)
     if (now.index != old.index or now.wrap != old.wrap) and not is_available(
         load_relaxed_u16(&packed_ring(vq)[old.index].flags), old.wrap
     ):
-        f.head = load_relaxed_u16(&region.free_head)
+        f.head = <uint16_t>heads
         old = now
-    store_release_u16(&region.free_head, f.head)
-    store_release_u16(&region.old_free_head, f.head)
+    write_heads(region, f.head, f.head)
     write_positions(region, old, old)
     vq.next_used, vq.used_wrap = old.index, old.wrap
     return 0
@@ -180,20 +214,21 @@ cdef inline int read_free_list(Inflight *f, bint *seen) noexcept nogil:
     cdef PackedEntry *entries = packed_entries(f)
     cdef uint32_t i, at = f.head
     for i in range(f.entries):
-        f.next[i] = load_relaxed_u16(&entries[i].next)
+        f.next[i] = <uint16_t>(load_relaxed_u64(&entries[i].state) >> NEXT_AT)
     while at < f.entries:
         if seen[at]:
             return -ELOOP
         seen[at] = True
-        store_release_u8(&entries[at].inflight, 0)
+        forget(&entries[at])
         at = f.next[at]
     return 0
 
 
 cdef inline int read_chain(Inflight *f, const Virtq *vq, uint32_t head, bint *seen) noexcept nogil:
     """Have a recorded chain carried out again: the number of its descriptors, or -EINVAL."""
-    cdef PackedEntry *entry = packed_entries(f) + head
-    cdef uint32_t at = head, _, descriptors = load_relaxed_u16(&entry.num)
+    cdef const PackedEntry *entry = packed_entries(f) + head
+    cdef uint64_t state = load_relaxed_u64(&entry.state)
+    cdef uint32_t at = head, _, descriptors = <uint32_t>(state >> NUM_AT)
     if not 0 < descriptors <= vq.size:
         return -EINVAL
     seen[head] = True
@@ -202,7 +237,7 @@ cdef inline int read_chain(Inflight *f, const Virtq *vq, uint32_t head, bint *se
         if at >= f.entries or seen[at]:
             return -EINVAL
         seen[at] = True
-    if at != load_relaxed_u16(&entry.last):
+    if at != <uint16_t>(state >> LAST_AT):
         return -EINVAL
     f.last[head] = <uint16_t>at
     add_again(f, load_relaxed_u64(&entry.counter), <uint16_t>head, <uint16_t>descriptors)
@@ -224,7 +259,7 @@ cdef inline int recover_packed(Inflight *f, Virtq *vq) noexcept nogil:
     f.again_count = 0
     rc = read_free_list(f, seen)
     for i in range(f.entries):
-        if rc >= 0 and not seen[i] and packed_entries(f)[i].inflight:
+        if rc >= 0 and not seen[i] and packed_entries(f)[i].state & MARK:
             rc = read_chain(f, vq, i, seen)
             descriptors += max(rc, 0)
     if rc < 0 or descriptors > vq.size:
@@ -250,9 +285,8 @@ cdef inline int walk_recorded(
     chain.entry, d.id = entry, 0
     for i in range(chain.descriptors):
         copy_once(&recorded, packed_entries(f) + at, sizeof(PackedEntry))
-        d.addr, d.len, d.id, d.flags = (
-            recorded.addr, recorded.len, recorded.id, recorded.flags
-        )
+        d.addr, d.len = recorded.addr, <uint32_t>(recorded.copy >> LEN_AT)
+        d.id, d.flags = <uint16_t>recorded.copy, <uint16_t>(recorded.copy >> FLAGS_AT)
         rc = add_packed(vq, memory, &d, i == 0, out + n, room - n)
         if rc < 0:
             return rc

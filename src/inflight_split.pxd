@@ -35,10 +35,12 @@ cdef inline void link_split(Inflight *f, const UsedChain *used, uint32_t count) 
     """Say which chains are about to be given back: before the driver sees any of them."""
     cdef SplitEntry *entries = split_entries(f)
     cdef uint32_t i
+    cdef uint16_t head = f.head
     for i in range(count):
-        store_relaxed_u16(&entries[used[i].id].next, f.head)
-        f.head = <uint16_t>used[i].id
-    store_release_u16(&split_region(f).last_batch_head, f.head)
+        store_relaxed_u16(&entries[used[i].id].next, head)
+        head = <uint16_t>used[i].id
+    f.head = head
+    store_release_u16(&split_region(f).last_batch_head, head)
 
 
 cdef inline void settle_split(

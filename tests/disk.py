@@ -60,18 +60,24 @@ class Disk:
         """The results of these requests, in this order.  Raises TimeoutError."""
         deadline = time.monotonic() + timeout
         while not all(head in self._done for head in heads):
-            used = self.ring.wait_used(deadline - time.monotonic())
-            if not used:
-                raise TimeoutError(f"{len(self._pending)} requests are still in flight")
-            for head, written in used:
-                header, data, size = self._pending.pop(head)
-                status = self.memory.read(header + 16, 1)[0]
-                content = self.memory.read(data, size) if size else b""
-                self.memory.free(header, 32)
-                if size:
-                    self.memory.free(data, size, 4096)
-                self._done[head] = Done(status, content, written)
+            self._done |= self.ended(deadline - time.monotonic())
         return [self._done.pop(head) for head in heads]
+
+    def ended(self, timeout: float = 5) -> dict[int, Done]:
+        """The requests that come back next, one at least, by their heads.  Raises TimeoutError."""
+        used = self.ring.wait_used(timeout)
+        if not used:
+            raise TimeoutError(f"{len(self._pending)} requests are still in flight")
+        return {head: self._take(head, written) for head, written in used}
+
+    def _take(self, head: int, written: int) -> Done:
+        header, data, size = self._pending.pop(head)
+        status = self.memory.read(header + 16, 1)[0]
+        content = self.memory.read(data, size) if size else b""
+        self.memory.free(header, 32)
+        if size:
+            self.memory.free(data, size, 4096)
+        return Done(status, content, written)
 
     def request(self, kind: int, sector: int = 0, out: bytes = b"", size: int = 0) -> Done:
         return self.wait(self.submit(kind, sector, out, size))[0]

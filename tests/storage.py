@@ -4,20 +4,21 @@
 import contextlib
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 DISK_BYTES = 400 << 20
 """The smallest that mkfs.xfs takes is 300 MiB."""
 
 
-def run(*command, text=""):
+def run(*command: object, text: str = "") -> str:
     return subprocess.run(
-        command, check=True, capture_output=True, text=True, input=text
+        [str(word) for word in command], check=True, capture_output=True, text=True, input=text
     ).stdout.strip()
 
 
 @contextlib.contextmanager
-def loop_device(path, *options):
+def loop_device(path: Path, *options: str) -> Iterator[Path]:
     device = run("losetup", "--show", "--find", *options, path)
     try:
         yield Path(device)
@@ -25,7 +26,7 @@ def loop_device(path, *options):
         run("losetup", "--detach", device)
 
 
-def unmount(place, limit=10.0):
+def unmount(place: Path, limit: float = 10.0) -> None:
     """Unmount; a process that has just ended may keep it busy until its last I/O is done."""
     deadline = time.monotonic() + limit
     while subprocess.run(["umount", place], check=False, capture_output=True).returncode:
@@ -33,7 +34,7 @@ def unmount(place, limit=10.0):
 
 
 @contextlib.contextmanager
-def mounted(what, place, *options):
+def mounted(what: Path | str, place: Path, *options: str) -> Iterator[Path]:
     place.mkdir()
     run("mount", *options, what, place)
     try:

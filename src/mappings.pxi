@@ -33,8 +33,8 @@ LARGEST_CHUNK = 1 << 30         # bytes that io_uring registers as one buffer
 cdef class Mapping:
     """One region of the front end's memory, mapped shared and writable until collected.
 
-    Mapped from the file's start and up to a whole `page` of the file, so that an offset or a
-    size that is no multiple of a huge page can be mapped, and unmapped again.
+    Mapped in whole `page`s of the file, so that an offset or a size that is no multiple of a
+    huge page can be mapped, and unmapped again.
 
     Raises:
         OSError: The kernel refuses the mapping.
@@ -42,14 +42,15 @@ cdef class Mapping:
 
     cdef void *base
     cdef size_t length
-    cdef uint64_t offset
+    cdef uint64_t within        # bytes of the mapping before the region
     cdef readonly uint64_t guest_address, user_address, size
 
     def __init__(self, int fd, uint64_t offset, uint64_t size, uint64_t guest_address,
                  uint64_t user_address, uint64_t page):
-        cdef uint64_t length = (offset + size + page - 1) // page * page
+        cdef uint64_t start = offset // page * page
+        cdef uint64_t length = (offset + size - start + page - 1) // page * page
         cdef void *base = mmap(
-            NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0
+            NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, <int64_t>start
         )
         if base == MAP_FAILED:
             raise OSError(errno, os.strerror(errno))
@@ -57,7 +58,7 @@ cdef class Mapping:
         watch_mapping(base, length, page)
         self.base = base
         self.length = length
-        self.offset = offset
+        self.within = offset - start
         self.size = size
         self.guest_address = guest_address
         self.user_address = user_address
@@ -65,7 +66,7 @@ cdef class Mapping:
     @property
     def address(self):
         """Where the region's first byte is mapped here."""
-        return <uint64_t>self.base + self.offset
+        return <uint64_t>self.base + self.within
 
     def __dealloc__(self):
         if self.base != NULL:

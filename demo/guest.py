@@ -21,6 +21,7 @@ from typing import Self
 from demo.agent import Agent, Answer, GuestError
 from demo.initramfs import Kernel, MissingPart, build
 from demo.process import kill, spawn
+from demo.qmp import Qmp
 
 QEMU = "qemu-system-x86_64"
 MEMORY = "512M"
@@ -48,6 +49,20 @@ class Disk:
     """Whether the driver is offered packed virtqueues."""
 
 
+@dataclass(frozen=True, slots=True)
+class SpareMemory:
+    """Room for memory that comes and goes while the guest runs.
+
+    The guest puts it to use at once, and for nothing that cannot be moved out of it again.
+    """
+
+    slots: int = 8
+    """For DIMMs."""
+    most: str = "4G"
+    virtio_mem: str | None = None
+    """Size of a virtio-mem device "spare", empty at first; None for none."""
+
+
 class KernelHangs(GuestError):
     """The guest's kernel started and then came to a halt before it had to do with a disk."""
 
@@ -63,7 +78,8 @@ class CommandFailed(GuestError):
 class Guest:
     """A booted guest.  Made by `Machine.boot`."""
 
-    def __init__(self, agent: Agent, process: Process, logs: Path) -> None:
+    def __init__(self, agent: Agent, qmp: Qmp, process: Process, logs: Path) -> None:
+        self.qmp = qmp
         self._agent = agent
         self._process = process
         self._logs = logs
@@ -156,13 +172,17 @@ class Machine:
         machine = cls(kernel, build(kernel), await ask_version(), "kvm")
         if os.access("/dev/kvm", os.R_OK | os.W_OK):
             with contextlib.suppress(GuestError):
-                async with machine._boot((), 1, KVM_PROBE_LIMIT):
+                async with machine._boot((), 1, None, KVM_PROBE_LIMIT):
                     return machine
         return replace(machine, accelerator="tcg")
 
     @contextlib.asynccontextmanager
     async def boot(
-        self, *disks: Disk, cpus: int = 4, limit: float = BOOT_LIMIT
+        self,
+        *disks: Disk,
+        cpus: int = 4,
+        spare: SpareMemory | None = None,
+        limit: float = BOOT_LIMIT,
     ) -> AsyncIterator[Guest]:
         """A guest that has booted; at the end QEMU is killed if it still runs.
 
@@ -171,43 +191,55 @@ class Machine:
         """
         async with contextlib.AsyncExitStack() as running:
             try:
-                guest = await running.enter_async_context(self._boot(disks, cpus, limit))
+                guest = await running.enter_async_context(self._boot(disks, cpus, spare, limit))
             except KernelHangs:
-                guest = await running.enter_async_context(self._boot(disks, cpus, limit))
+                guest = await running.enter_async_context(self._boot(disks, cpus, spare, limit))
             yield guest
 
     @contextlib.asynccontextmanager
-    async def _boot(self, disks: tuple[Disk, ...], cpus: int, limit: float) -> AsyncIterator[Guest]:
+    async def _boot(
+        self, disks: tuple[Disk, ...], cpus: int, spare: SpareMemory | None, limit: float
+    ) -> AsyncIterator[Guest]:
         ours, theirs = socket.socketpair()
-        with tempfile.TemporaryDirectory(prefix="guest-") as directory, ours:
+        our_qmp, their_qmp = socket.socketpair()
+        with tempfile.TemporaryDirectory(prefix="guest-") as directory, ours, our_qmp:
             logs = Path(directory)
-            with theirs, (logs / "qemu").open("wb") as log:
+            with theirs, their_qmp, (logs / "qemu").open("wb") as log:
+                ends = {"agent": theirs.fileno(), "qmp": their_qmp.fileno()}
                 process = await spawn(
-                    *(QEMU, *self._arguments(disks, cpus, theirs.fileno(), logs / "serial")),
-                    pass_fds=[theirs.fileno()],
+                    *(QEMU, *self._arguments(disks, cpus, spare, logs / "serial")),
+                    *(w for n, fd in ends.items() for w in ("-chardev", f"socket,id={n},fd={fd}")),
+                    pass_fds=tuple(ends.values()),
                     stdout=log,
                     stderr=log,
                 )
             try:
                 loop = asyncio.get_running_loop()
                 _, agent = await loop.create_connection(Agent, sock=ours)
-                guest = Guest(agent, process, logs)
+                _, qmp = await loop.create_connection(Qmp, sock=our_qmp)
+                guest = Guest(agent, qmp, process, logs)
                 await guest.booted(limit)
                 yield guest
             finally:
                 await kill(process)
 
     def _arguments(
-        self, disks: tuple[Disk, ...], cpus: int, agent: int, serial: Path
+        self, disks: tuple[Disk, ...], cpus: int, spare: SpareMemory | None, serial: Path
     ) -> Iterator[str]:
         yield from ("-nodefaults", "-no-user-config", "-display", "none")
         yield from ("-accel", self.accelerator, "-cpu", "max", "-smp", f"{cpus}")
-        yield from ("-machine", "q35,memory-backend=memory", "-m", MEMORY)
+        room = f",slots={spare.slots},maxmem={spare.most}" if spare else ""
+        yield from ("-machine", "q35,memory-backend=memory", "-m", MEMORY + room)
         yield from ("-object", f"memory-backend-memfd,id=memory,size={MEMORY},share=on")
         yield from ("-kernel", f"{self.kernel.image}", "-initrd", f"{self.initramfs}")
-        yield from ("-append", KERNEL_ARGUMENTS, "-serial", f"file:{serial}")
-        yield from ("-chardev", f"socket,id=agent,fd={agent}", "-device", "virtio-serial-pci")
+        movable = " memhp_default_state=online_movable" if spare else ""
+        yield from ("-append", KERNEL_ARGUMENTS + movable, "-serial", f"file:{serial}")
+        yield from ("-device", "virtio-serial-pci", "-mon", "chardev=qmp,mode=control")
         yield from ("-device", "virtserialport,chardev=agent,name=agent")
+        if spare and spare.virtio_mem:
+            size = f"size={spare.virtio_mem},share=on,reserve=off"
+            yield from ("-object", f"memory-backend-memfd,id=spare-memory,{size}")
+            yield from ("-device", "virtio-mem-pci,id=spare,memdev=spare-memory,requested-size=0")
         again = "reconnect-ms=500" if self.qemu_version >= RECONNECT_MS_SINCE else "reconnect=1"
         for n, disk in enumerate(disks):
             yield from ("-chardev", f"socket,id=disk{n},path={disk.socket},{again}")

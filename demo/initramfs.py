@@ -19,7 +19,7 @@ from blkd.errors import BlkdError
 GUEST = Path(__file__).parent.parent / "build" / "guest"
 INIT = Path(__file__).with_name("init")
 PROGRAMS = ("fio", "blkdiscard", "flock")
-MODULES = ("virtio_pci", "virtio_console", "virtio_blk")
+MODULES = ("virtio_pci", "virtio_console", "virtio_blk", "virtio_mem")
 
 
 class MissingPart(BlkdError):

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import asyncio
 import contextlib
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -10,11 +9,6 @@ import pytest
 from demo.guest import Disk, Guest, Machine
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="session")
-def machine() -> Machine:
-    return asyncio.run(Machine.prepare())
 
 
 @pytest.fixture

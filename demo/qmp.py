@@ -60,8 +60,9 @@ class Qmp(asyncio.Protocol):
             async with asyncio.timeout(limit):
                 while True:
                     for event in self.events[since:]:
-                        if event["event"] == name and wanted(event.get("data", {})):
-                            return event.get("data", {})
+                        data: dict[str, Any] = event.get("data", {})
+                        if event["event"] == name and wanted(data):
+                            return data
                     if self._gone:
                         raise QmpError(f"QEMU is gone, without {name}")
                     self._news.clear()

@@ -12,8 +12,9 @@ import os
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from demo.fio import Report, fio
 from demo.guest import Disk, Guest, Machine, SpareMemory
@@ -26,8 +27,10 @@ PLUGGED: Final = 128 << 20
 DISK: Final = 128 << 20
 FILL: Final = "--rw=write --bs=1M --iodepth=32 --size=32M --numjobs=3 --offset_increment=32M"
 """Buffers for three quarters of what is plugged, on the first three quarters of the disk."""
-BUSY: Final = "--rw=randrw --bsrange=4k-64k --iodepth=8 --size=4M --numjobs=2 --offset=96M"
-BUSY += " --offset_increment=16M"
+BUSY: Final = (
+    "--rw=randrw --bsrange=4k-64k --iodepth=8 --size=4M --numjobs=2 --offset=96M"
+    " --offset_increment=16M"
+)
 TRIES: Final = 5
 """How often a guest is asked for a DIMM: it refuses for a page that is in the way just then."""
 UNPLUG_LIMIT: Final = 10.0
@@ -85,7 +88,7 @@ class Drill:
                 "qom-set", path=SPARE, property="requested-size", value=size
             )
             await self._guest.qmp.event(
-                "MEMORY_DEVICE_SIZE_CHANGE", lambda e, size=size: e["size"] == size, since=since
+                "MEMORY_DEVICE_SIZE_CHANGE", partial(has_size, size), since=since
             )
             self._seen.resizes += 1
             if size:
@@ -120,6 +123,11 @@ class Drill:
 
     async def _regions(self) -> int:
         return len((await self._server.call("show"))["front_end"]["memory_regions"])
+
+
+def has_size(size: int, event: dict[str, Any]) -> bool:
+    """Whether an event says that a device has that size now."""
+    return bool(event["size"] == size)
 
 
 @contextlib.asynccontextmanager

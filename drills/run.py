@@ -14,7 +14,7 @@ import click
 import msgspec
 from rich.console import Console
 
-from drills import guest_restart, restart
+from drills import guest_restart, host_crash, hotplug, restart
 from drills.outcome import Outcome
 
 RESULTS: Final = Path(__file__).parent / "results.json"
@@ -34,6 +34,8 @@ DRILLS: Final = {
     "restart-packed": Drill(partial(restart.drill, packed=True), 1000, 10),
     "guest-restart": Drill(guest_restart.drill, 200, 4),
     "guest-restart-packed": Drill(partial(guest_restart.drill, packed=True), 200, 4),
+    "host-crash": Drill(host_crash.drill, 100, 3),
+    "hotplug": Drill(hotplug.drill, 50, 1),
 }
 
 

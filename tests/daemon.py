@@ -56,7 +56,7 @@ class Process:
         assert self.process.stdout
         ready, _, _ = select.select([self.process.stdout], [], [], timeout)
         assert ready, f"nothing said within {timeout} s: {self.errors()}"
-        return self.process.stdout.readline().decode()
+        return str(self.process.stdout.readline(), "utf-8")
 
     def end(self, number: int | None = signal.SIGTERM, timeout: float = 6) -> int:
         """Send a signal, if any, and wait: the exit status."""

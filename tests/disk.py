@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tests.packed_vring import PackedVring
 from tests.vring import DESC_WRITE, Vring
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ class Disk:
     `submit` and `wait` keep many requests in flight; the other methods are one request each.
     """
 
-    def __init__(self, front_end: "FrontEnd", ring: Vring, *, indirect: bool = False) -> None:
+    def __init__(
+        self, front_end: "FrontEnd", ring: Vring | PackedVring, *, indirect: bool = False
+    ) -> None:
         self.front_end, self.ring, self.indirect = front_end, ring, indirect
         self.memory = ring.memory
         self._pending: dict[int, tuple[int, int, int]] = {}  # head: header, data, size

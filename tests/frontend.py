@@ -461,7 +461,7 @@ class FrontEnd:
         reply = self.call(Request.GET_VRING_BASE, struct.pack("=II", index, 0))
         answered, base = struct.unpack("=II", reply)
         assert answered == index
-        return base
+        return int(base)
 
     def disk(
         self,

@@ -17,7 +17,7 @@ SLOTS = 509
 """What blkd takes, the regions of the rings and the driver's own buffers among them."""
 PAGE = 4096
 SIZE = 1 << 20
-DELAY = 0.3
+DELAY = 1.0
 """Seconds that a slow read takes."""
 
 
@@ -121,16 +121,22 @@ def test_filling_every_slot_takes_a_moment(serve, path):
 def slow(serve, path):
     """Two rings of a disk whose reads of the first half take a while."""
     rules = f"delay={int(DELAY * 1000)}ms@read+0-512K"
-    _, front_end = serve(f"faulty:{rules}:{path}", "--queues", 2, "--workers", 2)
-    return list(front_end.disks(2))
+    daemon, front_end = serve(f"faulty:{rules}:{path}", "--queues", 2, "--workers", 2)
+
+    def in_flight(count):
+        while daemon.call("show")["in_flight"] < count:
+            pass
+
+    return *front_end.disks(2), in_flight
 
 
 def test_a_removal_is_answered_when_the_requests_in_the_region_have_ended(slow):
-    disk, other = slow
+    disk, other, in_flight = slow
     front_end = disk.front_end
     region = front_end.memory.grow(1 << 16)
     front_end.add_region(region)
     head, status = submit(disk, IN, 9, region)
+    in_flight(1)
     ask(front_end, Request.REM_MEM_REG, region)
     # The other ring is served meanwhile, and the removal waits.
     assert other.read(SIZE // 1024, PAGE) == (OK, page(SIZE // 2 // PAGE))
@@ -143,18 +149,20 @@ def test_a_removal_is_answered_when_the_requests_in_the_region_have_ended(slow):
 
 
 def test_a_removal_waits_for_the_requests_of_every_worker(slow):
-    front_end = slow[0].front_end
+    *disks, in_flight = slow
+    front_end = disks[0].front_end
     region = front_end.memory.grow(1 << 16)
     front_end.add_region(region)
-    sent = [submit(disk, IN, n, region) for n, disk in enumerate(slow)]
+    sent = [submit(disk, IN, n, region) for n, disk in enumerate(disks)]
+    in_flight(2)
     ask(front_end, Request.REM_MEM_REG, region)
     assert answered(front_end) == 0
-    assert [disk.ring.used_idx for disk in slow] == [1, 1]
-    assert [wait(disk, each) for disk, each in zip(slow, sent, strict=True)] == [OK, OK]
+    assert [disk.ring.used_idx for disk in disks] == [1, 1]
+    assert [wait(disk, each) for disk, each in zip(disks, sent, strict=True)] == [OK, OK]
 
 
 def test_a_ring_whose_region_goes_ends_its_requests_first_and_comes_back_with_it(slow):
-    disk, other = slow
+    disk, other, in_flight = slow
     front_end = disk.front_end
     front_end.stop_ring(0)
     region = front_end.memory.grow(1 << 20)
@@ -166,6 +174,7 @@ def test_a_ring_whose_region_goes_ends_its_requests_first_and_comes_back_with_it
     front_end.start_ring(0, ring=ring)
     moved = Disk(front_end, ring)
     sent = submit(moved, IN, 3, front_end.memory.regions[1])
+    in_flight(1)
     ask(front_end, Request.REM_MEM_REG, region)
     assert answered(front_end) == 0
     assert ring.used_idx == 1

@@ -59,6 +59,13 @@ cdef extern from *:
         return blkd_fault_fd;
     }
 
+    /* As if a fault had been caught: the kernel met one on our behalf. */
+    static void blkd_tell_fault(void) {
+        uint64_t one = 1;
+        ssize_t told = write(blkd_fault_fd, &one, sizeof(one));
+        (void)told;                     /* a full counter tells as much */
+    }
+
     static void blkd_watch_mapping(void *base, size_t length, size_t page) {
         for (int i = 0; i < BLKD_WATCHED; i++) {
             if (blkd_watched[i].base != 0)
@@ -77,5 +84,6 @@ cdef extern from *:
     }
     """
     int install_fault_handler "blkd_install_fault_handler"()
+    void tell_fault "blkd_tell_fault"() noexcept nogil
     void watch_mapping "blkd_watch_mapping"(void *base, size_t length, size_t page)
     void forget_mapping "blkd_forget_mapping"(void *base)

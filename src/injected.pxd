@@ -4,8 +4,10 @@
 A rule strikes each `every`-th request of its kinds that touches its range of the disk.
 """
 
+from libc.errno cimport EIO
 from libc.stdint cimport uint32_t, uint64_t
 
+from failures cimport note_failure
 from layouts cimport BLK_S_IOERR
 from requests cimport STEP_DELAY, Request
 from transfer cimport sent
@@ -41,6 +43,7 @@ cdef inline Fault *strike(Worker *w, Operation *op) noexcept nogil:
         if w.fault_hits[i] % f.every:
             continue
         if f.action == FAULT_FAIL:
+            note_failure(w, op.kind, op.offset, -EIO)
             answer(op, BLK_S_IOERR)
         return f
     return NULL

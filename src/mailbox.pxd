@@ -43,7 +43,7 @@ cdef struct Command:
 
 cdef struct Answer:
     uint64_t ticket
-    int64_t result              # not negative, or -errno
+    int64_t result              # not negative, or -errno; of a report see Worker.answers
     uint32_t vring
 
 

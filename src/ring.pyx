@@ -10,6 +10,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from atomics cimport load_relaxed_u64, store_relaxed_u64
 from commands cimport MemoryChange, Placement, VringStart, settle, take_commands
 from faults cimport forget_mapping, install_fault_handler, watch_mapping
 from guestmem cimport GuestMemory, MemoryView, Region
@@ -220,7 +221,7 @@ cdef class Worker:
         self.state.with_driver.longest = longest_poll
         # What a disk takes is no matter of some microseconds: a sleep costs less than to look on.
         self.state.with_disk.longest = longest_poll // DISK_PART
-        self.state.one = 1
+        self.state.one = self.state.failure_round = 1
         self.state.segment_room = room
         self.state.vrings = <Vring *>calloc(rings, sizeof(Vring))
         self.state.segments = <Segment *>calloc(room, sizeof(Segment))
@@ -305,7 +306,8 @@ cdef class Worker:
     def answers(self) -> list:
         """What the worker has answered since: (ticket, ring, result) each.
 
-        Ticket 0 is a report that a ring was broken, with the -errno that says why.
+        Ticket 0 is a report: that the ring was broken, with the -errno that says why; or, above 0,
+        which kind of request failed, as `failures` numbers them.
         """
         cdef Answer a
         heard = []
@@ -429,6 +431,23 @@ cdef class Worker:
     def quit(self) -> int:
         """Leave `run` at once; what is in flight is abandoned to the kernel."""
         return self.post(CMD_QUIT, 0, 0, None)
+
+    @property
+    def failures(self) -> dict:
+        """What could not be carried out, by kind: name, count, and of the one last reported the
+        byte offset and the errno, 0 where the image was at its end.
+        """
+        return {
+            kind: (
+                name, load_relaxed_u64(&self.state.failures[kind].count),
+                self.state.failures[kind].offset, -self.state.failures[kind].error,
+            )
+            for name, kind in KINDS.items()
+        }
+
+    def report_failures(self) -> None:
+        """Have the next request of each kind that fails reported again."""
+        store_relaxed_u64(&self.state.failure_round, self.state.failure_round + 1)
 
     def counters(self, uint32_t ring) -> dict:
         """The counters of one ring since the worker was made, by name."""

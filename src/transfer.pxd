@@ -4,6 +4,7 @@
 from libc.errno cimport EAGAIN, EINTR, EOPNOTSUPP
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
+from failures cimport note_failure
 from fixed cimport chunk_of
 from layouts cimport BLK_S_IOERR, BLK_S_OK, RANGE_F_UNMAP, SECTOR_SHIFT
 from requests cimport (
@@ -40,6 +41,12 @@ cdef inline void end_request(Worker *w, Request *q, uint8_t status) noexcept nog
         give_bounce_back(w, q.bounce)
     give_request_back(q)
     w.in_disk -= 1
+
+
+cdef inline void fail_request(Worker *w, Request *q, int32_t error) noexcept nogil:
+    """Give the guest its answer that the image, or its own memory, failed: -errno or 0."""
+    note_failure(w, q.kind, q.offset, error)
+    end_request(w, q, BLK_S_IOERR)
 
 
 cdef inline void give_bounce_back(Worker *w, uint8_t *bounce) noexcept nogil:
@@ -214,7 +221,7 @@ cdef inline void complete_range(Worker *w, Request *q, int32_t result) noexcept 
     if result == -EOPNOTSUPP and q.kind != OP_DISCARD:
         submit_zeroes(w, q)
     elif result < 0 and result != -EOPNOTSUPP:
-        end_request(w, q, BLK_S_IOERR)
+        fail_request(w, q, result)
     else:
         q.range += 1
         q.ranges_left -= 1
@@ -229,10 +236,10 @@ cdef inline void complete(Worker *w, Request *q, int32_t result) noexcept nogil:
         repeat_step(w, q)
     elif q.step == STEP_RANGE:
         complete_range(w, q, result)
-    elif q.step == STEP_SYNC:
-        end_request(w, q, BLK_S_OK if result == 0 else BLK_S_IOERR)
+    elif q.step == STEP_SYNC and result == 0:
+        end_request(w, q, BLK_S_OK)
     elif result <= 0:
-        end_request(w, q, BLK_S_IOERR)      # 0: the file ends before the disk does
+        fail_request(w, q, result)          # 0: the file ends before the disk does
     elif q.step == STEP_TRANSFER:
         complete_transfer(w, q, result)
     else:

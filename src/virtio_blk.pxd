@@ -34,6 +34,7 @@ cdef enum OperationKind:
     OP_FLUSH
     OP_DISCARD
     OP_WRITE_ZEROES
+    OPERATION_KINDS
 
 
 cdef enum Engine:

@@ -7,7 +7,7 @@ from guestmem cimport MemoryView
 from mailbox cimport Mailbox
 from requests cimport Request, Vring
 from uring cimport io_uring, io_uring_get_sqe, io_uring_sqe, io_uring_submit, iovec
-from virtio_blk cimport BlkLimits, MAX_FAULTS
+from virtio_blk cimport BlkLimits, MAX_FAULTS, OPERATION_KINDS
 from virtq cimport Segment
 
 
@@ -36,6 +36,14 @@ cdef struct Patience:
     uint64_t now                # worker: what has paid of late
 
 
+cdef struct Failure:
+    # What became of the requests of one kind that could not be carried out.
+    uint64_t count              # worker
+    uint64_t round              # worker: in which the last one was reported
+    uint64_t offset             # worker: bytes; of the one reported
+    int error                   # worker: likewise: -errno, or 0 at the image's end
+
+
 cdef struct Worker:
     io_uring uring              # worker thread only, made and ended there
     BlkLimits limits            # worker, replaced by CMD_SET_LIMITS
@@ -53,6 +61,8 @@ cdef struct Worker:
     uint32_t free_bounce_count
     Request *first_waiting      # for a bounce buffer
     Request *last_waiting
+    Failure failures[OPERATION_KINDS]
+    uint64_t failure_round      # control thread: each one has the first of a kind reported
     uint64_t fault_hits[MAX_FAULTS]     # requests that each rule has touched
     uint8_t *zeros              # ZERO_BYTES, never written
     uint64_t one                # what is written to eventfds

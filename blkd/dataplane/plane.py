@@ -63,7 +63,7 @@ class DataPlane:
         self._device = device
         self._crew = crew
         self._settings = WorkerSettings(
-            longest_chain, crew.poll_us * NANOSECONDS, crew.register_memory
+            longest_chain, crew.poll_us * NANOSECONDS, crew.register_memory, image.path
         )
         self._mappings: dict[MemoryRegion, ring.Mapping] = {}
         self._memory: ring.MemoryMap | None = None

@@ -16,6 +16,7 @@ from typing import Final
 import structlog
 
 from blkd import ring
+from blkd.dataplane.failures import FailureLog
 from blkd.errors import DataPlaneError
 from blkd.vhost_user.rings import VringSetup
 from blkd.virtio.device import MAX_QUEUE_SIZE
@@ -42,6 +43,8 @@ class WorkerSettings:
     """Nanoseconds to look on before a sleep; 0 for never."""
     register_memory: bool
     """Whether guest memory is to be pinned once and for all, where the kernel lets us."""
+    image: str
+    """Its name, for the log."""
 
 
 class WorkerThread:
@@ -70,6 +73,7 @@ class WorkerThread:
         self._waiting: dict[int, asyncio.Future[int]] = {}
         self._left = False
         self._on_end = on_end
+        self._failures = FailureLog(self.worker, settings.image)
         self._loop.add_reader(self.worker.answers_fd, self._hear)
         self._thread = threading.Thread(target=self._run, args=(name, cpu), name=name, daemon=True)
         self._thread.start()
@@ -94,6 +98,7 @@ class WorkerThread:
     def leave(self) -> None:
         """Have the thread end at once; nothing waits for it any more."""
         self._left = True
+        self._failures.close()
         self._loop.remove_reader(self.worker.answers_fd)
         self.worker.quit()
         for future in self._waiting.values():
@@ -113,6 +118,9 @@ class WorkerThread:
 
     def _hear(self) -> None:
         for ticket, number, result in self.worker.answers():
+            if ticket == 0 and result > 0:
+                self._failures.hear(result)
+                continue
             if ticket == 0:
                 self.rings[number].report(-result)
                 continue

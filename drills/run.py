@@ -14,7 +14,7 @@ import click
 import msgspec
 from rich.console import Console
 
-from drills import guest_restart, host_crash, hotplug, restart
+from drills import guest_restart, host_crash, hotplug, restart, sigbus
 from drills.outcome import Outcome
 
 RESULTS: Final = Path(__file__).parent / "results.json"
@@ -36,6 +36,7 @@ DRILLS: Final = {
     "guest-restart-packed": Drill(partial(guest_restart.drill, packed=True), 200, 4),
     "host-crash": Drill(host_crash.drill, 100, 3),
     "hotplug": Drill(hotplug.drill, 50, 1),
+    "sigbus": Drill(sigbus.drill, 250, 8),
 }
 
 

@@ -55,5 +55,9 @@ class ControlError(BlkdError):
     """The control API refused a call; the message is its problem's detail."""
 
 
+class HandoverError(BlkdError):
+    """A served disk cannot be handed to another process: it stays where it is."""
+
+
 class BenchError(BlkdError):
     """A load cannot be made as asked, or the back end under load broke its word."""

@@ -4,117 +4,51 @@
 import asyncio
 import contextlib
 import os
-import select
 import socket
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, fields
+import time
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import fields
 from typing import Final, Literal
 
+import msgspec
 import structlog
 
-from blkd import listener
+from blkd import __version__, listener
 from blkd.config import ExportConfig
 from blkd.dataplane import Crew, DataPlane, probe_io_uring
-from blkd.errors import BlkdError, ConfigError, DrainTimeout, ImageError
+from blkd.errors import (
+    ConfigError,
+    DrainTimeout,
+    HandoverError,
+    ImageError,
+    RequestRefused,
+)
+from blkd.frontends import FrontEnds
+from blkd.handover import models
+from blkd.handover.descriptors import Incoming, Outgoing
 from blkd.image.base import Image
-from blkd.image.kinds import open_image
+from blkd.image.kinds import adopt_image, open_image
 from blkd.image.raw import default_serial
 from blkd.image.watch import looks
-from blkd.vhost_user.connection import Connection, FrontEndState
+from blkd.vhost_user.succession import given_rings, written_rings
+from blkd.views import (
+    Announced,
+    Counts,
+    ExportState,
+    ExportStats,
+    PauseResult,
+    ResizeResult,
+    RingStats,
+)
 from blkd.virtio.blk import SECTOR_BYTES, BlkDevice, BlkParameters
 
 SOCKET_MODE: Final = 0o660  # the VMM's group may connect, nobody else
 ANNOUNCE_LIMIT: Final = 5.0  # seconds that a front end has to fetch a new size
 SIZE_PERIOD: Final = 1.0  # seconds between two looks at an image that grows by other means
-ACCEPT_PERIOD: Final = 0.5  # seconds until accepting is tried again after it failed
+REST_LIMIT: Final = 1.0  # seconds to come to rest before another process takes over
 DRAIN_LIMIT: Final = 30.0  # seconds to drain before an image shrinks or the export ends
 
-Announced = Literal["fetched", "not-connected", "pending"]
-
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class ResizeResult:
-    """What became of a change of size, in bytes."""
-
-    size: int
-    previous: int
-    announced: Announced
-    """`pending`: a front end is connected and has not fetched the size yet; it is told again."""
-
-
-@dataclass(frozen=True, slots=True)
-class PauseResult:
-    """How far a pause has come."""
-
-    paused: bool
-    in_flight: int
-    """Requests that the deadline left unfinished."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExportState:
-    """All there is to know of an export but its counters."""
-
-    name: str
-    state: Literal["serving", "paused", "stopping"]
-    image: str
-    socket: str | None
-    size: int
-    read_only: bool
-    cache: str
-    logical_block_size: int
-    physical_block_size: int
-    queues: int
-    queue_size: int
-    serial: str
-    engine: str
-    engine_reason: str
-    workers: int
-    cpus: tuple[int, ...]
-    poll_us: int
-    memory_registered: bool
-    discard: bool
-    features: int
-    in_flight: int
-    broken_rings: tuple[int, ...]
-    front_end: FrontEndState | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """Requests answered since the export was opened."""
-
-    reads: int = 0
-    writes: int = 0
-    flushes: int = 0
-    discards: int = 0
-    write_zeroes: int = 0
-    get_ids: int = 0
-    others: int = 0
-    bytes_read: int = 0
-    bytes_written: int = 0
-    errors: int = 0
-    kicks: int = 0
-    calls: int = 0
-    in_flight: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RingStats(Counts):
-    """The counts of one ring."""
-
-    ring: int
-
-
-@dataclass(frozen=True, slots=True)
-class ExportStats:
-    """The counters of an export, ring by ring."""
-
-    name: str
-    total: Counts
-    rings: tuple[RingStats, ...]
 
 
 class Export:
@@ -126,13 +60,13 @@ class Export:
         self._device: BlkDevice
         self._plane: DataPlane
         self._listener: socket.socket
-        self._serving: asyncio.Task[None] | None = None
-        self._connection: Connection | None = None
-        self._front_end: socket.socket | None = None
+        self._front_ends: FrontEnds
         self._ending = asyncio.Event()
         self._killed = False
         self._paused = False  # on somebody's order
         self._draining = False  # on our own, for a moment
+        self._rest = contextlib.AsyncExitStack()  # ends the rest before a handover
+        self._handing = False  # nothing may change: another process is being told
         self._resizing = asyncio.Lock()
         self._resources = contextlib.ExitStack()
 
@@ -160,14 +94,22 @@ class Export:
                 logical_block_size=config.logical_block_size,
                 engine=config.engine,
             )
-            undo.callback(self._image.close)
-            self._device = BlkDevice(parameters(config, self._image))
-            self._crew = crew(config)
-            self._plane = DataPlane(self._image, self._device, config.queue_size, self._crew)
-            undo.callback(self._plane.close)
-            self._plane.on_fault = self._drop_front_end
-            self._listener = inherited or self._listen(undo)
+            self._make_disk(undo)
+            self._admit_from(inherited or self._listen(undo))
             self._resources = undo.pop_all()
+
+    def _make_disk(self, undo: contextlib.ExitStack) -> None:
+        """Make the image a device with a data path."""
+        undo.callback(self._image.close)
+        self._device = BlkDevice(parameters(self.config, self._image))
+        self._crew = crew(self.config)
+        self._plane = DataPlane(self._image, self._device, self.config.queue_size, self._crew)
+        undo.callback(self._plane.close)
+
+    def _admit_from(self, sock: socket.socket) -> None:
+        self._listener = sock
+        self._front_ends = FrontEnds(self.config.name, sock, self._device, self._plane)
+        self._plane.on_fault = self._front_ends.drop
 
     def _listen(self, undo: contextlib.ExitStack) -> socket.socket:
         path = self.config.socket
@@ -186,7 +128,7 @@ class Export:
         with self._resources:
             async with asyncio.TaskGroup() as tasks:
                 watching = tasks.create_task(self._watch_size())
-                accepting = tasks.create_task(self._accept())
+                accepting = tasks.create_task(self._front_ends.serve())
                 accepting.add_done_callback(lambda _: self._ending.set())
                 self._plane.failed.add_done_callback(lambda _: self._ending.set())
                 await self._ending.wait()
@@ -197,10 +139,7 @@ class Export:
                     # First of all: a front end that sees the connection close resumes from
                     # the used index of that moment, which must not move any more.
                     await self._plane.pause(DRAIN_LIMIT)
-                if self._connection is not None:
-                    self._connection.close()
-                if self._serving is not None:
-                    await asyncio.wait([self._serving])
+                await self._front_ends.end()
                 accepting.cancel()
             if self._plane.failed.done():
                 self._plane.failed.result()
@@ -220,59 +159,6 @@ class Export:
             self._plane.leave()
         self._ending.set()
 
-    # ---- front ends ----
-
-    async def _accept(self) -> None:
-        """Serve whoever connects, one at a time; a second one is turned away."""
-        loop = asyncio.get_running_loop()
-        async with asyncio.TaskGroup() as tasks:
-            if not listener.is_listening(self._listener):
-                self._serving = tasks.create_task(self._serve_one(self._listener))
-                return
-            while True:
-                try:
-                    sock, _ = await loop.sock_accept(self._listener)
-                except OSError as error:
-                    # One that came and went, or no descriptor left: the present disk goes on.
-                    log.warning("no front end accepted", reason=error.strerror)
-                    await asyncio.sleep(ACCEPT_PERIOD)
-                    continue
-                if self._serving and not self._serving.done():
-                    if not self._has_left():
-                        log.warning("second front end refused", export=self.config.name)
-                        sock.close()
-                        continue
-                    await asyncio.wait([self._serving])
-                self._serving = tasks.create_task(self._serve_one(sock))
-
-    async def _serve_one(self, sock: socket.socket) -> None:
-        """Serve one front end until it leaves; what it does wrong ends with it."""
-        self._front_end = sock
-        self._connection = Connection(sock, self._device, self._plane)
-        log.info("front end connected", export=self.config.name)
-        try:
-            await self._connection.serve()
-            log.info("front end left", export=self.config.name)
-        except BlkdError as error:
-            log.warning("front end dropped", export=self.config.name, reason=str(error))
-        finally:
-            self._connection = self._front_end = None
-            self._device.reset()
-
-    def _drop_front_end(self) -> None:
-        """End the connection of a front end that took memory away which it had shared."""
-        log.error("front end's memory shrank under its rings", export=self.config.name)
-        if self._connection is not None:
-            self._connection.close()
-
-    def _has_left(self) -> bool:
-        """Whether the present front end has closed its side, served to the end or not."""
-        if self._front_end is None or self._front_end.fileno() < 0:
-            return True
-        poll = select.poll()
-        poll.register(self._front_end, select.POLLRDHUP)
-        return bool(poll.poll(0))
-
     # ---- size ----
 
     async def resize(self, size: int, *, force: bool = False) -> ResizeResult:
@@ -286,6 +172,7 @@ class Export:
             ConfigError: It would shrink, and `force` was not given.
             DrainTimeout: Requests in flight did not end in time; nothing was changed.
         """
+        self._refuse_while_handing()
         async with self._resizing:
             if size < (present := self._device.capacity * SECTOR_BYTES):
                 if not force:
@@ -338,9 +225,9 @@ class Export:
             log.info("size changed", export=self.config.name, size=size)
 
     async def _announce(self) -> Announced:
-        if self._connection is None:
+        if self._front_ends.connection is None:
             return "not-connected"
-        told = await self._connection.announce_config(ANNOUNCE_LIMIT)
+        told = await self._front_ends.connection.announce_config(ANNOUNCE_LIMIT)
         return "fetched" if told else "pending"
 
     async def _watch_size(self) -> None:
@@ -353,6 +240,7 @@ class Export:
         try:
             async with self._resizing:  # one under way takes the size that it makes
                 changed = self._image.refresh()
+                changed |= self._image.limits.size > self._device.capacity * SECTOR_BYTES
             if changed:
                 await self.refresh_size()
         except (OSError, ImageError) as error:
@@ -362,6 +250,7 @@ class Export:
 
     async def pause(self, deadline: float) -> PauseResult:
         """Fetch nothing more; wait up to `deadline` seconds for what is in flight."""
+        self._refuse_while_handing()
         self._paused = True
         try:
             await self._plane.pause(deadline)
@@ -371,15 +260,156 @@ class Export:
 
     async def resume(self) -> None:
         """Serve on: requests that waited are fetched now, or once a shrink has drained."""
+        self._refuse_while_handing()
         self._paused = False
         if not self._draining:
             await self._plane.resume()
+
+    # ---- handed to another process ----
+
+    def offer(self, control: int, out: Outgoing) -> models.Offer:
+        """Describe what is served to who may take it over; `control` listens for the API.
+
+        Raises HandoverError where it cannot be given away.
+        """
+        self.require_rest()
+        if not listener.is_listening(self._listener):
+            raise HandoverError("it serves a front end that was handed over connected")
+        return models.Offer(
+            version=__version__,
+            pid=os.getpid(),
+            directory=os.getcwd(),  # noqa: PTH109 - as text
+            config=msgspec.Raw(msgspec.json.encode(self.config)),
+            logical_block_size=self._image.limits.logical_block_size,
+            image=out.add_any(self._image.fd if self._image.fd >= 0 else None),
+            listener=out.add(self._listener.fileno()),
+            control=out.add(control),
+            rings=tuple(held.index for held in self._plane.held_rings()),
+            notify=os.environ.get("NOTIFY_SOCKET"),
+        )
+
+    async def hold(self, out: Outgoing) -> models.State:
+        """Come to rest and write down all that another process must know to go on.
+
+        Until `release` nothing is accepted, read, fetched or changed.  Raises BlkdError where
+        the rest does not come soon: `release` is due then too.
+        """
+        try:
+            async with asyncio.timeout(REST_LIMIT):
+                await self._rest.enter_async_context(self._resizing)
+        except TimeoutError:
+            raise HandoverError("the disk's size is being changed") from None
+        self._rest.push_async_callback(self._go_on)
+        self._handing = True
+        await self._front_ends.hold(REST_LIMIT)
+        began = time.monotonic_ns()
+        await self._plane.pause(REST_LIMIT)
+        self.require_rest()
+        return self._written(began, out)
+
+    def _written(self, began: int, out: Outgoing) -> models.State:
+        connection = self._front_ends.connection
+        if connection is None:
+            front_end, rings = None, written_rings(None, self._plane, out)
+        else:
+            front_end, rings = connection.written(out)
+        return models.State(
+            began=began,
+            paused=self._paused,
+            capacity=self._device.capacity,
+            generation=self._device.generation,
+            write_back=self._device.writeback_field,
+            rings=rings,
+            front_end=front_end,
+        )
+
+    def require_rest(self) -> None:
+        """Raise HandoverError if the disk is about to end, or does not rest after `hold`."""
+        if self._ending.is_set():
+            raise HandoverError(f"{self.config.name} is about to end")
+        if self._handing:
+            self._front_ends.require_rest()
+
+    async def release(self) -> None:
+        """Go on as if `hold` had never been called."""
+        await self._rest.aclose()
+
+    async def _go_on(self) -> None:
+        self._handing = False
+        self._front_ends.release()
+        if not (self._paused or self._ending.is_set()):
+            await self._plane.resume()
+
+    def _refuse_while_handing(self) -> None:
+        if self._handing:
+            raise RequestRefused(
+                f"{self.config.name} is being handed to another process", hint="try again"
+            )
+
+    # ---- taken from another process ----
+
+    async def adopt(self, offer: models.Offer, fds: Incoming) -> None:
+        """Open what another process serves; `restore` follows.  Raises BlkdError."""
+        config = self.config
+        probe_io_uring()
+        with contextlib.ExitStack() as undo:
+            listening = listener.adopt(fds.take(offer.listener))
+            undo.callback(listening.close)
+            if not listener.is_listening(listening):
+                raise HandoverError("front ends cannot connect to the socket that came")
+            self._image = adopt_image(
+                config.image,
+                fds.take_any(offer.image),
+                read_only=config.read_only,
+                direct=config.cache == "none",
+                logical_block_size=offer.logical_block_size,
+                engine=config.engine,
+            )
+            self._make_disk(undo)
+            self._admit_from(listening)
+            self._require_rings(offer.rings)
+            await self._plane.prepare(offer.rings)
+            self._resources = undo.pop_all()
+
+    async def restore(self, state: models.State, fds: Incoming) -> None:
+        """Be as the other process has left the disk, and touch nothing.  Raises BlkdError."""
+        block = self._image.limits.logical_block_size
+        size = state.capacity * SECTOR_BYTES
+        if size % block:
+            raise HandoverError(f"a disk of {size} bytes, not whole blocks of {block}")
+        if self._image.fd < 0:
+            await self._image.resize(size)  # nothing else says how large it is by now
+        self._paused = state.paused
+        self._device.restore(
+            capacity=state.capacity, generation=state.generation, write_back=state.write_back
+        )
+        self._require_rings(ring.index for ring in state.rings)
+        if state.front_end is None:
+            await self._plane.adopt_rings(given_rings(None, state.rings, fds))
+        else:
+            sock = listener.adopt(fds.take(state.front_end.socket))
+            await self._front_ends.connect(sock).restore(state.front_end, state.rings, fds)
+        await self._plane.refresh()
+
+    def _require_rings(self, indices: Iterable[int]) -> None:
+        seen = list(indices)
+        if len(set(seen)) < len(seen) or max(seen, default=0) >= self._device.queues:
+            raise HandoverError(f"rings {seen} of {self._device.queues}")
+
+    async def begin(self) -> None:
+        """Serve what was restored: it is this process's now.  `serve` follows."""
+        if not self._paused:
+            await self._plane.resume()
+        listener.own(self._listener)
+        if self.config.socket is not None:
+            self._resources.callback(listener.unlink_if_ours, self.config.socket)
 
     # ---- views ----
 
     def show(self) -> ExportState:
         """The export's state now."""
         limits, device = self._image.limits, self._device
+        connection = self._front_ends.connection
         return ExportState(
             name=self.config.name,
             state=self._state(),
@@ -403,7 +433,7 @@ class Export:
             features=device.features,
             in_flight=self._plane.in_flight,
             broken_rings=self._plane.broken_rings,
-            front_end=self._connection.snapshot() if self._connection else None,
+            front_end=connection.snapshot() if connection else None,
         )
 
     def _state(self) -> Literal["serving", "paused", "stopping"]:

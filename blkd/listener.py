@@ -79,6 +79,11 @@ def adopt(fd: int) -> socket.socket:
     return sock
 
 
+def own(sock: socket.socket) -> None:
+    """Be the process that listens on `sock`, which another one has made: peers see us then."""
+    sock.listen(BACKLOG)
+
+
 def is_listening(sock: socket.socket) -> bool:
     """Whether `sock` accepts connections, rather than being one."""
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 0

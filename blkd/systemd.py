@@ -22,6 +22,11 @@ def stopping() -> None:
     _notify("STOPPING=1")
 
 
+def main_pid(pid: int) -> None:
+    """Process `pid` is the service from now on."""
+    _notify(f"MAINPID={pid}")
+
+
 def _notify(*lines: str) -> None:
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):

@@ -50,6 +50,8 @@ cdef struct VringStart:
     bint packed
     bint event_idx
     bint indirect
+    bint taken_over             # `base` is from who served it before, and is known to be right
+    bint broken                 # ... who had stopped fetching from it
 
 
 cdef struct MemoryChange:
@@ -76,10 +78,13 @@ cdef inline bint was_served_before(const Vring *r) noexcept nogil:
     return r.vq.next_avail != 0 or r.vq.next_used != 0
 
 
-cdef inline int recover(Inflight *f, Virtq *vq, uint32_t base) noexcept nogil:
+cdef inline int recover(
+    Inflight *f, Virtq *vq, uint32_t base, bint taken_over
+) noexcept nogil:
     """Find out what a ring, placed at `base`, has in flight: 0, or -errno if it cannot be served.
 
-    -ESTALE: a packed ring that was served before, and nobody knows how far.
+    -ESTALE: a packed ring that was served before, and nobody knows how far; who has it from
+    another process knows.
     -EBADMSG: its in-flight region is damaged.
     """
     f.again_count = f.again_done = 0
@@ -89,7 +94,7 @@ cdef inline int recover(Inflight *f, Virtq *vq, uint32_t base) noexcept nogil:
         base == FIRST_BASE and is_untouched(vq)
     ):
         return -EBADMSG if recover_packed(f, vq) < 0 else 0
-    elif vq.packed and base == FIRST_BASE and is_no_fresh_ring(vq):
+    elif vq.packed and base == FIRST_BASE and not taken_over and is_no_fresh_ring(vq):
         return -ESTALE          # served from here it would do what was done before
     elif is_recorded(f):
         renew_packed(f, vq)
@@ -123,12 +128,12 @@ cdef inline int start_ring(Worker *w, Vring *r, const VringStart *how) noexcept 
         return rc
     reset_requests(r)
     r.started = r.kicks_wanted = True
-    r.broken = False
+    r.broken = how.broken
     arm_kick(w, r)
-    rc = recover(&r.inflight, &r.vq, how.base)
+    rc = recover(&r.inflight, &r.vq, how.base, how.taken_over)
     if rc < 0:
         break_ring(w, r, rc)
-    elif was_served_before(r):
+    elif how.taken_over or was_served_before(r):
         call_driver(w, r)       # whoever served it before may have died owing a call
     return 0
 

@@ -179,7 +179,7 @@ cdef class Guest:
     def recover(self, uint32_t base):
         """Start at a base: what is to be carried out again, (entry, descriptors) each."""
         self.start(base)
-        check(recover(&self.inflight, &self.vq, base))
+        check(recover(&self.inflight, &self.vq, base, False))
         return [
             (self.again[i].entry, self.again[i].descriptors)
             for i in range(self.inflight.again_count)

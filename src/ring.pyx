@@ -22,6 +22,7 @@ from mailbox cimport (
     CommandKind, MAILBOX_SLOTS, deliver, hear_answer, post_command,
 )
 from notify cimport end_call, end_kick_poll, watch
+from packed cimport packed_base
 from polling cimport wait
 from requests cimport Request, Vring, bump
 from serving cimport serve_rings
@@ -381,11 +382,13 @@ cdef class Worker:
         return self.post(CMD_SET_LIMITS, 0, 0, (<char *>&limits)[:sizeof(limits)])
 
     def start(self, uint32_t ring, place, *, uint32_t size, uint32_t base, bint packed,
-              bint event_idx, bint indirect, uint64_t inflight=0, uint32_t entries=0) -> int:
+              bint event_idx, bint indirect, uint64_t inflight=0, uint32_t entries=0,
+              bint taken_over=False, bint broken=False) -> int:
         """Start a stopped ring of `size` descriptors at `base`, as SET_VRING_BASE gives it.
 
         What is in flight is recorded at the address `inflight`, if that is not 0: a region of
-        `entries` descriptors that is mapped for as long as the ring may run.
+        `entries` descriptors that is mapped for as long as the ring may run.  One that is
+        `taken_over` goes on exactly where it was left, `broken` if it was so.
         """
         cdef VringStart how
         memset(&how, 0, sizeof(how))
@@ -393,6 +396,7 @@ cdef class Worker:
         how.size, how.base, how.packed = size, base, packed
         how.inflight, how.entries = <void *>inflight, entries
         how.event_idx, how.indirect = event_idx, indirect
+        how.taken_over, how.broken = taken_over, broken
         return self.post(CMD_START, ring, 0, (<char *>&how)[:sizeof(how)])
 
     def move(self, uint32_t ring, place) -> int:
@@ -456,15 +460,16 @@ cdef class Worker:
         return self.state.vrings[ring].counters
 
     def ring_state(self, uint32_t ring) -> dict:
-        """A moment's view of one ring: started, enabled, broken, size, in_flight, next_avail."""
+        """A moment's view of one ring; `base` is what `stop` would answer."""
         cdef const Vring *r
         if ring >= self.state.count:
             raise IndexError(f"ring {ring} of {self.state.count}")
         r = &self.state.vrings[ring]
         return {
             "started": bool(r.started), "enabled": bool(r.enabled),
-            "broken": bool(r.broken or r.lost), "size": r.vq.size,
+            "broken": bool(r.broken or r.lost), "lost": bool(r.lost), "size": r.vq.size,
             "in_flight": r.in_flight, "next_avail": r.vq.next_avail,
+            "base": packed_base(&r.vq) if r.vq.packed else r.vq.next_avail,
         }
 
 

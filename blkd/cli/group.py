@@ -17,6 +17,7 @@ COMMANDS = {  # name: (module, what the list of commands says)
     "pause": ("control", "Let a served disk's requests wait."),
     "resume": ("control", "Go on after a pause."),
     "kill": ("control", "End a served disk at once."),
+    "upgrade": ("upgrade", "Take a served disk over, in a new process."),
     "connect": ("connect", "Print how to attach a VMM to a socket."),
     "bench": ("bench", "Load a back end and measure it."),
     "doctor": ("doctor", "Tell whether this host can do the job."),

@@ -9,7 +9,7 @@ from blkd.cli import lean, signals
 
 def main() -> None:
     """Run `blkd` with the arguments of this process."""
-    if sys.argv[1:2] == ["serve"]:
+    if sys.argv[1:2] in (["serve"], ["upgrade"]):
         signals.hold()
         lean.import_structlog()
     else:  # what is half done is undone

@@ -18,8 +18,8 @@ from blkd.config import (
     ExportConfig,
     cpu_list,
 )
-from blkd.export import ExportState
 from blkd.image.engine import EngineChoice
+from blkd.views import ExportState
 from blkd.virtio.device import MAX_QUEUE_SIZE
 
 

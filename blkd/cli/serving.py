@@ -3,9 +3,12 @@
 
 import asyncio
 import contextlib
+import functools
+import resource
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -13,13 +16,19 @@ from blkd import listener, systemd
 from blkd.cli import signals
 from blkd.config import ExportConfig
 from blkd.errors import BlkdError
-from blkd.export import Export, ExportState
+from blkd.export import Export
+from blkd.views import ExportState
+
+if TYPE_CHECKING:
+    from blkd.upgrade import Gift
 
 DRAIN_LIMIT = 4.0  # seconds for the requests in flight when the process is to end
 KILL_LIMIT = 0.5  # seconds for the rest after that
 CONTROL_MODE = 0o600  # the API can end a disk: for its owner only
 
 Announce = Callable[[ExportState], None]
+Opening = Callable[[contextlib.AsyncExitStack], Awaitable[tuple[Export, socket.socket | None]]]
+"""Makes an export ready to serve, and the socket of its API; what it pushes undoes that."""
 
 log = structlog.get_logger()
 
@@ -37,11 +46,30 @@ def run(config: ExportConfig, announce: Announce, fd: int | None = None) -> None
             one at `config.socket`.
     """
     sock = None if fd is None else listener.adopt(fd)
+
+    async def opened(stack: contextlib.AsyncExitStack) -> tuple[Export, socket.socket | None]:
+        control = _listen_for_control(config.control, stack)
+        export = Export(config)
+        await export.open(sock)
+        return export, control
+
+    host(opened, announce)
+
+
+def host(opening: Opening, announce: Announce) -> None:
+    """Serve the export that `opening` makes ready; for the rest see `run`."""
+    _allow_descriptors()
     runner = asyncio.Runner()  # not closed: that would wait for a thread stuck in the disk
     try:
-        runner.run(_Host(config, announce).run(sock))
+        runner.run(_Host(opening, announce).run())
     except BaseExceptionGroup as group:
         raise _first(group) from group
+
+
+def _allow_descriptors() -> None:
+    """Let this process have as many descriptors as it may: guest memory is one a region."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _first(error: BaseException) -> BaseException:
@@ -51,48 +79,54 @@ def _first(error: BaseException) -> BaseException:
     return error
 
 
+def _listen_for_control(path: str | None, stack: contextlib.AsyncExitStack) -> socket.socket | None:
+    """Claim the control socket early: what can be refused is refused before serving."""
+    if path is None:
+        return None
+    sock = stack.enter_context(listener.listen(path, CONTROL_MODE))
+    stack.callback(listener.unlink_if_ours, path)
+    return sock
+
+
 class _Host:
     """The life of an export between its start and the signal that ends it."""
 
-    def __init__(self, config: ExportConfig, announce: Announce) -> None:
-        self._config = config
+    def __init__(self, opening: Opening, announce: Announce) -> None:
+        self._opening = opening
         self._announce = announce
-        self._export = Export(config)
+        self._export: Export
         self._ready = asyncio.Event()
 
-    async def run(self, sock: socket.socket | None) -> None:
+    async def run(self) -> None:
         arrivals: asyncio.Queue[int] = asyncio.Queue()
         deliver = asyncio.get_running_loop().call_soon_threadsafe
         signals.forward(lambda number: deliver(arrivals.put_nowait, number))
         async with asyncio.TaskGroup() as tasks:
-            serving = tasks.create_task(self._serve(sock))
+            serving = tasks.create_task(self._serve())
             obeying = tasks.create_task(self._obey(arrivals, serving))
             serving.add_done_callback(lambda _: obeying.cancel())
 
-    async def _serve(self, sock: socket.socket | None) -> None:
+    async def _serve(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            control = self._listen_for_control(stack)
-            await self._export.open(sock)
+            self._export, control = await self._opening(stack)
             stack.callback(self._export.close)
             if control is not None:
                 # Only this needs HTTP.
                 from blkd.control.server import control_api  # noqa: PLC0415
+                from blkd.upgrade import Gift  # noqa: PLC0415
 
-                await stack.enter_async_context(control_api(self._export, control))
+                gift = Gift(self._export, control)
+                hand_over = functools.partial(self._hand_over, gift)
+                await stack.enter_async_context(control_api(self._export, control, hand_over))
             self._ready.set()
             state = self._export.show()
             systemd.ready(f"serving {state.image}")
             self._announce(state)
             await self._export.serve()
 
-    def _listen_for_control(self, stack: contextlib.AsyncExitStack) -> socket.socket | None:
-        """Claim the control socket early: what can be refused is refused before serving."""
-        path = self._config.control
-        if path is None:
-            return None
-        sock = stack.enter_context(listener.listen(path, CONTROL_MODE))
-        stack.callback(listener.unlink_if_ours, path)
-        return sock
+    async def _hand_over(self, gift: "Gift", sock: socket.socket) -> None:
+        if await gift.give(sock) is not None:
+            signals.leave(0)  # at once: nothing here may touch the disk any more
 
     async def _obey(self, arrivals: asyncio.Queue[int], serving: asyncio.Task[None]) -> None:
         async with asyncio.TaskGroup() as refreshes:
@@ -102,7 +136,7 @@ class _Host:
             if not self._ready.is_set():
                 serving.cancel()
                 return
-            log.info("stopping", export=self._config.name)
+            log.info("stopping", export=self._export.config.name)
             self._export.stop()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_LIMIT):
@@ -110,7 +144,7 @@ class _Host:
                         pass
             self._export.kill()
             await asyncio.sleep(KILL_LIMIT)
-            log.warning("left with work undone", export=self._config.name)
+            log.warning("left with work undone", export=self._export.config.name)
             signals.leave(0)
 
     async def _refresh(self) -> None:
@@ -119,5 +153,5 @@ class _Host:
         try:
             await self._export.refresh_size()
         except (BlkdError, OSError) as error:
-            log.warning("size not refreshed", export=self._config.name, reason=str(error))
-        systemd.ready(f"serving {self._config.image}")
+            log.warning("size not refreshed", export=self._export.config.name, reason=str(error))
+        systemd.ready(f"serving {self._export.config.image}")

@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import os
 import socket
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -32,8 +33,32 @@ def call(path: str, method: str, target: str, body: object = None, *, wait: floa
     status, answer = _exchange(path, method, target, body, wait + ANSWER_LIMIT)
     if status < 400:  # noqa: PLR2004 - where HTTP's errors begin
         return _decode(answer, Any)
+    raise _refusal(answer)
+
+
+def switch(path: str, target: str, protocol: str) -> socket.socket:
+    """The socket on which the API at `path` goes on with `protocol`; the caller owns it.
+
+    Raises:
+        ControlError: the call was refused; the message says why.
+        SocketError: nobody answers at `path`.
+    """
+    headers = {"Connection": "upgrade", "Upgrade": protocol}
+    with contextlib.closing(http.client.HTTPConnection("blkd")) as connection:
+        connection.sock = sock = _connect(path, ANSWER_LIMIT)
+        try:
+            connection.request("POST", target, headers=headers)
+            response = connection.getresponse()
+            if response.status == HTTPStatus.SWITCHING_PROTOCOLS:
+                return sock.dup()
+            raise _refusal(response.read())
+        except (OSError, http.client.HTTPException) as error:
+            raise ControlError(f"{path} does not speak the control API: {error}") from error
+
+
+def _refusal(answer: bytes) -> ControlError:
     problem = _decode(answer, models.Problem)
-    raise ControlError(problem.detail or problem.title, hint=problem.hint)
+    return ControlError(problem.detail or problem.title, hint=problem.hint)
 
 
 def _exchange(path: str, method: str, target: str, body: object, limit: float) -> tuple[int, bytes]:

@@ -2,6 +2,8 @@
 """One call over HTTP/1.1: a request comes, a response goes.  h11 knows the protocol."""
 
 import asyncio
+import os
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -22,6 +24,17 @@ class Request:
     path: str
     """Without a query."""
     body: bytes
+    upgrade: str | None = None
+    """The protocol that the caller wants to go on with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """Instead of an answer: the connection goes on with another protocol."""
+
+    protocol: str
+    converse: Callable[[socket.socket], Awaitable[None]]
+    """Speaks it on a socket that it borrows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +46,11 @@ class Response:
     content_type: str
     allow: str | None = None
     """The methods that there are, where the one asked is not among them."""
+    upgrade: str | None = None
+    """The protocol that the call is for, where another was asked."""
 
 
-Answer = Callable[[Request], Awaitable[Response]]
+Answer = Callable[[Request], Awaitable[Response | Switch]]
 Refuse = Callable[[HTTPStatus, str], Response]
 
 
@@ -58,6 +73,9 @@ async def serve_one(
             response = await answer(request)
         except h11.RemoteProtocolError as wrong:
             response = refuse(HTTPStatus(wrong.error_status_hint), str(wrong))
+        if isinstance(response, Switch):
+            await call.switch(response)
+            return
         async with asyncio.timeout(TRANSFER_LIMIT):
             await call.send(response)
     except (ConnectionError, TimeoutError):
@@ -94,7 +112,9 @@ class _Call:
                 error_status_hint=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             )
         path = self._head.target.decode("ascii").partition("?")[0]
-        return Request(self._head.method.decode("ascii"), path, bytes(body))
+        wanted = dict(self._head.headers).get(b"upgrade")
+        upgrade = None if wanted is None else wanted.decode("latin-1")
+        return Request(self._head.method.decode("ascii"), path, bytes(body), upgrade)
 
     async def _next_event(self) -> h11.Event:
         while (event := self._state.next_event()) is h11.NEED_DATA:
@@ -104,6 +124,21 @@ class _Call:
         assert not isinstance(event, type)  # PAUSED comes only after a whole request
         return event
 
+    async def switch(self, to: Switch) -> None:
+        """Say that another protocol begins, and let it have the socket."""
+        if self._state.trailing_data[0]:
+            return  # the caller did not wait: what it said is no HTTP any more
+        # asyncio would drop descriptors that come along: nothing is to be read by it now.
+        self._writer.transport.pause_reading()  # type: ignore[attr-defined]
+        headers = [("Connection", "upgrade"), ("Upgrade", to.protocol)]
+        self._put(h11.InformationalResponse(status_code=101, headers=headers))
+        async with asyncio.timeout(TRANSFER_LIMIT):
+            await self._writer.drain()
+        watched = self._writer.get_extra_info("socket")
+        with socket.socket(fileno=os.dup(watched.fileno())) as sock:
+            self._writer.transport.abort()
+            await to.converse(sock)
+
     async def send(self, response: Response) -> None:
         """Send `response` as the last there is."""
         headers = [
@@ -111,6 +146,7 @@ class _Call:
             ("Content-Length", str(len(response.body))),
             ("Connection", "close"),
             *([] if response.allow is None else [("Allow", response.allow)]),
+            *([] if response.upgrade is None else [("Upgrade", response.upgrade)]),
         ]
         phrase = response.status.phrase
         self._put(h11.Response(status_code=response.status, headers=headers, reason=phrase))

@@ -14,6 +14,7 @@ RESIZE = "/v1/export/resize"
 PAUSE = "/v1/export/pause"
 RESUME = "/v1/export/resume"
 KILL = "/v1/export/kill"
+UPGRADE = "/v1/export/upgrade"
 
 DEFAULT_DEADLINE = 10.0  # seconds
 MAX_DEADLINE = 3600.0  # seconds

@@ -7,6 +7,7 @@ import functools
 import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Protocol, TypeVar
 
@@ -15,7 +16,8 @@ import structlog
 
 from blkd import errors
 from blkd.control import models
-from blkd.control.http import Request, Response, serve_one
+from blkd.control.http import Request, Response, Switch, serve_one
+from blkd.handover.models import PROTOCOL
 
 SHUTDOWN_LIMIT = 0.5  # seconds that a call under way has when the export ends
 
@@ -27,7 +29,10 @@ STATUS = {
     errors.BlkdError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 
-Handler = Callable[[Request], Awaitable[Response]]
+HandOver = Callable[[socket.socket], Awaitable[None]]
+"""Gives the export to the process at the other end of a socket; it reports what goes wrong."""
+
+Handler = Callable[[Request], Awaitable[Response | Switch]]
 Routes = dict[str, dict[str, Handler]]
 """What answers each method of each path."""
 Model = TypeVar("Model", bound=msgspec.Struct)
@@ -58,9 +63,11 @@ class Controlled(Protocol):
 
 
 @contextlib.asynccontextmanager
-async def control_api(export: Controlled, listener: socket.socket) -> AsyncIterator[None]:
+async def control_api(
+    export: Controlled, listener: socket.socket, hand_over: HandOver
+) -> AsyncIterator[None]:
     """Answer calls about `export` on `listener`, which is borrowed, while the context lasts."""
-    routes = _Calls(export).routes()
+    routes = _Calls(export, hand_over).routes()
     calls: set[asyncio.Task[None]] = set()
     async with asyncio.TaskGroup() as tasks:
 
@@ -92,8 +99,9 @@ async def _serve_call(
 class _Calls:
     """One method for each call."""
 
-    def __init__(self, export: Controlled) -> None:
+    def __init__(self, export: Controlled, hand_over: HandOver) -> None:
         self._export = export
+        self._hand_over = hand_over
 
     def routes(self) -> Routes:
         return {
@@ -103,6 +111,7 @@ class _Calls:
             models.PAUSE: {"POST": self.pause},
             models.RESUME: {"POST": self.resume},
             models.KILL: {"POST": self.kill},
+            models.UPGRADE: {"POST": self.upgrade},
         }
 
     async def show(self, _request: Request) -> Response:
@@ -128,6 +137,13 @@ class _Calls:
         self._export.kill()
         return last
 
+    async def upgrade(self, request: Request) -> Response | Switch:
+        if request.upgrade != PROTOCOL:
+            return _refusal(
+                HTTPStatus.UPGRADE_REQUIRED, f"Upgrade: {PROTOCOL} is missing", upgrade=PROTOCOL
+            )
+        return Switch(PROTOCOL, self._hand_over)
+
 
 def _body(request: Request, model: type[Model]) -> Model:
     """The request's JSON as `model`; an empty body is an empty object."""
@@ -138,7 +154,7 @@ def _answer(content: object, status: HTTPStatus = HTTPStatus.OK) -> Response:
     return Response(status, msgspec.json.encode(content) + b"\n", "application/json")
 
 
-async def _answer_to(routes: Routes, request: Request) -> Response:
+async def _answer_to(routes: Routes, request: Request) -> Response | Switch:
     """What `request` finds: its handler's response, or that there is none."""
     called = f"{request.method} {request.path}"
     methods = routes.get(request.path)
@@ -146,11 +162,11 @@ async def _answer_to(routes: Routes, request: Request) -> Response:
         return _refusal(HTTPStatus.NOT_FOUND, called)
     handler = methods.get("GET" if request.method == "HEAD" else request.method)
     if handler is None:
-        return _refusal(HTTPStatus.METHOD_NOT_ALLOWED, called, ", ".join(methods))
+        return _refusal(HTTPStatus.METHOD_NOT_ALLOWED, called, allow=", ".join(methods))
     return await _carry_out(handler, request)
 
 
-async def _carry_out(handler: Handler, request: Request) -> Response:
+async def _carry_out(handler: Handler, request: Request) -> Response | Switch:
     """The response of `handler`; every failure becomes problem details."""
     try:
         return await handler(request)
@@ -181,11 +197,14 @@ def _problem_of(error: errors.BlkdError) -> Response:
     )
 
 
-def _refusal(status: HTTPStatus, detail: str, allow: str | None = None) -> Response:
-    """The problem that HTTP itself has a name for; `allow` is what a 405 must tell."""
-    return _problem(models.Problem(title=status.phrase, status=status, detail=detail), allow)
+def _refusal(
+    status: HTTPStatus, detail: str, *, allow: str | None = None, upgrade: str | None = None
+) -> Response:
+    """The problem that HTTP itself has a name for; a 405 tells `allow`, a 426 `upgrade`."""
+    problem = models.Problem(title=status.phrase, status=status, detail=detail)
+    return replace(_problem(problem), allow=allow, upgrade=upgrade)
 
 
-def _problem(problem: models.Problem, allow: str | None = None) -> Response:
+def _problem(problem: models.Problem) -> Response:
     body = msgspec.json.encode(problem) + b"\n"
-    return Response(HTTPStatus(problem.status), body, models.PROBLEM_JSON, allow)
+    return Response(HTTPStatus(problem.status), body, models.PROBLEM_JSON)

@@ -10,7 +10,7 @@ from blkd import ring
 from blkd.dataplane.memory import map_file
 from blkd.errors import DataPlaneError, RequestRefused
 from blkd.vhost_user.inflight import HEAD, VERSION, Inflight, part_bytes
-from blkd.vhost_user.rings import VringSetup
+from blkd.vhost_user.rings import HeldInflight, VringSetup
 
 SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -32,31 +32,38 @@ def make(region: Inflight) -> int:
 class InflightRegion:
     """A mapped region, which has been found fit to start rings from."""
 
-    def __init__(self, region: Inflight, mapping: ring.Mapping, *, packed: bool) -> None:
-        self._region = region
+    def __init__(self, held: HeldInflight, mapping: ring.Mapping) -> None:
+        self.held = held
+        """What it is; the descriptor is kept for a successor."""
         self._mapping = mapping
-        self._packed = packed
 
     @classmethod
     def adopt(cls, region: Inflight, fd: int, *, packed: bool) -> Self:
-        """Map a region from its file, which is borrowed.  Raises RequestRefused."""
-        mapping = map_file(fd, region.mmap_offset, region.mmap_size, "in-flight region")
-        step = part_bytes(region.queue_size, packed=packed)
-        for index in range(region.queues):
-            head = os.pread(fd, HEAD.size, region.mmap_offset + index * step)
-            _check(index, head, region.queue_size)
-        return cls(region, mapping, packed=packed)
+        """Map a region from its file, which is taken.  Raises RequestRefused."""
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, fd)
+            mapping = map_file(fd, region.mmap_offset, region.mmap_size, "in-flight region")
+            step = part_bytes(region.queue_size, packed=packed)
+            for index in range(region.queues):
+                head = os.pread(fd, HEAD.size, region.mmap_offset + index * step)
+                _check(index, head, region.queue_size)
+            undo.pop_all()
+        return cls(HeldInflight(region, packed, fd), mapping)
+
+    def close(self) -> None:
+        """Close the descriptor; the mapping ends when nothing uses it any more."""
+        os.close(self.held.fd)
 
     def part(self, index: int, setup: VringSetup) -> tuple[int, int]:
         """Where ring `index` is recorded, and its entries.  Raises RequestRefused."""
-        region = self._region
-        if index >= region.queues or setup.size > region.queue_size or setup.packed != self._packed:
-            kind = "packed" if self._packed else "split"
+        region, packed = self.held.region, self.held.packed
+        if index >= region.queues or setup.size > region.queue_size or setup.packed != packed:
+            kind = "packed" if packed else "split"
             raise RequestRefused(
                 f"ring {index} of {setup.size} descriptors, and an in-flight region for"
                 f" {region.queues} {kind} rings of {region.queue_size}"
             )
-        step = part_bytes(region.queue_size, packed=self._packed)
+        step = part_bytes(region.queue_size, packed=packed)
         return self._mapping.address + index * step, region.queue_size
 
 

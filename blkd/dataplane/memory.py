@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A front end's descriptors, checked before the data path uses them: memory and eventfds."""
 
+import contextlib
 import mmap
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,36 @@ def require_eventfd(fd: int, what: str) -> None:
         raise RequestRefused(f"the {what} descriptor is unusable: {error.strerror}") from error
     if found != EVENTFD:
         raise RequestRefused(f"the {what} descriptor is {found}, not an eventfd")
+
+
+class Shared:
+    """A region of the front end's memory: mapped, and its descriptor kept for a successor."""
+
+    def __init__(self, region: MemoryRegion, fd: int) -> None:
+        """Map it; takes the descriptor.  Raises RequestRefused where that cannot be."""
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, fd)
+            self.mapping = map_region(region, fd)
+            undo.pop_all()
+        self.fd = fd
+
+    def close(self) -> None:
+        """Close the descriptor; the mapping ends when nothing uses it any more."""
+        os.close(self.fd)
+
+
+def share_all(regions: Sequence[MemoryRegion], fds: Sequence[int]) -> dict[MemoryRegion, Shared]:
+    """Map each of `regions`, whose descriptors are taken: all, or RequestRefused and none."""
+    with contextlib.ExitStack() as undo:
+        left = list(fds)
+        undo.callback(lambda: close_all(left))
+        shared = {}
+        for region in regions:
+            shared[region] = Shared(region, left.pop(0))
+            undo.callback(shared[region].close)
+        undo.pop_all()
+    close_all(left)
+    return shared
 
 
 def map_region(region: MemoryRegion, fd: int) -> ring.Mapping:

@@ -12,11 +12,12 @@ import structlog
 from blkd import ring
 from blkd.dataplane import inflight
 from blkd.dataplane.inflight import InflightRegion
-from blkd.dataplane.memory import close_all, map_region, require_eventfd
+from blkd.dataplane.memory import Shared, close_all, require_eventfd, share_all
 from blkd.dataplane.worker import (
     NOT_RECORDED,
     LiveRing,
     Place,
+    Record,
     WorkerSettings,
     WorkerThread,
     place,
@@ -24,7 +25,7 @@ from blkd.dataplane.worker import (
 from blkd.errors import DataPlaneError, DrainTimeout, RequestRefused
 from blkd.image.base import Image
 from blkd.vhost_user.inflight import Inflight
-from blkd.vhost_user.rings import VringSetup
+from blkd.vhost_user.rings import GivenRing, HeldInflight, HeldRing, VringSetup
 from blkd.vhost_user.wire import MemoryRegion
 from blkd.virtio.blk import SECTOR_BYTES, BlkDevice
 
@@ -65,7 +66,7 @@ class DataPlane:
         self._settings = WorkerSettings(
             longest_chain, crew.poll_us * NANOSECONDS, crew.register_memory, image.path
         )
-        self._mappings: dict[MemoryRegion, ring.Mapping] = {}
+        self._shared: dict[MemoryRegion, Shared] = {}
         self._memory: ring.MemoryMap | None = None
         self._inflight: InflightRegion | None = None
         self._pausing: list[asyncio.Future[int]] = []
@@ -130,30 +131,24 @@ class DataPlane:
 
     async def set_memory(self, regions: Sequence[MemoryRegion], fds: Sequence[int]) -> None:
         """Replace the whole memory table; returns when nothing uses the old one."""
-        try:
-            mapped = {r: map_region(r, fd) for r, fd in zip(regions, fds, strict=True)}
-        finally:
-            close_all(fds)
-        await self._use_memory(mapped)
+        await self._use_memory(share_all(regions, fds))
 
     async def add_memory(self, region: MemoryRegion, fd: int) -> None:
         """Add one region; running rings go on."""
-        try:
-            mapping = map_region(region, fd)
-        finally:
-            os.close(fd)
-        await self._use_memory({**self._mappings, region: mapping})
+        await self._use_memory({**self._shared, region: Shared(region, fd)})
 
     async def remove_memory(self, region: MemoryRegion) -> None:
         """Remove one region; returns when no I/O uses it.  A ring inside it is broken."""
-        if region not in self._mappings:
+        if region not in self._shared:
             raise RequestRefused(f"no memory region at guest address {region.guest_address:#x}")
-        await self._use_memory({r: m for r, m in self._mappings.items() if r != region})
+        await self._use_memory({r: m for r, m in self._shared.items() if r != region})
 
-    async def _use_memory(self, mappings: dict[MemoryRegion, ring.Mapping]) -> None:
+    async def _use_memory(self, shared: dict[MemoryRegion, Shared]) -> None:
         """Hand a new map to every worker and wait until the old one is unused."""
-        memory = ring.MemoryMap(list(mappings.values())) if mappings else None
-        self._mappings, self._memory = mappings, memory
+        memory = ring.MemoryMap([s.mapping for s in shared.values()]) if shared else None
+        for gone in set(self._shared.values()) - set(shared.values()):
+            gone.close()
+        self._shared, self._memory = shared, memory
         await self._everywhere(thread.set_memory(memory) for thread in self._crew_awake)
         self._tell_unregistered()
 
@@ -180,10 +175,15 @@ class DataPlane:
 
     async def use_inflight(self, region: Inflight, fd: int, *, packed: bool) -> None:
         """Record what is in flight in this region, from the next ring that is started on."""
-        try:
-            self._inflight = InflightRegion.adopt(region, fd, packed=packed)
-        finally:
-            os.close(fd)
+        self._replace_inflight(InflightRegion.adopt(region, fd, packed=packed))
+
+    def _replace_inflight(self, region: InflightRegion | None) -> None:
+        if self._inflight is not None:
+            self._inflight.close()
+        self._inflight = region
+
+    def _record(self, index: int, setup: VringSetup) -> Record:
+        return self._inflight.part(index, setup) if self._inflight else NOT_RECORDED
 
     # ---- rings ----
 
@@ -211,9 +211,9 @@ class DataPlane:
     async def start_ring(self, index: int, setup: VringSetup) -> None:
         """Start ring `index`; what was made available before is looked at right away."""
         r = await self._wake(index)
-        part = self._inflight.part(index, setup) if self._inflight else NOT_RECORDED
+        record = self._record(index, setup)
         try:
-            await r.start(self._placed(r, setup), setup, part)
+            await r.start(self._placed(r, setup), setup, record)
         except DataPlaneError as error:
             raise RequestRefused(f"ring {index} cannot start: {error}") from error
 
@@ -246,7 +246,7 @@ class DataPlane:
                 await r.replace_fd(kind, None)
             await self.enable_ring(r.index, enabled=False)
         self._enabled.clear()
-        self._inflight = None
+        self._replace_inflight(None)
         await self._use_memory({})
 
     def _placed(self, r: LiveRing, setup: VringSetup) -> Place:
@@ -257,6 +257,43 @@ class DataPlane:
                 f" {setup.desc:#x}, avail at {setup.avail:#x}, used at {setup.used:#x}"
             )
         return where
+
+    # ---- handed to another process, and taken from one ----
+
+    def held_memory(self) -> dict[MemoryRegion, int]:
+        """The descriptor behind each region, borrowed."""
+        return {region: shared.fd for region, shared in self._shared.items()}
+
+    def held_inflight(self) -> HeldInflight | None:
+        """The in-flight region, if there is one."""
+        return None if self._inflight is None else self._inflight.held
+
+    def held_rings(self) -> list[HeldRing]:
+        """The rings that a front end has had to do with; nothing may be in flight."""
+        return [r.held() for r in self._rings]
+
+    async def prepare(self, rings: Iterable[int]) -> None:
+        """Start the workers of `rings`, which then wait: for `adopt_rings` and `resume`."""
+        self.paused = True
+        for index in rings:
+            await self._wake(index)
+
+    async def adopt_rings(self, rings: Sequence[GivenRing]) -> None:
+        """Go on with rings of another process, within the memory already set."""
+        told: list[asyncio.Future[int]] = []
+        for given in rings:
+            with contextlib.ExitStack() as undo:
+                undo.callback(close_all, given.fds.values())
+                for kind, fd in given.fds.items():
+                    require_eventfd(fd, kind)
+                r = await self._wake(given.index)
+                where = self._placed(r, given.setup) if given.setup else None
+                record = self._record(r.index, given.setup) if given.setup else NOT_RECORDED
+                undo.pop_all()
+            if given.enabled:
+                self._enabled.add(given.index)
+            told += r.adopt(given, where, record)
+        await self._everywhere(told)
 
     # ---- the device as a whole ----
 
@@ -339,6 +376,10 @@ class DataPlane:
             thread.join()
         for r in self._rings:
             r.close("kick", "call", "error")
+        for shared in self._shared.values():
+            shared.close()
+        self._shared = {}
+        self._replace_inflight(None)
 
     async def _everywhere(self, answers: Iterable[Awaitable[int]]) -> None:
         """Wait for all of `answers`, whatever becomes of one of them."""

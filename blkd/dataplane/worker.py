@@ -9,7 +9,7 @@ import asyncio
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +18,7 @@ import structlog
 from blkd import ring
 from blkd.dataplane.failures import FailureLog
 from blkd.errors import DataPlaneError
-from blkd.vhost_user.rings import VringSetup
+from blkd.vhost_user.rings import GivenRing, HeldRing, VringSetup
 from blkd.virtio.device import MAX_QUEUE_SIZE
 
 log = structlog.get_logger()
@@ -145,6 +145,7 @@ class LiveRing:
         self.number = number
         self.setup: VringSetup | None = None
         self.fds: dict[str, int] = {}
+        self._before: Mapping[str, int] = {}  # counters of the process that served it before
         thread.rings[number] = self
 
     @property
@@ -172,19 +173,61 @@ class LiveRing:
 
         What the record says to be in flight is carried out first.
         """
-        ticket = self._worker.start(
-            self.number,
-            where,
-            size=setup.size,
-            base=setup.base,
-            packed=setup.packed,
-            event_idx=setup.event_idx,
-            indirect=setup.indirect,
-            inflight=record[0],
-            entries=record[1],
-        )
-        await self.thread.answer(ticket)
+        await self._start(where, setup, record)
         self.setup = setup
+
+    def _start(
+        self,
+        where: Place,
+        setup: VringSetup,
+        record: Record,
+        *,
+        taken_over: bool = False,
+        broken: bool = False,
+    ) -> asyncio.Future[int]:
+        return self.thread.answer(
+            self._worker.start(
+                self.number,
+                where,
+                size=setup.size,
+                base=setup.base,
+                packed=setup.packed,
+                event_idx=setup.event_idx,
+                indirect=setup.indirect,
+                inflight=record[0],
+                entries=record[1],
+                taken_over=taken_over,
+                broken=broken,
+            )
+        )
+
+    def held(self) -> HeldRing:
+        """All that another process must know of it to go on."""
+        state = self._worker.ring_state(self.number)
+        broken, lost = bool(state["broken"]), bool(state["lost"])
+        counters = self.counters()
+        del counters["in_flight"]
+        return HeldRing(self.index, state["base"], broken, lost, self.fds, counters)
+
+    def adopt(
+        self, given: GivenRing, where: Place | None, record: Record
+    ) -> list[asyncio.Future[int]]:
+        """Go on with a ring of another process; takes its descriptors."""
+        worker, number = self._worker, self.number
+        self.fds, self._before, self.setup = dict(given.fds), given.counters, given.setup
+        told = [
+            self.thread.answer(post(number, self.fds.get(kind, NO_FD)))
+            for kind, post in (
+                ("kick", worker.set_kick),
+                ("call", worker.set_call),
+                ("error", worker.set_error),
+            )
+        ]
+        if where is not None and given.setup is not None:
+            told.append(
+                self._start(where, given.setup, record, taken_over=True, broken=given.broken)
+            )
+        return [*told, self.enable(enabled=given.enabled)]
 
     async def move(self, where: Place, setup: VringSetup) -> None:
         """Go on at another place."""
@@ -211,7 +254,9 @@ class LiveRing:
     def counters(self) -> dict[str, int]:
         """The counters, and how many requests are in flight."""
         in_flight = self._worker.ring_state(self.number)["in_flight"]
-        return {**self._worker.counters(self.number), "in_flight": in_flight}
+        own = self._worker.counters(self.number)
+        told = {name: count + self._before.get(name, 0) for name, count in own.items()}
+        return {**told, "in_flight": in_flight}
 
     @property
     def is_broken(self) -> bool:

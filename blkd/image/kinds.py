@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kinds of images, told apart by how their name begins; a path is a raw image."""
 
+import os
+
+from blkd.errors import ImageError
 from blkd.image import faulty, null
 from blkd.image.base import Image
 from blkd.image.engine import EngineChoice
 from blkd.image.faulty import FaultyImage
 from blkd.image.null import NullImage
-from blkd.image.raw import open_raw
+from blkd.image.raw import RawImage, open_raw
 
 
 async def open_image(
@@ -36,6 +39,44 @@ async def open_image(
         return NullImage(name, read_only=read_only, logical_block_size=logical_block_size)
     return await open_raw(
         name,
+        read_only=read_only,
+        direct=direct,
+        logical_block_size=logical_block_size,
+        engine=engine,
+    )
+
+
+def adopt_image(
+    name: str,
+    fd: int | None,
+    *,
+    read_only: bool,
+    direct: bool,
+    logical_block_size: int,
+    engine: EngineChoice,
+) -> Image:
+    """The image called `name`, which another process has open as `fd`, taken; None for null."""
+    if name.startswith(faulty.PREFIX):
+        faults, inner = faulty.split(name)
+        adopted = adopt_image(
+            inner,
+            fd,
+            read_only=read_only,
+            direct=direct,
+            logical_block_size=logical_block_size,
+            engine=engine,
+        )
+        return FaultyImage(name, adopted, faults)
+    if name.startswith(null.PREFIX):
+        if fd is not None:
+            os.close(fd)
+            raise ImageError(f"{name}: came with a descriptor")
+        return NullImage(name, read_only=read_only, logical_block_size=logical_block_size)
+    if fd is None:
+        raise ImageError(f"{name}: came without a descriptor")
+    return RawImage.adopt(
+        name,
+        fd,
         read_only=read_only,
         direct=direct,
         logical_block_size=logical_block_size,

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import functools
 import hashlib
 import os
@@ -75,6 +76,34 @@ class RawImage:
             limits = limits_of(facts, path, logical_block_size)
             if not facts.is_block_device and (found := kernel.foreign_format(fd)):
                 log.warning("image begins like another format", path=path, format=found)
+            chosen = choose(fd, engine, direct=direct)
+            undo.pop_all()
+        return cls(path, fd, read_only=read_only, direct=direct, limits=limits, engine=chosen)
+
+    @classmethod
+    def adopt(
+        cls,
+        path: str,
+        fd: int,
+        *,
+        read_only: bool,
+        direct: bool,
+        logical_block_size: int,
+        engine: EngineChoice,
+    ) -> Self:
+        """Go on with what another process has opened; takes `fd`, and its lock comes with it.
+
+        Raises:
+            ImageError: It is not open as told, or not to be served so; `fd` is closed.
+        """
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, fd)
+            require_open_as(fd, path, read_only=read_only, direct=direct)
+            lock.acquire(fd, path, lock.READER if read_only else lock.WRITER)  # held already
+            facts = kernel.facts(fd)
+            # It may have got a size meanwhile that is no whole blocks: a part is not served.
+            whole = facts.size // logical_block_size * logical_block_size
+            limits = limits_of(dataclasses.replace(facts, size=whole), path, logical_block_size)
             chosen = choose(fd, engine, direct=direct)
             undo.pop_all()
         return cls(path, fd, read_only=read_only, direct=direct, limits=limits, engine=chosen)
@@ -192,6 +221,17 @@ def open_file(path: str, *, read_only: bool, direct: bool) -> int:
         os.close(fd)
         raise ImageError(f"{path}: is a read-only device", hint="serve it with --read-only")
     return fd
+
+
+def require_open_as(fd: int, path: str, *, read_only: bool, direct: bool) -> None:
+    """Raise ImageError unless `fd` is an image, open for just this."""
+    mode = os.fstat(fd).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        raise ImageError(f"{path}: its descriptor is of no file and no block device")
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    access = os.O_RDONLY if read_only else os.O_RDWR
+    if flags & os.O_ACCMODE != access or bool(flags & os.O_DIRECT) != direct:
+        raise ImageError(f"{path}: its descriptor is open in another way: flags {flags:#o}")
 
 
 def limits_of(facts: kernel.Facts, path: str, logical_block_size: int | None) -> Limits:

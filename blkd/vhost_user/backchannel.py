@@ -9,6 +9,7 @@ from typing import Self
 
 from blkd.errors import ProtocolError, RequestRefused
 from blkd.vhost_user.channel import receive
+from blkd.vhost_user.gate import Gate
 from blkd.vhost_user.wire import NEED_REPLY, U64, VERSION, BackendRequest, Header
 
 
@@ -19,15 +20,17 @@ class BackChannel:
     does not fit into the socket breaks the channel.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, overdue: int = 0) -> None:
         sock.setblocking(False)
-        self._sock = sock
-        self._overdue = 0  # acknowledgements that may still come, of requests given up
+        self.sock = sock
+        self.overdue = overdue
+        """Acknowledgements that may still come, of requests given up."""
+        self.gate = Gate()
         self._waiting = False
         self._closing = False
 
     @classmethod
-    def adopt(cls, fd: int) -> Self:
+    def adopt(cls, fd: int, overdue: int = 0) -> Self:
         """Make a channel of a descriptor, which is taken.  Raises RequestRefused."""
         try:
             sock = socket.socket(fileno=fd)
@@ -37,7 +40,7 @@ class BackChannel:
         if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
             sock.close()
             raise RequestRefused("the back-end channel is no UNIX stream socket")
-        return cls(sock)
+        return cls(sock, overdue)
 
     async def request(self, request: BackendRequest, *, acknowledged: bool, limit: float) -> bool:
         """Send a request without payload: whether the front end took it.
@@ -51,13 +54,13 @@ class BackChannel:
             self._send(Header(request, VERSION | (NEED_REPLY if acknowledged else 0), 0))
             if not acknowledged:
                 return True
-            self._overdue += 1
+            self.overdue += 1
             async with asyncio.timeout(limit):
                 return await self._answer(request)
         finally:
             self._waiting = False
             if self._closing:
-                self._sock.close()
+                self.sock.close()
 
     def close(self) -> None:
         """End the channel; a request under way fails."""
@@ -65,14 +68,14 @@ class BackChannel:
         if self._waiting:
             # The event loop still watches the descriptor: it must outlive that.
             with contextlib.suppress(OSError):
-                self._sock.shutdown(socket.SHUT_RDWR)
+                self.sock.shutdown(socket.SHUT_RDWR)
         else:
-            self._sock.close()
+            self.sock.close()
 
     def _send(self, header: Header) -> None:
         message = header.encode()
         try:
-            sent = self._sock.send(message)
+            sent = self.sock.send(message)
         except OSError as error:
             raise ProtocolError(f"the back-end channel failed: {error.strerror}") from error
         if sent < len(message):
@@ -81,13 +84,14 @@ class BackChannel:
     async def _answer(self, request: BackendRequest) -> bool:
         """The acknowledgement of the latest request, those of earlier ones passed over."""
         while True:
-            message = await receive(self._sock, U64.LONGEST)
+            async with self.gate.message(self.sock):
+                message = await receive(self.sock, U64.LONGEST)
             if message is None:
                 raise ProtocolError("the front end closed the back-end channel")
             header, payload, fds = message
             fds.close()
             if not header.is_reply or header.request != request:
                 raise ProtocolError(f"request {header.request} where an answer was expected")
-            self._overdue -= 1
-            if not self._overdue:
+            self.overdue -= 1
+            if not self.overdue:
                 return U64.decode(payload).value == 0

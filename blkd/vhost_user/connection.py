@@ -10,7 +10,9 @@ from typing import Final, cast
 
 import structlog
 
-from blkd.errors import BlkdError, ProtocolError, RequestRefused
+from blkd.errors import BlkdError, HandoverError, ProtocolError, RequestRefused
+from blkd.handover import models
+from blkd.handover.descriptors import Incoming, Outgoing
 from blkd.vhost_user.backchannel import BackChannel
 from blkd.vhost_user.channel import Fds, receive, send
 from blkd.vhost_user.commands import (
@@ -31,9 +33,18 @@ from blkd.vhost_user.commands import (
     StopRing,
     UseInflight,
 )
+from blkd.vhost_user.gate import Gate
 from blkd.vhost_user.requests import MAX_PAYLOAD
 from blkd.vhost_user.rings import Rings
 from blkd.vhost_user.session import Answer, Plan, Session
+from blkd.vhost_user.succession import (
+    given_inflight,
+    given_rings,
+    restore_session,
+    written_inflight,
+    written_regions,
+    written_rings,
+)
 from blkd.vhost_user.wire import (
     BackendRequest,
     Header,
@@ -95,6 +106,8 @@ class Connection:
         self._session = Session(device)
         self._back: BackChannel | None = None
         self._closing = False
+        self._leaving = False
+        self._gate = Gate()
         self._quiet_at = -math.inf  # loop time; infinite while a request is carried out
         self._news = asyncio.Event()  # the front end may have to be told something
         self._changed = asyncio.Event()  # the session or its back-end channel
@@ -113,6 +126,7 @@ class Connection:
                     await self._converse()
                 except BlkdError as error:
                     failure = error
+                self._leaving = True
                 telling.cancel()
         finally:
             try:
@@ -126,6 +140,7 @@ class Connection:
     def close(self) -> None:
         """Make `serve` end soon: the front end sees the connection closed."""
         self._closing = True
+        self.release()
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
@@ -160,20 +175,94 @@ class Connection:
             ),
         )
 
+    # Handed to another process
+
+    async def hold(self, limit: float) -> None:
+        """Read and say nothing more, from the end of the message under way on.
+
+        Raises HandoverError if that does not end within `limit` seconds, or the front end is
+        about to leave; `release` goes on in any case.
+        """
+        try:
+            async with asyncio.timeout(limit):
+                await self._gate.shut()
+                if self._back:
+                    await self._back.gate.shut()
+        except TimeoutError:
+            raise HandoverError("the front end is in the midst of a message") from None
+        if self._leaving or self._closing:
+            raise HandoverError("the front end is leaving", hint="try again")
+
+    @property
+    def is_held(self) -> bool:
+        """Whether `hold` is still in force."""
+        return self._gate.is_shut
+
+    def release(self) -> None:
+        """Go on after `hold`."""
+        self._gate.open()
+        if self._back:
+            self._back.gate.open()
+
+    def written(self, out: Outgoing) -> tuple[models.FrontEnd, tuple[models.Ring, ...]]:
+        """All that another process must know to go on; this one is held."""
+        session, back = self._session, self._back
+        front_end = models.FrontEnd(
+            socket=out.add(self._sock.fileno()),
+            features=session.features,
+            based_on=session.based_on,
+            protocol_features=int(session.protocol_features),
+            status=session.status,
+            fetched=session.fetched,
+            back_channel=None
+            if back is None
+            else models.BackChannel(socket=out.add(back.sock.fileno()), overdue=back.overdue),
+            regions=written_regions(session, self._rings, out),
+            inflight=written_inflight(self._rings, out),
+        )
+        return front_end, written_rings(session, self._rings, out)
+
+    async def restore(
+        self, front_end: models.FrontEnd, rings: tuple[models.Ring, ...], fds: Incoming
+    ) -> None:
+        """Go on where another process has left the front end, once `serve` is called.
+
+        Raises BlkdError if the state cannot be true, or not be served here.
+        """
+        restore_session(self._session, front_end, rings)
+        if (back := front_end.back_channel) is not None:
+            self._back = BackChannel.adopt(fds.take(back.socket), back.overdue)
+        memory = [fds.take(region.memory) for region in front_end.regions]
+        await self._rings.set_memory(self._session.regions, memory)
+        if (record := front_end.inflight) is not None:
+            region = given_inflight(self._session, record)
+            await self._rings.use_inflight(region, fds.take(record.memory), packed=record.packed)
+        await self._rings.adopt_rings(given_rings(self._session, rings, fds))
+        self._news.set()
+
     # The main channel
 
     async def _converse(self) -> None:
         """Answer one message after the other until the front end closes."""
-        loop = asyncio.get_running_loop()
-        while message := await receive(self._sock, MAX_PAYLOAD):
-            self._quiet_at = math.inf
-            header, payload, fds = message
-            with fds, Fds() as gifts:
-                answer = await self._answer(header, payload, fds, gifts)
-                if answer is not None and not await send(self._sock, answer, gifts):
+        while True:
+            async with self._gate.message(self._sock):
+                if not await self._serve_message():
                     return
-            self._quiet_at = loop.time() + QUIET
             await asyncio.sleep(0)  # a front end that never pauses is not alone here
+
+    async def _serve_message(self) -> bool:
+        """Answer the next message: False if the front end has closed."""
+        message = await receive(self._sock, MAX_PAYLOAD)
+        if message is None:
+            return False
+        self._quiet_at = math.inf
+        header, payload, fds = message
+        with fds, Fds() as gifts:
+            answer = await self._answer(header, payload, fds, gifts)
+            if answer is not None and not await send(self._sock, answer, gifts):
+                return False
+        self._quiet_at = asyncio.get_running_loop().time() + QUIET
+        return True
 
     async def _answer(self, header: Header, payload: bytes, fds: Fds, gifts: Fds) -> bytes | None:
         """Do what one request asks: the reply, if there is one, and in `gifts` what goes along."""
@@ -264,6 +353,7 @@ class Connection:
         while True:
             await self._news.wait()
             await self._quiet()
+            await self._gate.opened()
             self._news.clear()
             if self._back and self._can_tell and self._session.is_stale:
                 await self._tell_by(self._back)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The role that a data plane plays for a vhost-user connection."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from blkd.vhost_user.inflight import Inflight
@@ -55,6 +55,44 @@ class VringSetup:
         return desc, (self.avail, 6 + 2 * self.size, 2), (self.used, 6 + 8 * self.size, 4)
 
 
+@dataclass(frozen=True, slots=True)
+class HeldInflight:
+    """The in-flight region that the data path writes.  The descriptor stays with it."""
+
+    region: Inflight
+    packed: bool
+    """Whether it is laid out for packed rings."""
+    fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldRing:
+    """What the data path has of a ring, at rest.  The descriptors stay with it."""
+
+    index: int
+    base: int = 0
+    """What `stop_ring` would answer."""
+    broken: bool = False
+    lost: bool = False
+    """Whether it lies in no memory."""
+    fds: Mapping[str, int] = field(default_factory=dict)
+    """Of "kick", "call" and "error", those that there are."""
+    counters: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GivenRing:
+    """A ring that another process has served so far.  The descriptors are given with it."""
+
+    index: int
+    fds: Mapping[str, int]
+    setup: VringSetup | None
+    """None for a ring that is not started."""
+    enabled: bool
+    broken: bool
+    counters: Mapping[str, int]
+
+
 class Rings(Protocol):
     """What a connection drives.  All descriptors passed in are taken: the callee closes them.
 
@@ -100,6 +138,18 @@ class Rings(Protocol):
 
     async def refresh(self) -> None:
         """Hand the device's present parameters (capacity, cache mode) to the data path."""
+
+    def held_memory(self) -> Mapping[MemoryRegion, int]:
+        """The descriptor behind each region, borrowed."""
+
+    def held_inflight(self) -> HeldInflight | None:
+        """The in-flight region, if there is one."""
+
+    def held_rings(self) -> Sequence[HeldRing]:
+        """The rings that a front end has had to do with; nothing may be in flight."""
+
+    async def adopt_rings(self, rings: Sequence[GivenRing]) -> None:
+        """Go on with rings of another process, within the memory already set."""
 
     async def reset(self) -> None:
         """Drain and stop every ring, close its descriptors and unmap the guest's memory."""

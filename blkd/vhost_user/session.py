@@ -107,7 +107,8 @@ class Session:
     def __init__(self, device: Device) -> None:
         self.device = device
         self.features = 0
-        self._based_on = 0  # features of the driver that the rings' bases are of
+        self.based_on = 0
+        """The driver's features that the rings' bases are of."""
         self.protocol_features = ProtocolFeature(0)
         self.status = 0
         self.regions: tuple[MemoryRegion, ...] = ()
@@ -192,10 +193,10 @@ class Session:
         if features != self.features and any(ring.started for ring in self.rings):
             raise RequestRefused(f"features {features:#x} while rings run with {self.features:#x}")
         self.device.accept(features & ~VirtioFeature.PROTOCOL_FEATURES)
-        if (features ^ self._based_on) & VirtioFeature.RING_PACKED:
+        if (features ^ self.based_on) & VirtioFeature.RING_PACKED:
             for ring in self.rings:
                 ring.base = None  # of the other layout
-        self.features = self._based_on = features
+        self.features = self.based_on = features
         yield Refresh()
         if not self._has(VirtioFeature.PROTOCOL_FEATURES):
             for ring in self.rings:
@@ -298,29 +299,30 @@ class Session:
     def get_inflight_fd(self, wanted: Inflight) -> Plan:
         """Make a region that has room for the requests in flight of all rings."""
         self._refuse_no_rings(wanted)
-        region = replace(wanted, mmap_size=self._inflight_bytes(wanted), mmap_offset=0)
+        part = part_bytes(wanted.queue_size, packed=self._has(VirtioFeature.RING_PACKED))
+        region = replace(wanted, mmap_size=wanted.queues * part, mmap_offset=0)
         yield OfferInflight(region)
         return region
 
     def set_inflight_fd(self, region: Inflight) -> Steps:
         """Take a region, of an earlier back end or fresh: rings start from what it says."""
-        self._refuse_no_rings(region)
-        if region.mmap_size != self._inflight_bytes(region) or not region.fits_a_file:
-            raise RequestRefused(
-                f"an in-flight region of {region.mmap_size} bytes at {region.mmap_offset:#x}, not"
-                f" {self._inflight_bytes(region)}, for {region.queues} rings of"
-                f" {region.queue_size} descriptors"
-            )
+        packed = self._has(VirtioFeature.RING_PACKED)
+        self.refuse_unfit_inflight(region, packed=packed)
         for ring in self.rings:
             yield from self._end_disabled(ring)
             if ring.started:
                 raise RequestRefused(f"an in-flight region while ring {ring.index} runs")
-        yield UseInflight(region, self._has(VirtioFeature.RING_PACKED))
+        yield UseInflight(region, packed)
 
-    def _inflight_bytes(self, region: Inflight) -> int:
-        """How large a region for such rings is."""
-        packed = self._has(VirtioFeature.RING_PACKED)
-        return region.queues * part_bytes(region.queue_size, packed=packed)
+    def refuse_unfit_inflight(self, region: Inflight, *, packed: bool) -> None:
+        """Raise RequestRefused unless a region is as large as it says, and ours."""
+        self._refuse_no_rings(region)
+        wanted = region.queues * part_bytes(region.queue_size, packed=packed)
+        if region.mmap_size != wanted or not region.fits_a_file:
+            raise RequestRefused(
+                f"an in-flight region of {region.mmap_size} bytes at {region.mmap_offset:#x}, not"
+                f" {wanted}, for {region.queues} rings of {region.queue_size} descriptors"
+            )
 
     def _refuse_no_rings(self, region: Inflight) -> None:
         """Raise RequestRefused unless we have rings as a region is for."""
@@ -340,7 +342,7 @@ class Session:
     def set_vring_num(self, state: VringState) -> Steps:
         """Size a ring."""
         ring, size = self._ring(state.index), state.num
-        self._refuse_size(ring, size)
+        self.refuse_size(ring, size)
         yield from self._end_disabled(ring)
         if ring.started and size != ring.size:
             raise RequestRefused(f"ring {ring.index} runs with {ring.size} descriptors")
@@ -353,7 +355,7 @@ class Session:
         ring = self._ring(addresses.index)
         if addresses.flags:
             raise RequestRefused(f"ring {ring.index} with flags {addresses.flags:#x}")
-        self._refuse_misaligned(addresses)
+        self.refuse_misaligned(addresses)
         setup = replace(ring, addresses=addresses).setup(self.features)
         if ring.started and setup and addresses != ring.addresses:
             yield MoveRing(ring.index, setup)
@@ -406,7 +408,7 @@ class Session:
             raise RequestRefused(f"ring {index} of {len(self.rings)}")
         return self.rings[index]
 
-    def _refuse_size(self, ring: Ring, size: int) -> None:
+    def refuse_size(self, ring: Ring, size: int) -> None:
         """Raise RequestRefused unless a ring of this layout may have `size` descriptors."""
         limit, packed = self.device.queue_size, self._has(VirtioFeature.RING_PACKED)
         if not 1 <= size <= limit or (size & (size - 1) and not packed):
@@ -416,7 +418,7 @@ class Session:
                 hint=f"give the front end a queue size of at most {limit}",
             )
 
-    def _refuse_misaligned(self, where: VringAddr) -> None:
+    def refuse_misaligned(self, where: VringAddr) -> None:
         """Raise RequestRefused unless each part of a ring is aligned as virtio wants it."""
         setup = VringSetup(0, where.desc, where.avail, where.used, 0, self.features)
         for address, _, align in setup.parts:
@@ -429,9 +431,9 @@ class Session:
         """Start a ring that is stopped and lacks nothing."""
         setup = ring.setup(self.features)
         if setup and not ring.started:
-            self._refuse_size(ring, ring.size)  # other features may have come since
+            self.refuse_size(ring, ring.size)  # other features may have come since
             assert ring.addresses is not None
-            self._refuse_misaligned(ring.addresses)
+            self.refuse_misaligned(ring.addresses)
             yield StartRing(ring.index, setup)
             ring.started = True
 

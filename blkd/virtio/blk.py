@@ -204,6 +204,15 @@ class BlkDevice:
         """
         self._accepted = Feature(0)
 
+    def restore(self, *, capacity: int, generation: int, write_back: bool) -> None:
+        """Be as another process has left the device; the driver's features come afterwards."""
+        self.capacity, self.generation, self._writeback = capacity, generation, write_back
+
+    @property
+    def writeback_field(self) -> bool:
+        """The `writeback` field as it was last written, whether it is in force or not."""
+        return self._writeback
+
     def resize(self, capacity: int) -> None:
         """Show a disk of `capacity` sectors from now on."""
         if capacity != self.capacity:

@@ -2,7 +2,9 @@
 import asyncio
 import contextlib
 import json
+import os
 import re
+import socket
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -13,11 +15,12 @@ from hypothesis import strategies as st
 
 from blkd import errors, listener
 from blkd.control import models
-from blkd.control.client import call
+from blkd.control.client import call, switch
 from blkd.control.server import control_api
-from blkd.export import ExportState, ExportStats, PauseResult, ResizeResult, RingStats
+from blkd.handover.models import PROTOCOL
 from blkd.vhost_user.connection import FrontEndRing, FrontEndState
 from blkd.vhost_user.wire import MemoryRegion
+from blkd.views import ExportState, ExportStats, PauseResult, ResizeResult, RingStats
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "control-api.md"
 
@@ -60,8 +63,21 @@ class Played:
 @contextlib.asynccontextmanager
 async def served(path, export):
     with listener.listen(path, 0o600) as sock:
-        async with control_api(export, sock):
+        async with control_api(export, sock, converse):
             yield
+
+
+async def converse(sock):
+    """Plays the other protocol: one descriptor comes, its number of bytes goes back."""
+    loop = asyncio.get_running_loop()
+    sock.setblocking(False)
+    said = asyncio.Event()
+    loop.add_reader(sock, said.set)
+    await said.wait()
+    loop.remove_reader(sock)
+    _, (fd,), _, _ = socket.recv_fds(sock, 1, 1)
+    await loop.sock_sendall(sock, str(os.fstat(fd).st_size).encode())
+    os.close(fd)
 
 
 @pytest.fixture
@@ -267,6 +283,43 @@ async def test_a_caller_that_never_finishes_does_not_hold_up_the_end(path, expor
             )
             assert await asyncio.to_thread(call, path, "GET", models.STATS) == {"reads": 7}
         writer.close()
+
+
+async def test_a_call_goes_on_with_another_protocol(path, export, tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+
+    def talk():
+        with (
+            switch(path, models.UPGRADE, PROTOCOL) as sock,
+            (tmp_path / "file").open("rb") as file,
+        ):
+            socket.send_fds(sock, [b"x"], [file.fileno()])
+            return sock.recv(16)
+
+    async with served(path, export):
+        assert await asyncio.to_thread(talk) == b"5"
+
+
+async def test_a_caller_that_does_not_know_the_other_protocol_is_told(api):
+    response, problem = await api("POST", models.UPGRADE)
+    assert (response.status, problem["status"]) == (426, 426)
+    assert response.headers["Upgrade"] == PROTOCOL
+
+
+async def test_what_is_said_before_the_protocol_has_changed_is_not_taken_for_it(path, export):
+    async with served(path, export):
+        reader, writer = await asyncio.open_unix_connection(path)
+        head = f"POST {models.UPGRADE} HTTP/1.1\r\nHost: x\r\nUpgrade: {PROTOCOL}\r\n"
+        writer.write(f"{head}Connection: upgrade\r\n\r\ntoo early".encode())
+        async with asyncio.timeout(10):
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def test_the_client_raises_the_refusal_of_another_protocol(path, export):
+    async with served(path, export):
+        with pytest.raises(errors.ControlError, match="POST /nowhere"):
+            await asyncio.to_thread(switch, path, "/nowhere", PROTOCOL)
 
 
 async def test_the_client_returns_what_the_export_answers(path, export):

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`blkd upgrade`: a served disk goes on in this process, in the foreground."""
+
+import asyncio
+import contextlib
+import socket
+
+import click
+
+from blkd import listener, log
+from blkd.cli import serving, signals
+from blkd.cli.control import control_option
+from blkd.cli.output import json_option, print_result
+from blkd.control import client, models
+from blkd.export import Export
+from blkd.handover.models import PROTOCOL
+from blkd.upgrade import Inheritance
+from blkd.views import ExportState
+
+
+@click.command()
+@control_option
+@json_option
+def upgrade(control: str, *, as_json: bool) -> None:
+    """Take a served disk over from the process that serves it; the guest goes on.
+
+    Runs in that one's place, with its settings, as blkd serve does.  If anything is amiss,
+    that one serves on.
+    """
+    log.configure(json=as_json)
+
+    def announce(state: ExportState) -> None:
+        print_result(state, title="serving", as_json=as_json)
+
+    async def taken(stack: contextlib.AsyncExitStack) -> tuple[Export, socket.socket | None]:
+        inheritance = Inheritance()
+        with await asyncio.to_thread(client.switch, control, models.UPGRADE, PROTOCOL) as sock:
+            await inheritance.take_over(sock)
+        export = inheritance.export
+        stack.enter_context(inheritance.control)
+        if export.config.control is not None:
+            stack.callback(listener.unlink_if_ours, export.config.control)
+        return export, inheritance.control
+
+    serving.host(taken, announce)
+    signals.leave(0)

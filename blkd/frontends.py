@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whoever connects to an export's socket: served one at a time."""
+
+import asyncio
+import select
+import socket
+from typing import Final
+
+import structlog
+
+from blkd import listener
+from blkd.dataplane import DataPlane
+from blkd.errors import BlkdError, HandoverError
+from blkd.vhost_user.connection import Connection
+from blkd.vhost_user.gate import Gate
+from blkd.virtio.blk import BlkDevice
+
+ACCEPT_PERIOD: Final = 0.5  # seconds until accepting is tried again after it failed
+
+log = structlog.get_logger()
+
+
+class FrontEnds:
+    """The listener, which is borrowed, and the connection that comes from it."""
+
+    def __init__(
+        self, name: str, listening: socket.socket, device: BlkDevice, plane: DataPlane
+    ) -> None:
+        self._name = name
+        self._listener = listening
+        self._device = device
+        self._plane = plane
+        self.connection: Connection | None = None
+        """The present one."""
+        self._socket: socket.socket | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._gate = Gate()
+        self._resting: Connection | None = None
+
+    async def serve(self) -> None:
+        """Serve whoever connects, one at a time; a second one is turned away.
+
+        A listener that is connected instead is served until it closes.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            if not listener.is_listening(self._listener):
+                self.connect(self._listener)
+            if self.connection is not None:  # this one, or one that was taken over
+                self._serving = tasks.create_task(self._serve_one(self.connection))
+            while listener.is_listening(self._listener):
+                async with self._gate.message(self._listener):
+                    await self._accept(tasks)
+
+    async def _accept(self, tasks: asyncio.TaskGroup) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except BlockingIOError:
+            return  # somebody else has taken it
+        except OSError as error:
+            # One that came and went, or no descriptor left: the present disk goes on.
+            log.warning("no front end accepted", reason=error.strerror)
+            await asyncio.sleep(ACCEPT_PERIOD)
+            return
+        if self._serving and not self._serving.done():
+            if not self._has_left():
+                log.warning("second front end refused", export=self._name)
+                sock.close()
+                return
+            await asyncio.wait([self._serving])
+        log.info("front end connected", export=self._name)
+        self._serving = tasks.create_task(self._serve_one(self.connect(sock)))
+
+    def connect(self, sock: socket.socket) -> Connection:
+        """A connection on `sock`, taken; it is served by `serve`."""
+        self._socket = sock
+        self.connection = Connection(sock, self._device, self._plane)
+        return self.connection
+
+    async def _serve_one(self, connection: Connection) -> None:
+        """Serve one front end until it leaves; what it does wrong ends with it."""
+        try:
+            await connection.serve()
+            log.info("front end left", export=self._name)
+        except BlkdError as error:
+            log.warning("front end dropped", export=self._name, reason=str(error))
+        finally:
+            self.connection = self._socket = None
+            self._device.reset()
+
+    def drop(self) -> None:
+        """End the connection of a front end that took memory away which it had shared."""
+        log.error("front end's memory shrank under its rings", export=self._name)
+        if self.connection is not None:
+            self.connection.close()
+
+    async def end(self) -> None:
+        """Close the present connection; returns when it is no longer served."""
+        if self.connection is not None:
+            self.connection.close()
+        if self._serving is not None:
+            await asyncio.wait([self._serving])
+
+    def _has_left(self) -> bool:
+        """Whether the present front end has closed its side, served to the end or not."""
+        if self._socket is None or self._socket.fileno() < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    # ---- before another process takes over ----
+
+    async def hold(self, limit: float) -> None:
+        """Accept nobody and read nothing more.  Raises HandoverError; `release` goes on."""
+        try:
+            async with asyncio.timeout(limit):
+                await self._gate.shut()
+        except TimeoutError:
+            raise HandoverError("a front end is being accepted") from None
+        self._resting = self.connection
+        if self.connection is not None:
+            await self.connection.hold(limit)
+
+    def require_rest(self) -> None:
+        """Raise HandoverError unless all is as `hold` has left it."""
+        still = self._resting is None or self._resting.is_held
+        if not (self._gate.is_shut and self.connection is self._resting and still):
+            raise HandoverError("the front end has left meanwhile", hint="try again")
+
+    def release(self) -> None:
+        """Go on after `hold`."""
+        self._resting = None
+        self._gate.open()
+        if self.connection is not None:
+            self.connection.release()

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One side of a handover's socket; plays `exchange.Channel`."""
+
+import array
+import asyncio
+import contextlib
+import functools
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+from blkd.errors import HandoverError
+from blkd.handover import models
+from blkd.handover.descriptors import Incoming
+from blkd.handover.framing import BATCH, FILLER, Header, batched, frame, read
+
+SAY_LIMIT: Final = 2.0  # seconds that the other side may leave us unread
+INT_BYTES: Final = array.array("i").itemsize
+ANCILLARY_BYTES: Final = socket.CMSG_SPACE(BATCH * INT_BYTES)
+
+Kind = TypeVar("Kind", bound=models.Document)
+Result = TypeVar("Result")
+
+
+class HandoverChannel:
+    """A connected UNIX stream socket, borrowed."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._unclaimed: list[Incoming] = []
+
+    def close(self) -> None:
+        """Close every descriptor that came and was not taken."""
+        for incoming in self._unclaimed:
+            close_all(incoming.take_rest())
+
+    async def say(self, document: models.Document, fds: Sequence[int] = ()) -> None:
+        """Send a document, then the descriptors.
+
+        What fits into the socket is sent at once: a short message is sent or not, nothing
+        between, and no one else has his turn meanwhile.
+        """
+        try:
+            async with asyncio.timeout(SAY_LIMIT):
+                await self._write(frame(document, len(fds)))
+                for batch in batched(fds):
+                    send = functools.partial(socket.send_fds, self._sock, [FILLER], list(batch))
+                    await self._retried(send, writes=True)
+        except TimeoutError:
+            raise HandoverError("the other process does not read") from None
+        except OSError as error:
+            raise HandoverError(f"the other process has gone: {error.strerror}") from error
+
+    async def hear(self, kind: type[Kind], limit: float) -> tuple[Kind, Incoming]:
+        """The next document, of this kind, and its descriptors."""
+        fds: list[int] = []
+        with contextlib.ExitStack() as undo:
+            undo.callback(lambda: close_all(fds))
+            try:
+                async with asyncio.timeout(limit):
+                    header = Header.decode(await self._read(Header.LAYOUT.size))
+                    document = await self._read(header.length)
+                    for _ in range(header.batches):
+                        fds += await self._retried(self._read_batch)
+            except TimeoutError:
+                raise HandoverError(f"no answer within {limit:g} s") from None
+            except OSError as error:
+                raise HandoverError(f"the other process has gone: {error.strerror}") from error
+            if len(fds) != header.descriptors:
+                raise HandoverError(f"{len(fds)} descriptors, not {header.descriptors}")
+            content = read(document, kind)
+            undo.pop_all()
+        self._unclaimed.append(Incoming(fds))
+        return content, self._unclaimed[-1]
+
+    async def _write(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            send = functools.partial(self._sock.send, left)
+            left = left[await self._retried(send, writes=True) :]
+
+    async def _read(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            receive = functools.partial(self._sock.recv, size - len(data))
+            piece = await self._retried(receive)
+            if not piece:
+                raise HandoverError("the other process has gone")
+            data += piece
+        return bytes(data)
+
+    def _read_batch(self) -> list[int]:
+        data, ancillary, flags, _ = self._sock.recvmsg(
+            len(FILLER), ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+        )
+        fds = array.array("i")
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(content[: len(content) - len(content) % INT_BYTES])
+        if not data or flags & socket.MSG_CTRUNC:
+            close_all(fds)
+            raise HandoverError("descriptors were lost on the way, or are more than we can hold")
+        return list(fds)
+
+    async def _retried(self, attempt: Callable[[], Result], *, writes: bool = False) -> Result:
+        """What `attempt` returns, once the socket lets it."""
+        while True:
+            try:
+                return attempt()
+            except BlockingIOError:
+                await self._ready(writes=writes)
+
+    async def _ready(self, *, writes: bool) -> None:
+        loop = asyncio.get_running_loop()
+        ready = asyncio.Event()
+        (loop.add_writer if writes else loop.add_reader)(self._sock, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            (loop.remove_writer if writes else loop.remove_reader)(self._sock)
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close every one of `fds`."""
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who says what, and when: the giver's and the taker's side of a handover.
+
+What decides is `go`.  Before it, whatever goes wrong with either side or between them, the
+giver serves on and the taker drops what it has; after it the giver touches nothing any more.
+"""
+
+from collections.abc import Sequence
+from typing import Final, Protocol, TypeVar
+
+from blkd.errors import BlkdError, HandoverError
+from blkd.handover import models
+from blkd.handover.descriptors import Incoming, Outgoing
+
+HELLO_LIMIT: Final = 5.0  # seconds that a taker has to say who it is
+READY_LIMIT: Final = 60.0  # ... to prepare, while the disk is served
+TAKEN_LIMIT: Final = 2.0  # ... to take, while it is not
+STATE_LIMIT: Final = 10.0  # seconds that a giver has to come to rest
+
+Kind = TypeVar("Kind", bound=models.Document)
+
+
+class Channel(Protocol):
+    """One side of the socket between the two."""
+
+    async def say(self, document: models.Document, fds: Sequence[int] = ()) -> None:
+        """Send a document and descriptors, which are borrowed.  Raises HandoverError."""
+
+    async def hear(self, kind: type[Kind], limit: float) -> tuple[Kind, Incoming]:
+        """The next document, of this kind, within `limit` seconds.  Raises HandoverError."""
+
+
+class Giver(Protocol):
+    """What a giver does to the disk that it serves."""
+
+    def offer(self, out: Outgoing) -> models.Offer:
+        """Describe what is served."""
+
+    async def hold(self, out: Outgoing) -> models.State:
+        """Come to rest and write all down.  Raises BlkdError where that cannot be now."""
+
+    def require_rest(self) -> None:
+        """Raise HandoverError if the disk's rest has been disturbed."""
+
+    async def release(self) -> None:
+        """Serve on, if `hold` was begun."""
+
+
+class Taker(Protocol):
+    """What a taker makes of what it is given.  Everything is hostile until it is checked."""
+
+    async def prepare(self, offer: models.Offer, fds: Incoming) -> None:
+        """Get ready to take the state.  Raises BlkdError."""
+
+    async def take(self, state: models.State, fds: Incoming) -> None:
+        """Get ready to serve, and touch nothing.  Raises BlkdError."""
+
+
+async def give(channel: Channel, disk: Giver, busy: str | None = None) -> models.Hello:
+    """Give `disk` away: to whom.  Once this has returned it may not be touched any more.
+
+    Args:
+        channel: To who asks for it.
+        disk: What is served.
+        busy: Why that cannot be now, if it cannot.
+
+    Raises:
+        BlkdError: The taker has not got it; it is served on.
+    """
+    try:
+        hello, _ = await channel.hear(models.Hello, HELLO_LIMIT)
+        if busy is not None:
+            raise HandoverError(busy)
+        _require_common_format(hello)
+        out = Outgoing()
+        await channel.say(disk.offer(out), out.fds)
+        await channel.hear(models.Ready, READY_LIMIT)
+        await _give_state(channel, disk)
+    except BlkdError as error:
+        await _refuse(channel, error)
+        raise
+    return hello
+
+
+async def _give_state(channel: Channel, disk: Giver) -> None:
+    try:
+        out = Outgoing()
+        await channel.say(await disk.hold(out), out.fds)
+        await channel.hear(models.Taken, TAKEN_LIMIT)
+        disk.require_rest()
+        await channel.say(models.Go())
+    except BaseException:
+        await disk.release()
+        raise
+
+
+def _require_common_format(hello: models.Hello) -> None:
+    if models.FORMAT not in hello.formats:
+        known = ", ".join(map(str, hello.formats)) or "none"
+        raise HandoverError(
+            f"version {hello.version} takes formats {known}, not {models.FORMAT}",
+            hint="stop the old process and start the new one instead",
+        )
+
+
+async def take(channel: Channel, disk: Taker, hello: models.Hello) -> None:
+    """Take a disk over: it may be touched once this has returned.
+
+    Raises:
+        BlkdError: It is still the giver's.
+    """
+    try:
+        await channel.say(hello)
+        offer, fds = await channel.hear(models.Offer, HELLO_LIMIT)
+        await disk.prepare(offer, fds)
+        _require_all_taken(fds)
+        await channel.say(models.Ready())
+        state, fds = await channel.hear(models.State, STATE_LIMIT)
+        await disk.take(state, fds)
+        _require_all_taken(fds)
+        await channel.say(models.Taken())
+        await channel.hear(models.Go, TAKEN_LIMIT)
+    except BlkdError as error:
+        await _refuse(channel, error)
+        raise
+
+
+def _require_all_taken(fds: Incoming) -> None:
+    if len(fds):
+        raise HandoverError(f"{len(fds)} descriptors came that nothing names")
+
+
+async def _refuse(channel: Channel, error: BlkdError) -> None:
+    """Tell the other side why, if it still listens."""
+    reason = f"{error} ({error.hint})" if error.hint else str(error)
+    try:
+        await channel.say(models.Refusal(reason=reason[: models.MAX_TEXT]))
+    except HandoverError:
+        return

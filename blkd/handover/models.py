@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What two processes say to each other when one takes a disk over from the other.
+
+A field that is not known is refused, and one that has its default is not sent: so what is new
+stands in nobody's way until it is used.  `docs/upgrade.md` tells the meaning of each field.
+"""
+
+from typing import Annotated, Final
+
+import msgspec
+
+FORMAT: Final = 1
+"""The version of all that stands here; another one if a field changes its meaning."""
+
+PROTOCOL: Final = "blkd-handover"
+"""How HTTP's Upgrade header calls it."""
+
+MAX_DESCRIPTORS: Final = 1024  # 509 regions, 64 rings of 3, and some sockets
+MAX_RINGS: Final = 64
+MAX_REGIONS: Final = 509
+MAX_TEXT: Final = 4096  # bytes of a reason or a path
+
+Number = Annotated[int, msgspec.Meta(ge=0)]
+Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
+Descriptor = Annotated[int, msgspec.Meta(ge=0, lt=MAX_DESCRIPTORS)]
+"""Which of its message's descriptors is meant, counted from 0."""
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True):
+    """The taker speaks first.  The same in every format: what it does not know it passes over."""
+
+    formats: Annotated[tuple[Number, ...], msgspec.Meta(max_length=64)]
+    """Those that it can take."""
+    version: Text
+    pid: Number
+
+
+class Offer(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """What is served, for the taker to prepare for while it still is served."""
+
+    version: Text
+    pid: Number
+    directory: Text
+    """Where relative paths of the configuration begin."""
+    config: msgspec.Raw
+    """An `ExportConfig`."""
+    logical_block_size: Number
+    image: Descriptor | None = None
+    """The open image; None for one without a descriptor."""
+    listener: Descriptor
+    """Where front ends connect."""
+    control: Descriptor
+    """Where the control API is called."""
+    rings: Annotated[tuple[Number, ...], msgspec.Meta(max_length=MAX_RINGS)] = ()
+    """Those that the front end has had to do with, as far as is known yet."""
+    notify: Text | None = None
+    """NOTIFY_SOCKET of the service manager."""
+
+
+class Ready(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """The taker has prepared all that can be prepared."""
+
+
+class Region(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """One region of guest memory, as in the front end's memory table."""
+
+    guest_address: Number
+    size: Number
+    user_address: Number
+    mmap_offset: Number
+    memory: Descriptor
+
+
+class Addresses(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """A ring's place, as SET_VRING_ADDR gave it."""
+
+    flags: Number = 0
+    desc: Number
+    used: Number
+    avail: Number
+    log: Number = 0
+
+
+class Ring(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """One ring, and its requests since the disk is served."""
+
+    index: Number
+    size: Number = 0
+    addresses: Addresses | None = None
+    base: Number | None = None
+    """Of a started ring what GET_VRING_BASE would answer, else what SET_VRING_BASE gave."""
+    started: bool = False
+    enabled: bool = False
+    broken: bool = False
+    kick: Descriptor | None = None
+    call: Descriptor | None = None
+    error: Descriptor | None = None
+    counters: dict[Text, Number] = {}
+
+
+class BackChannel(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """The socket for our requests to the front end."""
+
+    socket: Descriptor
+    overdue: Number = 0
+    """Acknowledgements that may still come for requests of the giver."""
+
+
+class Inflight(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """The region in which requests in flight are recorded, as SET_INFLIGHT_FD gave it."""
+
+    mmap_size: Number
+    mmap_offset: Number
+    queues: Number
+    queue_size: Number
+    packed: bool
+    """Whether it is laid out for packed rings."""
+    memory: Descriptor
+
+
+class FrontEnd(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """A connected front end: its socket and all that it has told."""
+
+    socket: Descriptor
+    features: Number
+    based_on: Number
+    """The features that the rings' bases are of."""
+    protocol_features: Number
+    status: Number
+    fetched: Number | None = None
+    """Generation of the configuration space as it was last read; None before."""
+    back_channel: BackChannel | None = None
+    regions: Annotated[tuple[Region, ...], msgspec.Meta(max_length=MAX_REGIONS)] = ()
+    inflight: Inflight | None = None
+
+
+class State(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """The disk at rest: nothing is read from the front end and nothing is in flight."""
+
+    began: Number
+    """When the pause began, in nanoseconds of CLOCK_MONOTONIC."""
+    paused: bool = False
+    """Whether somebody ordered a pause, which goes on then."""
+    capacity: Annotated[int, msgspec.Meta(gt=0)]
+    """Sectors that the guest is shown."""
+    generation: Number
+    """Of the configuration space."""
+    write_back: bool
+    """The driver's last choice of a cache mode."""
+    rings: Annotated[tuple[Ring, ...], msgspec.Meta(max_length=MAX_RINGS)] = ()
+    front_end: FrontEnd | None = None
+
+
+class Taken(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """The taker could serve from now on, and touches nothing before it may."""
+
+
+class Go(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The disk is the taker's."""
+
+
+class Refusal(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """One of the two cannot go on; the giver goes on serving."""
+
+    reason: Text
+
+
+Document = Hello | Offer | Ready | State | Taken | Go | Refusal

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A live upgrade: this process's export given to another, or another's taken over.
+
+Nothing here is imported only when it is needed: by then the files may be another version's.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+
+import msgspec
+import structlog
+
+from blkd import __version__, listener, systemd
+from blkd.config import ExportConfig
+from blkd.errors import BlkdError, HandoverError
+from blkd.export import Export
+from blkd.handover import exchange, models
+from blkd.handover.channel import HandoverChannel
+from blkd.handover.descriptors import Incoming, Outgoing
+
+NANOSECONDS_OF_MS = 1_000_000
+
+log = structlog.get_logger()
+
+
+class Gift:
+    """An export that may be given away, with the socket of its API; plays `exchange.Giver`."""
+
+    def __init__(self, export: Export, control: socket.socket) -> None:
+        self._export = export
+        self._control = control
+        self._giving = asyncio.Lock()
+
+    async def give(self, sock: socket.socket) -> models.Hello | None:
+        """Hand the export over by the conversation on `sock`: who has it now.
+
+        None if that failed, which the log tells: it is served on.  Else nothing of it may be
+        touched any more, and the caller ends the process without waiting for anything.
+        """
+        busy = "another process is taking it over already" if self._giving.locked() else None
+        channel = HandoverChannel(sock)
+        name = self._export.config.name
+        try:
+            if busy is not None:
+                return await exchange.give(channel, self, busy)
+            async with self._giving:
+                taker = await exchange.give(channel, self)
+        except BlkdError as error:
+            log.warning("not handed over", export=name, reason=str(error))
+            return None
+        finally:
+            channel.close()
+        log.info("handed over", export=name, pid=taker.pid, version=taker.version)
+        systemd.main_pid(taker.pid)
+        return taker
+
+    def offer(self, out: Outgoing) -> models.Offer:
+        """Describe what is served."""
+        return self._export.offer(self._control.fileno(), out)
+
+    async def hold(self, out: Outgoing) -> models.State:
+        """Come to rest and write all down."""
+        return await self._export.hold(out)
+
+    def require_rest(self) -> None:
+        """Raise HandoverError if the export's rest has been disturbed."""
+        self._export.require_rest()
+
+    async def release(self) -> None:
+        """Serve on."""
+        await self._export.release()
+
+
+class Inheritance:
+    """An export that is taken over; plays `exchange.Taker`."""
+
+    def __init__(self) -> None:
+        self.export: Export
+        self.control: socket.socket
+        self._offer: models.Offer
+        self._began = 0
+        self._undo = contextlib.ExitStack()
+
+    async def take_over(self, sock: socket.socket) -> None:
+        """Take over what the process at the other end of `sock` serves.
+
+        The export serves when this returns; `Export.serve` is due.  Raises BlkdError: nothing
+        was touched, and the other process serves on.
+        """
+        hello = models.Hello(formats=(models.FORMAT,), version=__version__, pid=os.getpid())
+        channel = HandoverChannel(sock)
+        try:
+            await exchange.take(channel, self, hello)
+        except BaseException:
+            self._undo.close()
+            raise
+        finally:
+            channel.close()
+        await self.export.begin()
+        pause = (time.monotonic_ns() - self._began) / NANOSECONDS_OF_MS
+        listener.own(self.control)
+        log.info(
+            "taken over",
+            export=self.export.config.name,
+            pid=self._offer.pid,
+            version=self._offer.version,
+            pause_ms=round(pause, 3),
+        )
+
+    async def prepare(self, offer: models.Offer, fds: Incoming) -> None:
+        """Open what is served, and whatever else takes its time."""
+        self._offer = offer
+        try:
+            config = msgspec.json.decode(offer.config, type=ExportConfig)
+            os.chdir(offer.directory)
+        except msgspec.DecodeError as error:
+            raise HandoverError(f"its settings are of another version: {error}") from error
+        except (OSError, ValueError) as error:
+            raise HandoverError(f"its directory cannot be entered: {error}") from error
+        if offer.notify is not None:
+            os.environ.setdefault("NOTIFY_SOCKET", offer.notify)
+        self.control = listener.adopt(fds.take(offer.control))
+        if not listener.is_listening(self.control):
+            raise HandoverError("the control API cannot be called on the socket that came")
+        self.export = Export(config)
+        self._undo.callback(self.export.close)
+        await self.export.adopt(offer, fds)
+
+    async def take(self, state: models.State, fds: Incoming) -> None:
+        """Get ready to serve, and touch nothing."""
+        self._began = state.began
+        await self.export.restore(state, fds)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a socket's reading can be stopped: between two messages, never inside one."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+
+from blkd.vhost_user.channel import readable
+
+
+class Gate:
+    """Lets one message after the other in, until it is shut.
+
+    What has not been let in stays in the socket, for whoever reads that next.
+    """
+
+    def __init__(self) -> None:
+        self._open = asyncio.Event()
+        self._open.set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @contextlib.asynccontextmanager
+    async def message(self, sock: socket.socket) -> AsyncIterator[None]:
+        """Wait until there is something to read and the gate is open; it is dealt with within."""
+        await readable(sock)
+        await self.opened()
+        self._empty.clear()
+        try:
+            yield
+        finally:
+            self._empty.set()
+
+    async def opened(self) -> None:
+        """Wait until the gate is open; it is at least until the caller waits again."""
+        while not self._open.is_set():
+            await self._open.wait()
+
+    async def shut(self) -> None:
+        """Let nothing in any more; returns when what was in is dealt with."""
+        self._open.clear()
+        await self._empty.wait()
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether nothing is let in."""
+        return not self._open.is_set()
+
+    def open(self) -> None:
+        """Let messages in."""
+        self._open.set()

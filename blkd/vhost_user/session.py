@@ -60,6 +60,7 @@ from blkd.virtio.device import Device
 TRANSPORT_OFFSET = 0x100  # where virtio-mmio has the config space; some front ends add it
 MAX_INDEX = 0xFFFF  # of a split ring
 PACKED_START = 0x80008000  # avail and used at 0, both wrap counters 1 (virtio 1.3, 2.8.1)
+BIT_30 = int(VirtioFeature.PROTOCOL_FEATURES)  # a flag's complement ends at the last known bit
 MAX_STATUS = 0xFF  # virtio 1.3, 2.1: eight bits
 
 DONE = U64(0)  # an acknowledgement
@@ -192,7 +193,7 @@ class Session:
                 yield from self._end_disabled(ring)
         if features != self.features and any(ring.started for ring in self.rings):
             raise RequestRefused(f"features {features:#x} while rings run with {self.features:#x}")
-        self.device.accept(features & ~VirtioFeature.PROTOCOL_FEATURES)
+        self.device.accept(features & ~BIT_30)
         if (features ^ self.based_on) & VirtioFeature.RING_PACKED:
             for ring in self.rings:
                 ring.base = None  # of the other layout
@@ -208,7 +209,7 @@ class Session:
 
     def set_protocol_features(self, wanted: U64) -> None:
         """Take the front end's choice."""
-        excess = wanted.value & ~OFFERED_PROTOCOL_FEATURES
+        excess = wanted.value & ~int(OFFERED_PROTOCOL_FEATURES)
         if excess:
             raise RequestRefused(f"protocol features {excess:#x} were not offered")
         self.protocol_features = ProtocolFeature(wanted.value)

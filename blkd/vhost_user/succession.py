@@ -12,7 +12,7 @@ from blkd.handover.descriptors import Incoming, Outgoing
 from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.requests import MAX_MEM_SLOTS, OFFERED_PROTOCOL_FEATURES
 from blkd.vhost_user.rings import GivenRing, HeldRing, Rings
-from blkd.vhost_user.session import MAX_INDEX, MAX_STATUS, Ring, Session
+from blkd.vhost_user.session import BIT_30, MAX_INDEX, MAX_STATUS, Ring, Session
 from blkd.vhost_user.wire import MemoryRegion, ProtocolFeature, VirtioFeature, VringAddr
 
 
@@ -113,11 +113,11 @@ def restore_session(
 
 
 def _negotiate(session: Session, front_end: models.FrontEnd) -> None:
-    if excess := front_end.protocol_features & ~OFFERED_PROTOCOL_FEATURES:
+    if excess := front_end.protocol_features & ~int(OFFERED_PROTOCOL_FEATURES):
         raise RequestRefused(f"protocol features {excess:#x} are not offered")
     if front_end.status > MAX_STATUS:
         raise RequestRefused(f"a device status of {front_end.status:#x}")
-    session.device.accept(front_end.features & ~VirtioFeature.PROTOCOL_FEATURES)
+    session.device.accept(front_end.features & ~BIT_30)
     session.features, session.based_on = front_end.features, front_end.based_on
     session.protocol_features = ProtocolFeature(front_end.protocol_features)
     session.status, session.fetched = front_end.status, front_end.fetched

@@ -362,3 +362,12 @@ def test_memory_that_the_rings_refuse_is_not_there(talk):
     talk.fails = (SetMemory, AddMemory)
     assert talk.refuses(Request.SET_MEM_TABLE, MemoryTable((REGION,)), 1)
     assert talk.refuses(Request.ADD_MEM_REG, SingleRegion(REGION), 1)
+
+
+@pytest.mark.parametrize("bit", [40, 63])
+def test_bits_beyond_all_that_are_known_were_not_offered_either(bit):
+    front_end = Conversation()
+    assert front_end.refuses(
+        Request.SET_PROTOCOL_FEATURES, U64(OFFERED_PROTOCOL_FEATURES | 1 << bit)
+    )
+    assert front_end.refuses(Request.SET_FEATURES, U64(BIT_30 | VERSION_1 | 1 << bit))

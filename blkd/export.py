@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import fields
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 import msgspec
 import structlog
@@ -280,7 +280,7 @@ class Export:
             pid=os.getpid(),
             directory=os.getcwd(),  # noqa: PTH109 - as text
             config=msgspec.Raw(msgspec.json.encode(self.config)),
-            logical_block_size=self._image.limits.logical_block_size,
+            logical_block_size=cast("models.BlockSize", self._image.limits.logical_block_size),
             image=out.add_any(self._image.fd if self._image.fd >= 0 else None),
             listener=out.add(self._listener.fileno()),
             control=out.add(control),

@@ -68,15 +68,12 @@ class Process:
         return self.log.read_text()
 
 
-class Daemon(Process):
-    """`blkd serve`, ready for front ends."""
+class Serving(Process):
+    """A program that serves a disk."""
 
-    def __init__(self, image: Path, directory: Path, *options: object, **popen: Any) -> None:
-        self.image = image
-        self.socket = directory / "disk.sock"
-        self.control = directory / "control.sock"
-        command = ["blkd", "serve", image, "--socket", self.socket, "--control", self.control]
-        super().__init__([*command, "--json", *options], directory / "log", **popen)
+    image: Path
+    socket: Path
+    control: Path
 
     def ready(self) -> Any:
         """Wait until it serves: the state that it announces."""
@@ -95,6 +92,44 @@ class Daemon(Process):
         deadline = time.monotonic() + timeout
         while (state := self.call("show"))[field] != value:
             assert time.monotonic() < deadline, f"{field} is {state[field]}, not {value}"
+
+    def wait_for_front_end(self, timeout: float = 10) -> None:
+        """Wait until somebody is connected."""
+        deadline = time.monotonic() + timeout
+        while self.call("show")["front_end"] is None:
+            assert time.monotonic() < deadline, "nobody is connected"
+
+    def wait_for_log(self, event: str, timeout: float = 10, **fields: object) -> Any:
+        """Wait until an event was logged, with these fields: all of them."""
+        deadline = time.monotonic() + timeout
+        while True:
+            for line in self.errors().splitlines():
+                logged = json.loads(line)
+                if {"event": event, **fields}.items() <= logged.items():
+                    return logged
+            assert time.monotonic() < deadline, self.errors()
+            time.sleep(0.01)
+
+
+class Daemon(Serving):
+    """`blkd serve`, ready for front ends."""
+
+    def __init__(self, image: Path, directory: Path, *options: object, **popen: Any) -> None:
+        self.image = image
+        self.socket = directory / "disk.sock"
+        self.control = directory / "control.sock"
+        command = ["blkd", "serve", image, "--socket", self.socket, "--control", self.control]
+        super().__init__([*command, "--json", *options], directory / "log", **popen)
+
+
+class Successor(Serving):
+    """`blkd upgrade`, which takes over what another process serves."""
+
+    def __init__(self, served: Serving, control: Path | None = None, **popen: Any) -> None:
+        """Begin; `control` is where it asks, if that is not the other's own socket."""
+        self.image, self.socket, self.control = served.image, served.socket, served.control
+        command = ["blkd", "upgrade", "--control", control or served.control, "--json"]
+        super().__init__(command, served.log.with_name(served.log.name + "+"), **popen)
 
 
 def image(path: Path, size: int = 1 << 20) -> Path:

@@ -5,7 +5,7 @@ A field that is not known is refused, and one that has its default is not sent: 
 stands in nobody's way until it is used.  `docs/upgrade.md` tells the meaning of each field.
 """
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -18,8 +18,10 @@ PROTOCOL: Final = "blkd-handover"
 MAX_DESCRIPTORS: Final = 1024  # 509 regions, 64 rings of 3, and some sockets
 MAX_RINGS: Final = 64
 MAX_REGIONS: Final = 509
+MAX_SECTORS: Final = 2**54 - 1  # what off_t counts
 MAX_TEXT: Final = 4096  # bytes of a reason or a path
 
+BlockSize = Literal[512, 4096]  # bytes
 Number = Annotated[int, msgspec.Meta(ge=0)]
 Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 Descriptor = Annotated[int, msgspec.Meta(ge=0, lt=MAX_DESCRIPTORS)]
@@ -46,7 +48,7 @@ class Offer(
     """Where relative paths of the configuration begin."""
     config: msgspec.Raw
     """An `ExportConfig`."""
-    logical_block_size: Number
+    logical_block_size: BlockSize
     image: Descriptor | None = None
     """The open image; None for one without a descriptor."""
     listener: Descriptor
@@ -159,7 +161,7 @@ class State(
     """When the pause began, in nanoseconds of CLOCK_MONOTONIC."""
     paused: bool = False
     """Whether somebody ordered a pause, which goes on then."""
-    capacity: Annotated[int, msgspec.Meta(gt=0)]
+    capacity: Annotated[int, msgspec.Meta(gt=0, le=MAX_SECTORS)]
     """Sectors that the guest is shown."""
     generation: Number
     """Of the configuration space."""

@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A live upgrade that comes to nothing: the old process serves on, and nobody notices."""
+
+import concurrent.futures
+import contextlib
+import functools
+import os
+import re
+import signal
+import socket
+import struct
+
+import pytest
+
+from tests.daemon import Daemon, Successor, image, run
+from tests.frontend import OUT, FrontEnd, Request
+from tests.relay import Cut, Relay
+from tests.vring import GuestMemory
+
+MIB = 1 << 20
+SIZE = 16 * MIB
+OK = 0
+MESSAGES = ["hello", "offer", "ready", "state", "taken", "go"]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return image(tmp_path / "disk.img", SIZE)
+
+
+@pytest.fixture
+def daemon(path, tmp_path):
+    with Daemon(path, tmp_path, "--queues", 4) as daemon:
+        daemon.ready()
+        yield daemon
+
+
+@pytest.fixture
+def front_end(daemon):
+    with FrontEnd.connect(daemon.socket) as front_end:
+        yield front_end
+
+
+@pytest.fixture
+def background():
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+@pytest.fixture
+def attempt(daemon, tmp_path):
+    """An upgrade in which a hook looks at each message: the new process, ended, and what passed."""
+    return functools.partial(attempted, daemon, tmp_path / "relay.sock")
+
+
+def attempted(daemon, path, hook):
+    path.unlink(missing_ok=True)
+    with Relay(path, daemon.control, hook) as relay, Successor(daemon, path) as new:
+        new.process.wait(20)
+    return new, relay.seen
+
+
+def goes_on(daemon, *disks):
+    """Whether a disk is served as if nothing had been."""
+    assert daemon.process.poll() is None, daemon.errors()
+    assert daemon.call("show")["state"] == "serving"
+    for n, disk in enumerate(disks):
+        assert disk.write(n, n.to_bytes(2, "little") * 256) == OK
+        assert disk.read(n, 512) == (OK, n.to_bytes(2, "little") * 256)
+    if disks:
+        assert disks[0].front_end.capacity() > 0
+    return True
+
+
+def on(name, act):
+    """A hook that acts on one message."""
+
+    def hook(message):
+        if message.name == name:
+            act(message)
+
+    return hook
+
+
+def cut(_message):
+    raise Cut
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_a_conversation_that_breaks_changes_nothing(daemon, front_end, attempt, name):
+    disks = list(front_end.disks(3))
+    heads = [disk.submit(OUT, 9, bytes(512)) for disk in disks]
+    if name == "go":  # too late: it was said, and the new process is not there to hear it
+        new, _ = attempt(on(name, cut))
+        assert new.process.returncode == 1
+        assert daemon.end(None) == 0
+        return
+    new, seen = attempt(on(name, cut))
+    assert seen == MESSAGES[: MESSAGES.index(name)]
+    assert new.process.returncode == 1
+    assert "the other process has gone" in new.errors()
+    assert [disk.wait(head)[0].status for disk, head in zip(disks, heads, strict=True)] == [OK] * 3
+    assert goes_on(daemon, *disks)
+
+
+@pytest.mark.parametrize("name", MESSAGES[:-1])
+def test_a_new_process_that_is_killed_changes_nothing(daemon, front_end, tmp_path, name):
+    disks = list(front_end.disks(2, packed=True))
+    killed = []
+
+    def kill(_message):
+        killed[0].process.kill()
+        killed[0].process.wait(10)
+
+    with (
+        Relay(tmp_path / "relay.sock", daemon.control, on(name, kill)) as relay,
+        Successor(daemon, relay.path) as new,
+    ):
+        killed.append(new)
+        new.process.wait(20)
+    assert goes_on(daemon, *disks)
+    daemon.wait_for_log("not handed over")
+
+
+@pytest.mark.parametrize("name", ["offer", "state"])
+def test_a_new_process_that_hangs_is_not_waited_for_long(daemon, front_end, tmp_path, name):
+    disk = front_end.disk()
+    hung = []
+
+    def hang(_message):
+        hung[0].process.send_signal(signal.SIGSTOP)
+
+    if name == "offer":  # it has a minute to prepare, while the disk is served
+        with (
+            Relay(tmp_path / "relay.sock", daemon.control, on(name, hang)) as relay,
+            Successor(daemon, relay.path) as new,
+        ):
+            hung.append(new)
+            while "offer" not in relay.seen:
+                assert disk.read(0, 512)[0] == OK
+            assert goes_on(daemon, disk)
+            new.process.kill()
+    else:
+        with (
+            Relay(tmp_path / "relay.sock", daemon.control, on(name, hang)) as relay,
+            Successor(daemon, relay.path) as new,
+        ):
+            hung.append(new)
+            daemon.wait_for_log("not handed over", reason="no answer within 2 s")
+            assert goes_on(daemon, disk)
+            new.process.send_signal(signal.SIGCONT)
+            new.process.wait(10)
+            assert new.process.returncode == 1
+    assert goes_on(daemon, disk)
+
+
+@pytest.fixture(scope="module")
+def credulous(tmp_path_factory):
+    """A daemon that hears many lies, and two disks of its front end."""
+    directory = tmp_path_factory.mktemp("credulous")
+    with Daemon(image(directory / "disk.img", SIZE), directory, "--queues", 4) as daemon:
+        daemon.ready()
+        with FrontEnd.connect(daemon.socket) as front_end:
+            yield daemon, list(front_end.disks(2))
+
+
+def change(**fields):
+    """Puts other values into a message's content."""
+    return lambda message: message.content.update(fields)
+
+
+def first_ring(**fields):
+    return lambda message: message.content["rings"][0].update(fields)
+
+
+def of_front_end(**fields):
+    return lambda message: message.content["front_end"].update(fields)
+
+
+def first_region(**fields):
+    return lambda message: message.content["front_end"]["regions"][0].update(fields)
+
+
+def last_region(**fields):
+    return lambda message: message.content["front_end"]["regions"][-1].update(fields)
+
+
+def replace_fd(find):
+    """Puts a file in the place of the descriptor that `find` picks from a message's content."""
+
+    def act(message):
+        index = find(message.content)
+        os.close(message.fds[index])
+        message.fds[index] = os.open("/dev/zero", os.O_RDWR)
+
+    return act
+
+
+def drop_last_fd(message):
+    os.close(message.fds.pop())
+
+
+def add_fd(message):
+    message.fds.append(os.open("/dev/zero", os.O_RDWR))
+
+
+def other_format(message):
+    message.document["format"] = 99
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        ("hello", change(formats=[7, 8]), "takes formats 7, 8, not 1"),
+        ("hello", change(formats="all"), "no 'hello' of a handover"),
+        ("offer", other_format, "format 99, not 1"),
+        ("offer", change(novelty=1), "novelty"),
+        ("offer", change(config={"image": "x"}), "settings are of another version"),
+        ("offer", change(config={"image": "x", "name": "x", "new": 1}), "another version"),
+        ("offer", change(directory="/nowhere"), "directory cannot be entered"),
+        ("offer", change(logical_block_size=0), "logical_block_size"),
+        ("offer", change(logical_block_size=513), "logical_block_size"),
+        ("offer", change(rings=[64]), r"rings \[64\] of 4"),
+        ("offer", change(rings=[0, 0]), "rings"),
+        ("offer", drop_last_fd, "descriptor"),
+        ("offer", add_fd, "1 descriptors came that nothing names"),
+        ("offer", replace_fd(lambda c: c["listener"]), "no socket"),
+        ("offer", replace_fd(lambda c: c["control"]), "no socket"),
+        ("offer", replace_fd(lambda c: c["image"]), "no file and no block device"),
+        ("state", other_format, "format 99, not 1"),
+        ("state", change(novelty=1), "novelty"),
+        ("state", change(capacity=0), "capacity"),
+        ("state", change(capacity=2**63), "capacity"),
+        ("state", change(rings=[{"index": 9}]), r"rings \[9\] of 4"),
+        ("state", drop_last_fd, "did not come"),
+        ("state", add_fd, "that nothing names"),
+        ("state", first_ring(kick=0), "named twice"),
+        ("state", first_ring(novelty=1), "novelty"),
+        ("state", first_ring(size=100), "not a power of two"),
+        ("state", first_ring(size=0), "runs without all that a ring needs"),
+        ("state", first_ring(size=2**40), "not a power of two"),
+        ("state", first_ring(base=0x10000), "from 0x10000"),
+        ("state", first_ring(base=-1), "base"),
+        ("state", first_ring(addresses={"desc": 1, "used": 2, "avail": 3}), "not aligned"),
+        ("state", first_ring(addresses={"desc": 0, "used": 0, "avail": 0}), "outside the memory"),
+        ("state", first_ring(addresses={"desc": 2**70, "used": 0, "avail": 0}), "outside|number"),
+        ("state", first_ring(counters={"reads": -1}), "reads|counters"),
+        ("state", of_front_end(features=1 << 60), "never offered"),
+        ("state", of_front_end(protocol_features=1 << 40), "are not offered"),
+        ("state", of_front_end(status=256), "status"),
+        ("state", first_region(size=2**64), "wraps"),
+        ("state", last_region(size=2**50), "ends at"),
+        ("state", first_region(guest_address=0x900000), "overlap"),
+        ("state", replace_fd(lambda c: c["rings"][0]["call"]), "not an eventfd"),
+        ("state", replace_fd(lambda c: c["front_end"]["socket"]), "no socket"),
+        ("state", replace_fd(lambda c: c["front_end"]["back_channel"]["socket"]), "no socket"),
+        ("state", replace_fd(lambda c: c["front_end"]["regions"][0]["memory"]), "memory file"),
+    ],
+)
+def test_what_cannot_be_true_is_refused_with_a_reason(credulous, tmp_path, lie):
+    name, act, reason = lie
+    daemon, disks = credulous
+    new, _ = attempted(daemon, tmp_path / "relay.sock", on(name, act))
+    assert new.process.returncode == 1
+    assert re.search(reason, new.errors()), new.errors()
+    assert "Traceback" not in new.errors()
+    assert goes_on(daemon, *disks)
+    assert daemon.wait_for_log("not handed over")
+
+
+def test_the_reason_is_told_to_the_other_side(daemon, attempt):
+    attempt(on("state", change(novelty=1)))
+    assert "novelty" in daemon.wait_for_log("not handed over")["reason"]
+    new, _ = attempt(on("hello", change(formats=[7])))
+    assert "takes formats 7" in new.errors()
+
+
+def test_requests_that_do_not_end_in_time_keep_the_disk_where_it_is(path, tmp_path):
+    with Daemon(f"faulty:delay=3s@read:{path}", tmp_path) as daemon:
+        daemon.ready()
+        with FrontEnd.connect(daemon.socket) as front_end:
+            disk = front_end.disk()
+            slow = disk.submit(0, 0, size=512)
+            daemon.wait_for("in_flight", 1)
+            refused = run("upgrade", "--control", daemon.control)
+            assert refused.returncode == 1
+            assert "in flight" in refused.stderr
+            assert disk.write(8, bytes(512)) == OK
+            assert disk.wait(slow)[0].status == OK
+
+
+def test_a_front_end_in_mid_message_keeps_the_disk_where_it_is(daemon, front_end):
+    disk = front_end.disk()
+    message = struct.pack("=IIIQ", Request.SET_STATUS, 0x9, 8, 15)
+    front_end.sock.sendall(message[:9])
+    refused = run("upgrade", "--control", daemon.control)
+    assert "in the midst of a message" in refused.stderr
+    front_end.sock.sendall(message[9:])
+    assert front_end.receive()[:2] == (Request.SET_STATUS, 0x5)
+    assert goes_on(daemon, disk)
+
+
+def test_what_was_only_begun_on_the_back_channel_keeps_the_disk_where_it_is(
+    daemon, front_end, background
+):
+    disk = front_end.disk()
+    front_end.config(0, 60)
+    grown = background.submit(daemon.call, "resize", "32M")
+    assert front_end.backend_requests.recv(64)
+    assert front_end.capacity() == 2 * SIZE // 512
+    assert grown.result(10)["announced"] == "fetched"
+    answer = struct.pack("=IIIQ", 2, 5, 8, 0)
+    front_end.backend_requests.sendall(answer[:5])
+    refused = run("upgrade", "--control", daemon.control)
+    assert "in the midst of a message" in refused.stderr
+    front_end.backend_requests.sendall(answer[5:])
+    daemon.wait_for_log("configuration change announced")
+    assert goes_on(daemon, disk)
+
+
+def test_only_one_takes_over_at_a_time(daemon, front_end, tmp_path):
+    disk = front_end.disk()
+    seen = []
+
+    def second(_message):
+        seen.append(run("upgrade", "--control", daemon.control))
+
+    with (
+        Relay(tmp_path / "relay.sock", daemon.control, on("ready", second)) as relay,
+        Successor(daemon, relay.path) as new,
+    ):
+        new.ready()
+        assert daemon.end(None) == 0
+        assert disk.write(0, bytes(512)) == OK
+        assert new.end() == 0
+    assert seen[0].returncode == 1
+    assert "already" in seen[0].stderr
+
+
+def test_nothing_can_be_changed_while_the_disk_changes_hands(daemon, front_end, attempt):
+    disk = front_end.disk()
+    refused = []
+
+    def meddle(_message):
+        calls = ["pause"], ["resume"], ["resize", "32M"]
+        refused.extend(run(*call, "--control", daemon.control) for call in calls)
+        raise Cut
+
+    attempt(on("state", meddle))
+    assert [each.returncode for each in refused] == [1, 1, 1]
+    assert all("handed to another process" in each.stderr for each in refused)
+    assert goes_on(daemon, disk)
+
+
+@pytest.mark.parametrize("name", ["ready", "state"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_old_process_that_is_told_to_end_ends(daemon, front_end, attempt, name, number):
+    front_end.disk()
+
+    def end(_message):
+        daemon.process.send_signal(number)
+        daemon.wait_for_log("stopping")
+
+    new, _ = attempt(on(name, end))
+    assert new.process.returncode == 1
+    assert daemon.end(None) == 0
+    assert front_end.wait_closed()
+    assert not daemon.socket.exists()
+
+
+@pytest.mark.parametrize("name", ["hello", "state"])
+def test_a_front_end_may_leave_meanwhile(daemon, tmp_path, name):
+    front_end = FrontEnd.connect(daemon.socket)
+    front_end.disk()
+
+    def leave(_message):
+        front_end.close()
+        if name == "hello":
+            daemon.wait_for_log("front end left")
+
+    with (
+        Relay(tmp_path / "relay.sock", daemon.control, on(name, leave)) as relay,
+        Successor(daemon, relay.path) as new,
+    ):
+        new.ready()
+        assert daemon.end(None) == 0
+        if name == "state":
+            new.wait_for_log("front end left")
+        with FrontEnd.connect(new.socket) as again:
+            assert goes_on(new, again.disk())
+
+
+def test_a_front_end_that_comes_meanwhile_is_served_by_the_new_process(daemon, tmp_path):
+    coming = []
+    with (
+        Relay(
+            tmp_path / "relay.sock",
+            daemon.control,
+            on("state", lambda _: coming.append(FrontEnd.connect(daemon.socket))),
+        ) as relay,
+        Successor(daemon, relay.path) as new,
+    ):
+        new.ready()
+        with coming[0] as front_end:
+            assert goes_on(new, front_end.disk())
+
+
+def test_memory_that_is_taken_away_meanwhile_ends_the_front_end_only(daemon, attempt):
+    with FrontEnd.connect(daemon.socket) as front_end:
+        front_end.memory = GuestMemory([8 * MIB])
+        front_end.disk()
+
+        def shrink(_message):
+            os.ftruncate(front_end.memory.regions[0].fd, 0)
+            for ring in front_end.rings.values():
+                ring.kick()
+
+        new, _ = attempt(on("ready", shrink))
+        assert new.process.returncode == 1
+    with FrontEnd.connect(daemon.socket) as again:
+        assert goes_on(daemon, again.disk())
+
+
+def test_growth_that_nobody_has_seen_yet_is_seen(daemon, front_end, tmp_path, path):
+    front_end.disk()
+    front_end.config(0, 60)
+    with (
+        Relay(
+            tmp_path / "relay.sock",
+            daemon.control,
+            on("state", lambda _: os.truncate(path, 2 * SIZE)),
+        ) as relay,
+        Successor(daemon, relay.path) as new,
+    ):
+        new.ready()
+        assert daemon.end(None) == 0
+        new.wait_for("size", 2 * SIZE)
+        _, config = front_end.answer_backend()
+        assert struct.unpack_from("<Q", config)[0] == 2 * SIZE // 512
+        assert new.end() == 0
+
+
+def test_a_taker_that_announces_too_much_is_refused(daemon):
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(str(daemon.control))
+        stranger.sendall(
+            b"POST /v1/export/upgrade HTTP/1.1\r\nHost: x\r\n"
+            b"Connection: upgrade\r\nUpgrade: blkd-handover\r\n\r\n"
+        )
+        stranger.settimeout(10)
+        assert stranger.recv(4096).startswith(b"HTTP/1.1 101 ")
+        stranger.sendall(struct.pack("=II", 2**31, 5000) + b"x" * 4000)
+        with contextlib.suppress(ConnectionResetError):
+            while stranger.recv(4096):
+                pass
+    assert "2147483648 bytes" in daemon.wait_for_log("not handed over")["reason"]
+    assert goes_on(daemon)

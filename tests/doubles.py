@@ -37,6 +37,7 @@ class ToyDevice:
 
     def reset(self) -> None:
         self.resets += 1
+        self.accepted = 0
 
     def change(self) -> None:
         """Let the configuration differ from what anybody has read."""

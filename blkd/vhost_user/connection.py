@@ -209,8 +209,8 @@ class Connection:
         session, back = self._session, self._back
         front_end = models.FrontEnd(
             socket=out.add(self._sock.fileno()),
-            features=session.features,
-            based_on=session.based_on,
+            features=int(session.features),
+            based_on=int(session.based_on),
             protocol_features=int(session.protocol_features),
             status=session.status,
             fetched=session.fetched,

@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A live upgrade's documents and the order in which they come, without processes."""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import struct
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blkd.errors import DrainTimeout, HandoverError, ImageError
+from blkd.handover import exchange, framing, models
+from blkd.handover.channel import HandoverChannel
+from blkd.handover.descriptors import Incoming, Outgoing
+from tests.served import open_fds
+
+HELLO = models.Hello(formats=(1,), version="2", pid=7)
+OFFER = models.Offer(
+    version="1",
+    pid=6,
+    directory="/",
+    config=msgspec.Raw(b'{"image":"x","name":"x"}'),
+    logical_block_size=512,
+    listener=0,
+    control=1,
+)
+STATE = models.State(began=5, capacity=8, generation=0, write_back=True)
+
+
+def document(message, content, fmt=1):
+    return json.dumps({"message": message, "format": fmt, "content": content}).encode()
+
+
+def sent(said):
+    """The document in a frame."""
+    return said[framing.Header.LAYOUT.size :]
+
+
+# Documents
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        HELLO,
+        OFFER,
+        STATE,
+        models.Ready(),
+        models.Taken(),
+        models.Go(),
+        models.State(
+            began=1,
+            paused=True,
+            capacity=1,
+            generation=3,
+            write_back=False,
+            rings=(models.Ring(index=3, kick=2, counters={"reads": 5}),),
+            front_end=models.FrontEnd(
+                socket=0,
+                features=1 << 63,
+                based_on=0,
+                protocol_features=0,
+                status=0,
+                back_channel=models.BackChannel(socket=1, overdue=2),
+                regions=(
+                    models.Region(
+                        guest_address=2**64 - 1, size=1, user_address=0, mmap_offset=0, memory=3
+                    ),
+                ),
+            ),
+        ),
+    ],
+    ids=lambda said: type(said).__name__.lower(),
+)
+def test_what_is_said_is_understood(said):
+    assert framing.read(sent(framing.frame(said, 0)), type(said)) == said
+
+
+def test_what_has_its_default_is_not_said():
+    told = json.loads(sent(framing.frame(models.Ring(index=1), 0)))
+    assert told == {"message": "ring", "format": 1, "content": {"index": 1}}
+
+
+def test_a_hello_of_any_format_with_any_news_is_understood():
+    content = {"formats": [9], "version": "9", "pid": 1, "news": {}}
+    assert framing.read(document("hello", content, 9), models.Hello).formats == (9,)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        pytest.param(document("ready", {}, 2), "format 2, not 1", id="other-format"),
+        pytest.param(document("ready", {"x": 1}), "unknown field", id="unknown-field"),
+        pytest.param(document("ready", []), "no 'ready' of a handover", id="a-list"),
+        pytest.param(document("go", {}), "'go' where 'ready' was due", id="too-early"),
+        pytest.param(document("nonsense", {}), "'nonsense' where 'ready'", id="unknown-message"),
+        pytest.param(document("refusal", {"reason": "no way"}), "^no way$", id="refusal"),
+        pytest.param(document("refusal", {}), "no 'ready' of a handover", id="no-reason"),
+        pytest.param(b"{}", "no 'ready' of a handover", id="no-envelope"),
+        pytest.param(b"", "no 'ready' of a handover", id="empty"),
+        pytest.param(b"\xff", "no 'ready' of a handover", id="no-text"),
+        pytest.param(document("ready", {})[:-1], "no 'ready' of a handover", id="cut-short"),
+        pytest.param(b"[" * 100_000, "no 'ready' of a handover", id="deep"),
+    ],
+)
+def test_what_is_not_due_is_refused_with_the_reason(data, reason):
+    with pytest.raises(HandoverError, match=reason):
+        framing.read(data, models.Ready)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_do_harm(data):
+    with pytest.raises(HandoverError):
+        framing.read(data, models.State)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=9,
+)
+
+
+@given(st.sampled_from(sorted(msgspec.to_builtins(STATE))), JSON)
+def test_no_value_of_a_field_does_harm(field, value):
+    content = msgspec.to_builtins(STATE) | {field: value}
+    with contextlib.suppress(HandoverError):
+        framing.read(document("state", content), models.State)
+
+
+@pytest.mark.parametrize(
+    "counts", [(framing.MAX_DOCUMENT + 1, 0), (0, 1025), (2**32 - 1, 2**32 - 1)]
+)
+def test_a_header_that_announces_too_much_is_refused(counts):
+    with pytest.raises(HandoverError, match="at most"):
+        framing.Header.decode(struct.pack("=II", *counts))
+
+
+@pytest.mark.parametrize(("count", "batches"), [(0, 0), (1, 1), (253, 1), (254, 2), (1024, 5)])
+def test_descriptors_come_in_batches_that_the_kernel_takes(count, batches):
+    assert framing.Header(0, count).batches == batches
+    assert [len(batch) for batch in framing.batched(range(count))] == [253] * (count // 253) + (
+        [count % 253] if count % 253 else []
+    )
+
+
+# Descriptors
+
+
+def test_each_descriptor_is_taken_once():
+    out = Outgoing()
+    assert [out.add(8), out.add_any(None), out.add_any(9)] == [0, None, 1]
+    incoming = Incoming(out.fds)
+    assert incoming.take(1) == 9
+    for index in (1, 2):
+        with pytest.raises(HandoverError, match=f"descriptor {index} did not come"):
+            incoming.take(index)
+    assert len(incoming) == 1
+    assert incoming.take_rest() == [8]
+    assert len(incoming) == 0
+
+
+# The exchange
+
+
+class Scripted:
+    """Plays a channel: hears what the script has next, and writes down what is said."""
+
+    def __init__(self, *script):
+        self.script, self.said = list(script), []
+        self.deaf = False
+
+    async def say(self, document, _fds=()):
+        if self.deaf:
+            raise HandoverError("gone")
+        self.said.append(type(document).__name__.lower())
+        self.last = document
+
+    async def hear(self, kind, limit):
+        assert limit > 0
+        heard = self.script.pop(0)
+        if isinstance(heard, BaseException):
+            raise heard
+        if not isinstance(heard, kind):
+            raise HandoverError(f"{heard} where {kind} was due")
+        return heard, Incoming(())
+
+
+class PlayedDisk:
+    """Plays both sides' disk, and writes down what becomes of it."""
+
+    def __init__(self, **failures):
+        self.failures, self.calls = failures, []
+
+    def _note(self, name):
+        self.calls.append(name)
+        if name in self.failures:
+            raise self.failures[name]
+
+    def offer(self, _out):
+        self._note("offer")
+        return OFFER
+
+    async def hold(self, _out):
+        self._note("hold")
+        return STATE
+
+    def require_rest(self):
+        self._note("require_rest")
+
+    async def release(self):
+        self._note("release")
+
+    async def prepare(self, _offer, _fds):
+        self._note("prepare")
+
+    async def take(self, _state, _fds):
+        self._note("take")
+
+
+TAKER_SAYS = [HELLO, models.Ready(), models.Taken()]
+GIVER_SAYS = [OFFER, STATE, models.Go()]
+
+
+async def test_a_giver_lets_go_only_at_the_end():
+    channel, disk = Scripted(*TAKER_SAYS), PlayedDisk()
+    assert await exchange.give(channel, disk) == HELLO
+    assert channel.said == ["offer", "state", "go"]
+    assert disk.calls == ["offer", "hold", "require_rest"]
+
+
+async def test_a_taker_takes_step_by_step():
+    channel, disk = Scripted(*GIVER_SAYS), PlayedDisk()
+    await exchange.take(channel, disk, HELLO)
+    assert channel.said == ["hello", "ready", "taken"]
+    assert disk.calls == ["prepare", "take"]
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+@pytest.mark.parametrize("failure", [HandoverError("gone"), asyncio.CancelledError()], ids=repr)
+async def test_a_giver_whose_taker_fails_serves_on(step, failure):
+    channel, disk = Scripted(*TAKER_SAYS[:step], failure), PlayedDisk()
+    with pytest.raises(type(failure)):
+        await exchange.give(channel, disk)
+    assert "go" not in channel.said
+    assert disk.calls.count("hold") == disk.calls.count("release") == (step == 2)
+
+
+@pytest.mark.parametrize(
+    ("step", "failure"),
+    [
+        ("offer", HandoverError("stopping")),
+        ("hold", DrainTimeout("3 in flight")),
+        ("require_rest", HandoverError("stopping")),
+    ],
+)
+async def test_a_giver_that_cannot_says_why_and_serves_on(step, failure):
+    channel, disk = Scripted(*TAKER_SAYS), PlayedDisk(**{step: failure})
+    with pytest.raises(type(failure)):
+        await exchange.give(channel, disk)
+    assert channel.last == models.Refusal(reason=str(failure))
+    assert disk.calls.count("hold") == disk.calls.count("release")
+
+
+async def test_a_giver_that_cannot_say_go_serves_on():
+    channel, disk = Scripted(*TAKER_SAYS), PlayedDisk()
+    disk.require_rest = lambda: setattr(channel, "deaf", True)
+    with pytest.raises(HandoverError, match="gone"):
+        await exchange.give(channel, disk)
+    assert disk.calls[-1] == "release"
+
+
+@pytest.mark.parametrize("formats", [(), (2,), (0, 7)], ids=str)
+async def test_a_giver_refuses_formats_that_it_does_not_know(formats):
+    channel, disk = Scripted(msgspec.structs.replace(HELLO, formats=formats)), PlayedDisk()
+    with pytest.raises(HandoverError, match="takes formats"):
+        await exchange.give(channel, disk)
+    assert disk.calls == []
+    assert "stop the old process" in channel.last.reason
+
+
+async def test_a_giver_that_is_busy_says_so_before_anything_else():
+    channel, disk = Scripted(HELLO), PlayedDisk()
+    with pytest.raises(HandoverError, match="not now"):
+        await exchange.give(channel, disk, "not now")
+    assert (channel.said, disk.calls) == (["refusal"], [])
+
+
+@pytest.mark.parametrize("step", ["prepare", "take"])
+async def test_a_taker_that_cannot_says_why(step):
+    failure = ImageError("no such file", hint="make it")
+    channel, disk = Scripted(*GIVER_SAYS), PlayedDisk(**{step: failure})
+    with pytest.raises(ImageError):
+        await exchange.take(channel, disk, HELLO)
+    assert channel.last.reason == "no such file (make it)"
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+async def test_a_taker_without_the_last_word_has_nothing(step):
+    channel = Scripted(*GIVER_SAYS[:step], HandoverError("gone"))
+    with pytest.raises(HandoverError, match="gone"):
+        await exchange.take(channel, PlayedDisk(), HELLO)
+
+
+# The socket
+
+
+@pytest.fixture
+def pair():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield HandoverChannel(ours), theirs
+
+
+async def test_hundreds_of_descriptors_come_in_their_order():
+    ours, theirs = socket.socketpair()
+    out = [os.memfd_create(str(n)) for n in range(600)]
+    with ours, theirs:
+        giver, taker = HandoverChannel(ours), HandoverChannel(theirs)
+        (said, fds), _ = await asyncio.gather(taker.hear(models.Go, 5), giver.say(models.Go(), out))
+        assert said == models.Go()
+        for n in (0, 252, 253, 599):
+            fd = fds.take(n)
+            assert os.path.samestat(os.fstat(fd), os.fstat(out[n]))
+            os.close(fd)
+        taker.close()
+    for fd in out:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("data", "fds", "reason"),
+    [
+        pytest.param(b"", 0, "has gone", id="nothing"),
+        pytest.param(b"\0\0\0", 0, "has gone", id="half-a-header"),
+        pytest.param(struct.pack("=II", 9, 0) + b"{", 0, "has gone", id="half-a-document"),
+        pytest.param(framing.frame(models.Go(), 2), 0, "were lost", id="no-descriptors"),
+        pytest.param(framing.frame(models.Go(), 2), 1, "1 descriptors, not 2", id="too-few"),
+        pytest.param(framing.frame(models.Go(), 2), 3, "3 descriptors, not 2", id="too-many"),
+        pytest.param(framing.frame(models.Ready(), 2), 2, "was due", id="wrong-message"),
+    ],
+)
+async def test_what_comes_broken_is_refused_and_leaves_no_descriptor(pair, data, fds, reason):
+    channel, theirs = pair
+    before = open_fds()
+    theirs.sendall(data)
+    if fds:
+        socket.send_fds(theirs, [b"\0"], [theirs.fileno()] * fds)
+    theirs.shutdown(socket.SHUT_WR)
+    with pytest.raises(HandoverError, match=reason):
+        await channel.hear(models.Go, 5)
+    assert open_fds() == before
+
+
+async def test_descriptors_that_nobody_takes_are_closed(pair):
+    channel, theirs = pair
+    before = open_fds()
+    theirs.sendall(framing.frame(models.Go(), 2))
+    socket.send_fds(theirs, [b"\0"], [theirs.fileno()] * 2)
+    _, fds = await channel.hear(models.Go, 5)
+    os.close(fds.take(0))
+    channel.close()
+    assert open_fds() == before
+
+
+async def test_silence_is_not_waited_for_any_longer(pair):
+    with pytest.raises(HandoverError, match="no answer within 0"):
+        await pair[0].hear(models.Go, 0.01)
+
+
+async def test_the_other_side_gone_is_an_error_of_a_handover(pair):
+    channel, theirs = pair
+    theirs.close()
+    with pytest.raises(HandoverError, match="has gone"):
+        await channel.say(models.Go())

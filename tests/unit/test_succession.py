@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A session that is written down and read again is the same session."""
+
+import contextlib
+import os
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blkd.errors import HandoverError, ProtocolError
+from blkd.handover import models
+from blkd.handover.descriptors import Incoming, Outgoing
+from blkd.vhost_user.rings import HeldRing
+from blkd.vhost_user.session import Session
+from blkd.vhost_user.succession import (
+    given_rings,
+    restore_session,
+    written_regions,
+    written_rings,
+)
+from blkd.vhost_user.wire import (
+    U64,
+    MemoryRegion,
+    Request,
+    SingleRegion,
+    VringFd,
+    VringState,
+)
+from tests.conversation import BIT_30, REGION, VERSION_1, Conversation
+from tests.doubles import ToyDevice
+
+PACKED = 1 << 34
+
+
+class Held:
+    """Plays the data path of a session: each ring has got as far as `base`."""
+
+    def __init__(self, session, base=7, **ring):
+        self.session, self.base, self.ring = session, base, ring
+
+    def held_rings(self):
+        return [
+            HeldRing(r.index, self.base, fds={"kick": 100 + r.index}, **self.ring)
+            for r in self.session.rings
+            if r.has_kick
+        ]
+
+    def held_memory(self):
+        return {region: 50 + n for n, region in enumerate(self.session.regions)}
+
+
+def written(session, **held):
+    """The documents that tell of a session."""
+    out, rings = Outgoing(), Held(session, **held)
+    front_end = models.FrontEnd(
+        socket=out.add(9),
+        features=int(session.features),
+        based_on=int(session.based_on),
+        protocol_features=int(session.protocol_features),
+        status=session.status,
+        fetched=session.fetched,
+        regions=written_regions(session, rings, out),
+    )
+    return front_end, written_rings(session, rings, out), out.fds
+
+
+def restored(front_end, rings):
+    session = Session(ToyDevice())
+    restore_session(session, front_end, rings)
+    return session
+
+
+def told(session):
+    """All that a session knows, but where running rings once began."""
+    return (
+        session.features,
+        session.based_on,
+        session.protocol_features,
+        session.status,
+        session.regions,
+        session.fetched,
+        session.device.accepted,
+        [repr(r).replace(f"base={r.base}", "") if r.started else repr(r) for r in session.rings],
+    )
+
+
+STEPS = {
+    "share": lambda c: c.say(Request.ADD_MEM_REG, SingleRegion(REGION), 1),
+    "unshare": lambda c: c.say(Request.REM_MEM_REG, SingleRegion(REGION)),
+    "start": lambda c: c.start_ring(0),
+    "start another": lambda c: c.start_ring(2),
+    "place": lambda c: c.place_ring(1, 5),
+    "stop": lambda c: c.say(Request.GET_VRING_BASE, VringState(0, 0)),
+    "disable": lambda c: c.say(Request.SET_VRING_ENABLE, VringState(0, 0)),
+    "kick": lambda c: c.say(Request.SET_VRING_KICK, VringFd(1, has_fd=True), 1),
+    "status": lambda c: c.say(Request.SET_STATUS, U64(15)),
+    "read config": lambda c: c.say(Request.GET_CONFIG, struct.pack("=III", 0, 60, 0) + bytes(60)),
+    "reset": lambda c: c.say(Request.RESET_DEVICE),
+}
+
+
+@given(st.lists(st.sampled_from(sorted(STEPS)), max_size=12))
+def test_a_session_at_any_time_survives(steps):
+    conversation = Conversation()
+    for step in steps:
+        with contextlib.suppress(ProtocolError):  # refused
+            STEPS[step](conversation)
+    session = conversation.session
+    front_end, rings, _ = written(session)
+    assert told(restored(front_end, rings)) == told(session)
+
+
+def test_a_running_ring_goes_on_where_the_data_path_is():
+    conversation = Conversation()
+    conversation.say(Request.ADD_MEM_REG, SingleRegion(REGION), 1)
+    conversation.start_ring(2)
+    front_end, rings, fds = written(conversation.session, base=99, broken=True)
+    assert fds == [9, 50, 102]
+    again = restored(front_end, rings)
+    (ring,) = given_rings(again, rings, Incoming([os.dup(0) for _ in fds]))
+    os.close(ring.fds["kick"])
+    assert (ring.index, ring.setup.base, ring.setup.size) == (2, 99, 128)
+    assert (ring.enabled, ring.broken) == (True, True)
+
+
+def test_rings_that_nobody_has_touched_are_not_told_of():
+    _, rings, _ = written(Conversation().session)
+    assert rings == ()
+
+
+def test_a_ring_that_lies_in_no_memory_is_not_given_away():
+    conversation = Conversation()
+    conversation.start_ring()
+    with pytest.raises(HandoverError, match="ring 0 lies in no memory"):
+        written(conversation.session, lost=True)
+
+
+@pytest.mark.parametrize(
+    ("ring", "reason"),
+    [
+        ({"index": 4}, "ring 4 of 4"),
+        ({"index": 0, "size": 3}, "power of two"),
+        ({"index": 0, "base": 1 << 16}, "from 0x10000"),
+        ({"index": 0, "started": True}, "without all that a ring needs"),
+        (
+            {"index": 0, "addresses": models.Addresses(flags=1, desc=0, used=0, avail=0)},
+            "with flags 0x1",
+        ),
+        ({"index": 0, "addresses": models.Addresses(desc=8, used=0, avail=0)}, "not aligned"),
+    ],
+)
+def test_a_ring_that_cannot_be_is_refused(ring, reason):
+    front_end, _, _ = written(Conversation().session)
+    with pytest.raises(HandoverError, match=reason):
+        restored(front_end, (models.Ring(**ring),))
+
+
+def test_a_packed_ring_keeps_both_its_positions():
+    conversation = Conversation()
+    conversation.device.features |= PACKED
+    conversation.say(Request.SET_FEATURES, U64(BIT_30 | VERSION_1 | PACKED))
+    conversation.place_ring(0, 0x80018001)
+    front_end, rings, _ = written(conversation.session)
+    session = Session(ToyDevice())
+    session.device.features |= PACKED
+    restore_session(session, front_end, rings)
+    assert session.rings[0].base == 0x80018001
+
+
+@pytest.mark.parametrize(
+    "regions",
+    [
+        pytest.param([REGION, REGION], id="twice"),
+        pytest.param([MemoryRegion(0, 0, 0, 0)], id="empty"),
+        pytest.param([MemoryRegion(2**64 - 1, 2, 0, 0)], id="wraps"),
+        pytest.param([MemoryRegion(n * 4096, 4096, 0, 0) for n in range(510)], id="too-many"),
+    ],
+)
+def test_memory_that_cannot_be_is_refused(regions):
+    conversation = Conversation()
+    conversation.session.regions = tuple(regions)
+    front_end, rings, _ = written(conversation.session)
+    with pytest.raises(HandoverError, match="memory region"):
+        restored(front_end, rings)

@@ -129,7 +129,9 @@ class Successor(Serving):
         """Begin; `control` is where it asks, if that is not the other's own socket."""
         self.image, self.socket, self.control = served.image, served.socket, served.control
         command = ["blkd", "upgrade", "--control", control or served.control, "--json"]
-        super().__init__(command, served.log.with_name(served.log.name + "+"), **popen)
+        name, _, number = served.log.name.partition(".")
+        log = served.log.with_name(f"{name}.{int(number or 0) + 1}")
+        super().__init__(command, log, **popen)
 
 
 def image(path: Path, size: int = 1 << 20) -> Path:

@@ -53,7 +53,7 @@ def _drill(rounds: int, queues: int, depth: int, *, packed: bool) -> Outcome:
         finally:
             serving.__exit__()
     return Outcome(
-        drill="upgrade",
+        drill="upgrade-packed" if packed else "upgrade",
         rounds=rounds,
         errors=load.errors + failed,
         figures={

@@ -223,6 +223,26 @@ def test_hundreds_of_memory_regions_come_along(daemon, front_end, upgrade):
     assert disk.write(0, sector(1)) == OK
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_what_is_in_flight_is_recorded_as_before(path, tmp_path, upgrade, packed):
+    slow = f"faulty:delay=1000s@any+0-64K:{path}"  # what touches that is never done
+    with Daemon(slow, tmp_path) as old, FrontEnd.connect(old.socket) as front_end:
+        front_end.prepare(packed=packed)
+        front_end.track_inflight(2, 64)
+        disks = [front_end.make_disk(index, 64) for index in range(2)]
+        assert [disk.write(256 + n, sector(1)) for n, disk in enumerate(disks)] == [OK, OK]
+        new = upgrade(old)
+        heads = [disk.submit(OUT, n, sector(n + 7)) for n, disk in enumerate(disks)]
+        assert [disk.write(256 + n, sector(2)) for n, disk in enumerate(disks)] == [OK, OK]
+        new.end(signal.SIGKILL)
+        with Daemon(path, tmp_path) as third:
+            third.ready()
+            front_end.resume(third.socket)
+            for disk, head in zip(disks, heads, strict=True):
+                assert disk.wait(head)[0].status == OK
+            assert [disk.read(n, 512)[1] for n, disk in enumerate(disks)] == [sector(7), sector(8)]
+
+
 def test_growth_is_told_over_the_same_back_channel(daemon, front_end, upgrade, background):
     front_end.disk()
     front_end.config(0, 60)

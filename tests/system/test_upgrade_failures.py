@@ -161,7 +161,9 @@ def credulous(tmp_path_factory):
     with Daemon(image(directory / "disk.img", SIZE), directory, "--queues", 4) as daemon:
         daemon.ready()
         with FrontEnd.connect(daemon.socket) as front_end:
-            yield daemon, list(front_end.disks(2))
+            front_end.prepare()
+            front_end.track_inflight(2, 64)
+            yield daemon, [front_end.make_disk(index, 64) for index in range(2)]
 
 
 def change(**fields):
@@ -183,6 +185,10 @@ def first_region(**fields):
 
 def last_region(**fields):
     return lambda message: message.content["front_end"]["regions"][-1].update(fields)
+
+
+def of_record(**fields):
+    return lambda message: message.content["front_end"]["inflight"].update(fields)
 
 
 def replace_fd(find):
@@ -255,6 +261,11 @@ def other_format(message):
         ("state", replace_fd(lambda c: c["front_end"]["socket"]), "no socket"),
         ("state", replace_fd(lambda c: c["front_end"]["back_channel"]["socket"]), "no socket"),
         ("state", replace_fd(lambda c: c["front_end"]["regions"][0]["memory"]), "memory file"),
+        ("state", replace_fd(lambda c: c["front_end"]["inflight"]["memory"]), "memory file"),
+        ("state", of_record(mmap_size=64), "in-flight region of 64 bytes"),
+        ("state", of_record(mmap_offset=1), "in-flight region of [0-9]+ bytes at 0x1"),
+        ("state", of_record(packed=True), "in-flight region of"),
+        ("state", of_record(queues=5), "up to 4 of"),
     ],
 )
 def test_what_cannot_be_true_is_refused_with_a_reason(credulous, tmp_path, lie):

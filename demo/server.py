@@ -50,13 +50,32 @@ class Server:
 
     async def start(self) -> None:
         """Serve; returns when blkd has said that it is ready.  Raises ServerError."""
-        process = await spawn(*self._command, stdout=PIPE, stderr=self._log)
-        self._process = process
+        self._process = await spawn(*self._command, stdout=PIPE, stderr=self._log)
+        await self._heard(self._process)
+
+    async def upgrade(self) -> int:
+        """Serve on in a new process: the exit status of the old one.  Raises ServerError."""
+        old = self._process
+        assert old is not None
+        command = (BLKD, "upgrade", "--control", self.control, "--json")
+        new = await spawn(*command, stdout=PIPE, stderr=self._log)
+        try:
+            await self._heard(new)
+            async with asyncio.timeout(STOP_LIMIT):
+                status = await old.wait()
+        except BaseException:
+            await kill(new)
+            raise
+        self._process = new
+        return status
+
+    async def _heard(self, process: Process) -> None:
+        """Wait until a process has said that it serves."""
         assert process.stdout is not None
         async with asyncio.timeout(START_LIMIT):
             ready = await process.stdout.readline()
         if not ready:
-            raise ServerError(f"blkd serve: status {await process.wait()}: {self.log()}")
+            raise ServerError(f"blkd: status {await process.wait()}: {self.log()}")
         self.announced: dict[str, Any] = json.loads(ready)
 
     async def stop(self) -> int:

@@ -87,8 +87,8 @@ class Inheritance:
     async def take_over(self, sock: socket.socket) -> None:
         """Take over what the process at the other end of `sock` serves.
 
-        The export serves when this returns; `Export.serve` is due.  Raises BlkdError: nothing
-        was touched, and the other process serves on.
+        It is ours when this returns, and `begin` is due at once.  Raises BlkdError: nothing was
+        touched, and the other process serves on.
         """
         hello = models.Hello(formats=(models.FORMAT,), version=__version__, pid=os.getpid())
         channel = HandoverChannel(sock)
@@ -99,6 +99,9 @@ class Inheritance:
             raise
         finally:
             channel.close()
+
+    async def begin(self) -> None:
+        """Serve what was taken over; `Export.serve` follows."""
         await self.export.begin()
         pause = (time.monotonic_ns() - self._began) / NANOSECONDS_OF_MS
         listener.own(self.control)

@@ -27,8 +27,11 @@ KILL_LIMIT = 0.5  # seconds for the rest after that
 CONTROL_MODE = 0o600  # the API can end a disk: for its owner only
 
 Announce = Callable[[ExportState], None]
-Opening = Callable[[contextlib.AsyncExitStack], Awaitable[tuple[Export, socket.socket | None]]]
-"""Makes an export ready to serve, and the socket of its API; what it pushes undoes that."""
+Opening = Callable[
+    [contextlib.AsyncExitStack, asyncio.Event], Awaitable[tuple[Export, socket.socket | None]]
+]
+"""Makes an export ready to serve, and the socket of its API; what it pushes undoes that.  It sets
+the event once it is too late for a signal to call it off."""
 
 log = structlog.get_logger()
 
@@ -47,7 +50,9 @@ def run(config: ExportConfig, announce: Announce, fd: int | None = None) -> None
     """
     sock = None if fd is None else listener.adopt(fd)
 
-    async def opened(stack: contextlib.AsyncExitStack) -> tuple[Export, socket.socket | None]:
+    async def opened(
+        stack: contextlib.AsyncExitStack, _settled: asyncio.Event
+    ) -> tuple[Export, socket.socket | None]:
         control = _listen_for_control(config.control, stack)
         export = Export(config)
         await export.open(sock)
@@ -95,6 +100,7 @@ class _Host:
         self._opening = opening
         self._announce = announce
         self._export: Export
+        self._settled = asyncio.Event()
         self._ready = asyncio.Event()
 
     async def run(self) -> None:
@@ -108,7 +114,7 @@ class _Host:
 
     async def _serve(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            self._export, control = await self._opening(stack)
+            self._export, control = await self._opening(stack, self._settled)
             stack.callback(self._export.close)
             if control is not None:
                 # Only this needs HTTP.
@@ -133,9 +139,10 @@ class _Host:
             while await arrivals.get() == signal.SIGHUP:
                 refreshes.create_task(self._refresh())
             systemd.stopping()
-            if not self._ready.is_set():
+            if not (self._ready.is_set() or self._settled.is_set()):
                 serving.cancel()
                 return
+            await self._ready.wait()
             log.info("stopping", export=self._export.config.name)
             self._export.stop()
             with contextlib.suppress(TimeoutError):

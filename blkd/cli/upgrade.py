@@ -32,10 +32,14 @@ def upgrade(control: str, *, as_json: bool) -> None:
     def announce(state: ExportState) -> None:
         print_result(state, title="serving", as_json=as_json)
 
-    async def taken(stack: contextlib.AsyncExitStack) -> tuple[Export, socket.socket | None]:
+    async def taken(
+        stack: contextlib.AsyncExitStack, settled: asyncio.Event
+    ) -> tuple[Export, socket.socket | None]:
         inheritance = Inheritance()
         with await asyncio.to_thread(client.switch, control, models.UPGRADE, PROTOCOL) as sock:
             await inheritance.take_over(sock)
+            settled.set()
+            await inheritance.begin()
         export = inheritance.export
         stack.enter_context(inheritance.control)
         if export.config.control is not None:

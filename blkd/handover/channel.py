@@ -53,7 +53,7 @@ class HandoverChannel:
         except OSError as error:
             raise HandoverError(f"the other process has gone: {error.strerror}") from error
 
-    async def hear(self, kind: type[Kind], limit: float) -> tuple[Kind, Incoming]:
+    async def hear(self, kind: type[Kind], limit: float | None) -> tuple[Kind, Incoming]:
         """The next document, of this kind, and its descriptors."""
         fds: list[int] = []
         with contextlib.ExitStack() as undo:

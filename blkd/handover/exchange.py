@@ -26,7 +26,7 @@ class Channel(Protocol):
     async def say(self, document: models.Document, fds: Sequence[int] = ()) -> None:
         """Send a document and descriptors, which are borrowed.  Raises HandoverError."""
 
-    async def hear(self, kind: type[Kind], limit: float) -> tuple[Kind, Incoming]:
+    async def hear(self, kind: type[Kind], limit: float | None) -> tuple[Kind, Incoming]:
         """The next document, of this kind, within `limit` seconds.  Raises HandoverError."""
 
 
@@ -119,7 +119,8 @@ async def take(channel: Channel, disk: Taker, hello: models.Hello) -> None:
         await disk.take(state, fds)
         _require_all_taken(fds)
         await channel.say(models.Taken())
-        await channel.hear(models.Go, TAKEN_LIMIT)
+        # Without a limit: only the giver may decide, or both might leave the disk.
+        await channel.hear(models.Go, None)
     except BlkdError as error:
         await _refuse(channel, error)
         raise

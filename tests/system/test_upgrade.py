@@ -5,6 +5,7 @@ import concurrent.futures
 import itertools
 import json
 import os
+import resource
 import signal
 import socket
 import struct
@@ -241,6 +242,19 @@ def test_what_is_in_flight_is_recorded_as_before(path, tmp_path, upgrade, packed
             for disk, head in zip(disks, heads, strict=True):
                 assert disk.wait(head)[0].status == OK
             assert [disk.read(n, 512)[1] for n, disk in enumerate(disks)] == [sector(7), sector(8)]
+
+
+def test_a_serving_process_may_have_all_the_descriptors_that_it_is_allowed(path, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with Daemon(path, tmp_path) as daemon:
+            daemon.ready()
+            limits = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
+            assert limits == (hard, hard)
+            assert hard > 256
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_growth_is_told_over_the_same_back_channel(daemon, front_end, upgrade, background):

@@ -376,7 +376,7 @@ def test_no_body_fails_the_server(tmp_path_factory, body):
 
 RECORDS = [ExportState, FrontEndState, FrontEndRing, MemoryRegion, ExportStats, RingStats]
 RESULTS = [ResizeResult, PauseResult]
-CALLS = ["EXPORT", "STATS", "RESIZE", "PAUSE", "RESUME", "KILL"]
+CALLS = ["EXPORT", "STATS", "RESIZE", "PAUSE", "RESUME", "KILL", "UPGRADE"]
 PROBLEMS = ["image-busy", "image-error", "request-refused", "config-error", "drain-timeout"]
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import struct
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -30,6 +31,16 @@ OFFER = models.Offer(
     control=1,
 )
 STATE = models.State(began=5, capacity=8, generation=0, write_back=True)
+
+PARTS = (
+    models.Region,
+    models.Addresses,
+    models.Ring,
+    models.BackChannel,
+    models.Inflight,
+    models.FrontEnd,
+)
+DOCUMENT = Path(__file__).parents[2] / "docs" / "upgrade.md"
 
 
 def document(message, content, fmt=1):
@@ -149,6 +160,20 @@ def test_descriptors_come_in_batches_that_the_kernel_takes(count, batches):
     )
 
 
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        {
+            field.name
+            for kind in (*framing.KINDS.values(), *PARTS)
+            for field in msgspec.structs.fields(kind)
+        }
+    ),
+)
+def test_the_document_tells_of_every_field(name):
+    assert f"`{name}`" in DOCUMENT.read_text()
+
+
 # Descriptors
 
 
@@ -182,7 +207,7 @@ class Scripted:
         self.last = document
 
     async def hear(self, kind, limit):
-        assert limit > 0
+        assert (limit is None) == (kind is models.Go)
         heard = self.script.pop(0)
         if isinstance(heard, BaseException):
             raise heard

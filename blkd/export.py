@@ -388,6 +388,8 @@ class Export:
             await self._plane.adopt_rings(given_rings(None, state.rings, fds))
         else:
             sock = listener.adopt(fds.take(state.front_end.socket))
+            if listener.is_listening(sock):
+                raise HandoverError("the front end's socket that came listens")
             await self._front_ends.connect(sock).restore(state.front_end, state.rings, fds)
         await self._plane.refresh()
 

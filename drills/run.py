@@ -39,6 +39,8 @@ DRILLS: Final = {
     "sigbus": Drill(sigbus.drill, 250, 8),
     "upgrade": Drill(upgrade.drill, 100, 5),
     "upgrade-packed": Drill(partial(upgrade.drill, packed=True), 100, 5),
+    "upgrade-killed": Drill(partial(upgrade.drill, killing=True), 200, 8),
+    "upgrade-killed-packed": Drill(partial(upgrade.drill, killing=True, packed=True), 200, 8),
 }
 
 

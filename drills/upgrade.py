@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import random
+import subprocess
 import tempfile
 import threading
 import time
@@ -25,56 +26,105 @@ IMAGE_BYTES = 64 << 20
 BLOCK_BYTES = 4096
 SECTORS = BLOCK_BYTES // 512  # of a block
 BLOCKS = 512  # of each queue's own part of the disk
+RING_SIZE = 64  # descriptors
+LATEST_KILL = 0.5  # seconds after its start; by then a new process has the disk
+GONE_LIMIT = 0.2  # seconds that an old process may take to be gone once it has said go
 STOP_LIMIT = 30.0  # seconds
 MILLISECONDS = 1000.0  # of a second
 
 
-async def drill(rounds: int, *, queues: int = 2, depth: int = 8, packed: bool = False) -> Outcome:
-    """Upgrade `rounds` times while `queues` queues have `depth` requests in flight each."""
-    return await asyncio.to_thread(_drill, rounds, queues, depth, packed=packed)
+async def drill(
+    rounds: int, *, queues: int = 2, depth: int = 8, packed: bool = False, killing: bool = False
+) -> Outcome:
+    """Upgrade `rounds` times while `queues` queues have `depth` requests in flight each.
 
-
-def _drill(rounds: int, queues: int, depth: int, *, packed: bool) -> Outcome:
+    With `killing` each new process is killed at a random moment: before it has the disk the old
+    one must go on, and afterwards a third one from the in-flight region.
+    """
     with tempfile.TemporaryDirectory(prefix="blkd-drill-") as name:
-        directory = Path(name)
-        serving: Serving
-        serving = daemon = Daemon(image(directory / "disk.img", IMAGE_BYTES), directory)
+        run = Run(Path(name), killing=killing)
+        await asyncio.to_thread(run.drill, rounds, queues, depth, packed=packed)
+    name = "upgrade" + "-killed" * killing + "-packed" * packed
+    return Outcome(drill=name, rounds=rounds, errors=run.errors, figures=run.figures)
+
+
+class Run:
+    """A disk that goes from process to process."""
+
+    def __init__(self, directory: Path, *, killing: bool) -> None:
+        self._directory, self._killing = directory, killing
+        self._image = image(directory / "disk.img", IMAGE_BYTES)
+        self._chance = random.Random(0)  # noqa: S311 - the same moments each time
+        self._serving: Serving
+        self._front_end: FrontEnd
+        self._waits: list[float] = []
+        self._pauses: list[float] = []
+        self._kept = self._lost = 0
+        self.errors = 0
+        self.figures: dict[str, int | float] = {}
+
+    def drill(self, rounds: int, queues: int, depth: int, *, packed: bool) -> None:
+        """Do all of it, and note what was seen."""
+        with contextlib.ExitStack() as end:
+            self._start()
+            end.callback(self._end)  # whoever serves by then
+            self._front_end = end.enter_context(FrontEnd.connect(self._serving.socket))
+            self._front_end.prepare(packed=packed)
+            self._front_end.track_inflight(queues, RING_SIZE)
+            disks = [self._front_end.make_disk(index, RING_SIZE) for index in range(queues)]
+            with Load(disks, depth) as load:
+                for _ in range(rounds):
+                    self._interrupt() if self._killing else self._upgrade()
+                    self._waits.append(load.longest_wait())
+            self.errors = load.errors + (self._serving.end() != 0)
+        self._summarise(load)
+
+    def _start(self) -> None:
+        self._serving = daemon = Daemon(self._image, self._directory)
+        daemon.ready()
+
+    def _end(self) -> None:
+        self._serving.__exit__()
+
+    def _upgrade(self) -> None:
+        """Have a new process serve; the old one ends well."""
+        with contextlib.ExitStack() as undo:
+            new = undo.enter_context(Successor(self._serving))
+            new.ready()
+            assert self._serving.end(None) == 0, self._serving.errors()
+            self._serving.__exit__()
+            undo.pop_all()
+        self._serving = new
+        self._pauses.append(reported_pause(new))
+
+    def _interrupt(self) -> None:
+        """Kill a new process at some moment, and see to it that the disk is served."""
+        with Successor(self._serving) as new:
+            time.sleep(self._chance.uniform(0, LATEST_KILL))
+            new.process.kill()
+            new.process.wait(STOP_LIMIT)
         try:
-            daemon.ready()
-            with FrontEnd.connect(daemon.socket) as front_end:
-                load = Load(list(front_end.disks(queues, 64, packed=packed)), depth)
-                with load:
-                    waits, pauses = [], []
-                    for _ in range(rounds):
-                        serving = upgrade(serving)
-                        waits.append(load.longest_wait())
-                        pauses.append(reported_pause(serving))
-            failed = int(serving.end() != 0)
-        finally:
-            serving.__exit__()
-    return Outcome(
-        drill="upgrade-packed" if packed else "upgrade",
-        rounds=rounds,
-        errors=load.errors + failed,
-        figures={
-            "upgrades": len(pauses),
+            assert self._serving.end(None, GONE_LIMIT) == 0, self._serving.errors()
+        except subprocess.TimeoutExpired:
+            self._kept += 1
+            return
+        self._lost += 1
+        self._serving.__exit__()
+        self._start()
+        self._front_end.resume(self._serving.socket)
+
+    def _summarise(self, load: "Load") -> None:
+        self.figures = {
+            **(
+                {"killed before go": self._kept, "killed afterwards": self._lost}
+                if self._killing
+                else {"upgrades": len(self._pauses)}
+            ),
             "requests": load.requests,
             "bytes verified": load.blocks_read * BLOCK_BYTES,
-            **_summary("longest wait of a guest", waits),
-            **_summary("pause", pauses),
-        },
-    )
-
-
-def upgrade(served: Serving) -> Serving:
-    """Who serves afterwards; the other has ended well."""
-    with contextlib.ExitStack() as undo:
-        new = undo.enter_context(Successor(served))
-        new.ready()
-        assert served.end(None) == 0, served.errors()
-        served.__exit__()
-        undo.pop_all()
-    return new
+            **summary("longest wait of a guest", self._waits),
+            **({} if self._killing else summary("pause", self._pauses)),
+        }
 
 
 def reported_pause(new: Serving) -> float:
@@ -167,7 +217,8 @@ def content(block: int, version: int) -> bytes:
     return (block.to_bytes(8, "little") + version.to_bytes(8, "little")) * (BLOCK_BYTES // 16)
 
 
-def _summary(what: str, values: Sequence[float]) -> dict[str, int | float]:
+def summary(what: str, values: Sequence[float]) -> dict[str, int | float]:
+    """The median of so many milliseconds, and what 99 of 100 are not above."""
     ordered = sorted(values)
     return {
         f"{what} p{share}, ms": round(ordered[math.ceil(len(ordered) * share / 100) - 1], 2)

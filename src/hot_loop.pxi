@@ -69,7 +69,8 @@ cdef class HotLoop:
         if recorded:
             self.vring.inflight.region, self.vring.inflight.entries = self.record, LOOP_SIZE
             self.vring.inflight.next, self.vring.inflight.last = self.links, self.lasts
-            check(recover(&self.vring.inflight, &self.vring.vq, FIRST_BASE if packed else 0))
+            base = FIRST_BASE if packed else 0
+            check(recover(&self.vring.inflight, &self.vring.vq, base, False))
         reset_requests(&self.vring)
         for i in range(LOOP_SIZE):
             self.lay_out(i, rings)

@@ -27,7 +27,7 @@ BLOCK_BYTES = 4096
 SECTORS = BLOCK_BYTES // 512  # of a block
 BLOCKS = 512  # of each queue's own part of the disk
 RING_SIZE = 64  # descriptors
-LATEST_KILL = 0.5  # seconds after its start; by then a new process has the disk
+KILLED_WITHIN = 1.5  # times as long as it takes until a new process serves
 GONE_LIMIT = 0.2  # seconds that an old process may take to be gone once it has said go
 STOP_LIMIT = 30.0  # seconds
 MILLISECONDS = 1000.0  # of a second
@@ -60,6 +60,7 @@ class Run:
         self._waits: list[float] = []
         self._pauses: list[float] = []
         self._kept = self._lost = 0
+        self._duration = 0.0  # seconds until a new process serves
         self.errors = 0
         self.figures: dict[str, int | float] = {}
 
@@ -98,9 +99,17 @@ class Run:
         self._pauses.append(reported_pause(new))
 
     def _interrupt(self) -> None:
-        """Kill a new process at some moment, and see to it that the disk is served."""
+        """Kill a new process at some moment, and see to it that the disk is served.
+
+        The first one lives until it serves, which tells how long it takes; the second dies at once.
+        """
+        began = time.monotonic()
         with Successor(self._serving) as new:
-            time.sleep(self._chance.uniform(0, LATEST_KILL))
+            if self._lost == 0:
+                new.ready()
+                self._duration = time.monotonic() - began
+            elif self._kept:
+                time.sleep(self._chance.uniform(0, KILLED_WITHIN * self._duration))
             new.process.kill()
             new.process.wait(STOP_LIMIT)
         try:

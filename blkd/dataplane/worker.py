@@ -23,8 +23,9 @@ from blkd.virtio.device import MAX_QUEUE_SIZE
 
 log = structlog.get_logger()
 
-Place = tuple[int, int, int]
-"""Where a ring's descriptors, its driver's and its device's area are mapped here."""
+Place = tuple[int, int, int, tuple[int, int] | None]
+"""Where a ring's descriptors, its driver's and its device's area are mapped here; and where our
+writes to the first and the last are logged, None for nowhere."""
 
 Record = tuple[int, int]
 """Where a ring's part of the in-flight region is mapped, and its entries."""
@@ -245,4 +246,4 @@ def place(memory: ring.MemoryMap | None, setup: VringSetup) -> Place | None:
     aligned = all(
         at % alignment == 0 for at, (_, _, alignment) in zip(found, setup.parts, strict=True)
     )
-    return (found[0], found[1], found[2]) if all(found) and aligned else None
+    return (found[0], found[1], found[2], None) if all(found) and aligned else None

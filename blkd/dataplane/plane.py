@@ -12,7 +12,7 @@ import structlog
 from blkd import ring
 from blkd.dataplane import inflight
 from blkd.dataplane.inflight import InflightRegion
-from blkd.dataplane.memory import close_all, map_region, require_eventfd
+from blkd.dataplane.memory import close_all, map_log, map_region, require_eventfd
 from blkd.dataplane.worker import (
     NOT_RECORDED,
     LiveRing,
@@ -25,7 +25,7 @@ from blkd.errors import DataPlaneError, DrainTimeout, RequestRefused
 from blkd.image.base import Image
 from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.rings import VringSetup
-from blkd.vhost_user.wire import MemoryRegion
+from blkd.vhost_user.wire import LogBase, MemoryRegion
 from blkd.virtio.blk import SECTOR_BYTES, BlkDevice
 
 log = structlog.get_logger()
@@ -68,6 +68,8 @@ class DataPlane:
         self._mappings: dict[MemoryRegion, ring.Mapping] = {}
         self._memory: ring.MemoryMap | None = None
         self._inflight: InflightRegion | None = None
+        self._log: ring.Mapping | None = None
+        self._logs_data = False
         self._pausing: list[asyncio.Future[int]] = []
         self._left = False
         self.paused = False
@@ -124,7 +126,11 @@ class DataPlane:
         """Tell a new worker what the others know."""
         if self.paused:
             self._pausing.append(thread.answer(thread.worker.pause()))
-        return [self._set_limits(thread), thread.set_memory(self._memory)]
+        return [
+            self._set_limits(thread),
+            self._set_log(thread),
+            thread.set_memory(self._memory),
+        ]
 
     # ---- memory ----
 
@@ -184,6 +190,29 @@ class DataPlane:
             self._inflight = InflightRegion.adopt(region, fd, packed=packed)
         finally:
             os.close(fd)
+
+    # ---- the dirty log ----
+
+    async def set_log(self, log: LogBase | None, fd: int | None) -> None:
+        """Mark in another dirty log, or in none; the old one is unused afterwards."""
+        mapping: ring.Mapping | None = None
+        if log is not None and fd is not None:
+            try:
+                mapping = map_log(log, fd)
+            finally:
+                os.close(fd)
+        await self._log_in(mapping, of_data=self._logs_data)
+
+    async def log_data(self, *, on: bool) -> None:
+        """Mark what requests write into guest memory; rings' own areas as their setup says."""
+        await self._log_in(self._log, of_data=on)
+
+    async def _log_in(self, mapping: ring.Mapping | None, *, of_data: bool) -> None:
+        self._log, self._logs_data = mapping, of_data
+        await self._everywhere(self._set_log(thread) for thread in self._crew_awake)
+
+    def _set_log(self, thread: WorkerThread) -> asyncio.Future[int]:
+        return thread.answer(thread.worker.set_log(self._log, self._logs_data))
 
     # ---- rings ----
 
@@ -247,6 +276,7 @@ class DataPlane:
             await self.enable_ring(r.index, enabled=False)
         self._enabled.clear()
         self._inflight = None
+        await self._log_in(None, of_data=False)
         await self._use_memory({})
 
     def _placed(self, r: LiveRing, setup: VringSetup) -> Place:

@@ -235,6 +235,13 @@ class LiveRing:
                 hint="reset the device or reboot the guest: until then its requests wait",
             )
             return
+        if reason == errno.ENOSPC:
+            log.warning(
+                "ring broken: it writes beyond the dirty log",
+                ring=self.index,
+                hint="its front end migrates memory that it has no log for: cancel that",
+            )
+            return
         name = errno.errorcode.get(reason, str(reason))
         what = "ring lost its memory" if reason == errno.ENXIO else "ring broken by its driver"
         log.warning(what, ring=self.index, reason=name)
@@ -246,4 +253,7 @@ def place(memory: ring.MemoryMap | None, setup: VringSetup) -> Place | None:
     aligned = all(
         at % alignment == 0 for at, (_, _, alignment) in zip(found, setup.parts, strict=True)
     )
-    return (found[0], found[1], found[2], None) if all(found) and aligned else None
+    if memory is None or not (all(found) and aligned):
+        return None
+    log = None if setup.logged_at is None else (memory.guest_address(setup.desc), setup.logged_at)
+    return found[0], found[1], found[2], log

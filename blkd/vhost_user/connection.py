@@ -17,6 +17,8 @@ from blkd.vhost_user.commands import (
     AddMemory,
     Command,
     EnableRing,
+    LogData,
+    MemoryCommand,
     MoveRing,
     OfferInflight,
     OpenBackChannel,
@@ -26,6 +28,7 @@ from blkd.vhost_user.commands import (
     SetCall,
     SetError,
     SetKick,
+    SetLog,
     SetMemory,
     StartRing,
     StopRing,
@@ -203,6 +206,24 @@ class Connection:
 
     async def _perform(self, command: Command, fds: Fds, gifts: Fds) -> int | None:
         """Carry out one command: its result, where it has one."""
+        match command:
+            case SetMemory() | AddMemory() | RemoveMemory() | SetLog() | LogData():
+                await self._perform_on_memory(command, fds)
+            case OfferInflight(region):
+                gifts.add([await self._rings.make_inflight(region)])
+            case UseInflight(region, packed):
+                await self._rings.use_inflight(region, fds.take_one(), packed=packed)
+            case Refresh():
+                await self._rings.refresh()
+            case OpenBackChannel():
+                self._close_back_channel()
+                self._back = BackChannel.adopt(fds.take_one())
+                self._news.set()
+            case _:
+                return await self._perform_on_ring(command, fds)
+        return None
+
+    async def _perform_on_memory(self, command: MemoryCommand, fds: Fds) -> None:
         rings = self._rings
         match command:
             case SetMemory(regions):
@@ -211,19 +232,11 @@ class Connection:
                 await rings.add_memory(region, fds.take_one())
             case RemoveMemory(region):
                 await rings.remove_memory(region)
-            case OfferInflight(region):
-                gifts.add([await rings.make_inflight(region)])
-            case UseInflight(region, packed):
-                await rings.use_inflight(region, fds.take_one(), packed=packed)
-            case Refresh():
-                await rings.refresh()
-            case OpenBackChannel():
-                self._close_back_channel()
-                self._back = BackChannel.adopt(fds.take_one())
-                self._news.set()
-            case _:
-                return await self._perform_on_ring(command, fds)
-        return None
+            case SetLog(log_base):
+                await rings.set_log(log_base, fds.take_one() if log_base else None)
+            case LogData(on):
+                await rings.log_data(on=on)
+                log.info("dirty log switched", on=on)
 
     async def _perform_on_ring(self, command: RingCommand, fds: Fds) -> int | None:
         rings = self._rings

@@ -19,8 +19,8 @@ cdef inline void outrun_log(Worker *w, Vring *r) noexcept nogil:
 
 
 cdef inline bint logged_areas(Worker *w, Vring *r) noexcept nogil:
-    """Log our writes to a ring's own areas: whether the log has bits for them."""
-    if mark_areas(&w.log, &r.log, &r.vq):
+    """Log our writes to a ring's own areas: whether the log, if any, has bits for them."""
+    if w.log.bits == NULL or mark_areas(&w.log, &r.log, &r.vq):
         return True
     outrun_log(w, r)
     return False

@@ -360,13 +360,14 @@ cdef class Worker:
     def set_log(self, Mapping log, bint of_data) -> int:
         """Set bits in another dirty log, or in none; `of_data` for what requests write, too.
 
-        A ring whose writes are to be logged and that has no bit for one is broken.
+        A ring whose writes are to be logged and that has no bit for one is broken.  Without any
+        log nobody looks, whatever is to be logged.
         """
         cdef DirtyLog change
         memset(&change, 0, sizeof(change))
-        change.of_data = of_data
         if log is not None:
             change.bits, change.pages = <uint8_t *><uint64_t>log.address, 8 * log.size
+            change.of_data = of_data
         ticket = self.post(CMD_SET_LOG, 0, 0, (<char *>&change)[:sizeof(change)], self.log)
         self.log = log          # the old one is kept under the ticket until the answer
         return ticket

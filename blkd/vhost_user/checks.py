@@ -40,7 +40,8 @@ def refuse_misaligned(where: VringAddr, features: int) -> None:
 def refuse_unlogged(setup: VringSetup, log: LogBase | None) -> None:
     """Raise RequestRefused if the log has no bits for a ring that is to be logged.
 
-    Without a log that is left open: QEMU gives it after it has started the rings.
+    Without a log that is left open: QEMU gives it after it has started the rings, and before it
+    enables them.
     """
     _, size, _ = setup.parts[2]
     if log and setup.logged_at is not None and setup.logged_at + size > log.covered:

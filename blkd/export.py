@@ -15,7 +15,7 @@ import structlog
 from blkd import listener
 from blkd.config import ExportConfig
 from blkd.dataplane import Crew, DataPlane, probe_io_uring
-from blkd.errors import BlkdError, ConfigError, DrainTimeout, ImageError
+from blkd.errors import BlkdError, ConfigError, DrainTimeout, ImageError, RequestRefused
 from blkd.image.base import Image
 from blkd.image.kinds import open_image
 from blkd.image.raw import default_serial
@@ -60,6 +60,8 @@ class ExportState:
     name: str
     state: Literal["serving", "paused", "stopping"]
     image: str
+    image_locked: bool
+    """False before a guest is migrated here, and after it was migrated away."""
     socket: str | None
     size: int
     read_only: bool
@@ -159,6 +161,7 @@ class Export:
                 direct=config.cache == "none",
                 logical_block_size=config.logical_block_size,
                 engine=config.engine,
+                incoming=config.incoming,
             )
             undo.callback(self._image.close)
             self._device = BlkDevice(parameters(config, self._image))
@@ -166,6 +169,8 @@ class Export:
             self._plane = DataPlane(self._image, self._device, config.queue_size, self._crew)
             undo.callback(self._plane.close)
             self._plane.on_fault = self._drop_front_end
+            self._plane.before_first = self._claim_image
+            self._plane.after_migration = self._hand_image_over
             self._listener = inherited or self._listen(undo)
             self._resources = undo.pop_all()
 
@@ -272,6 +277,26 @@ class Export:
         poll = select.poll()
         poll.register(self._front_end, select.POLLRDHUP)
         return bool(poll.poll(0))
+
+    # ---- live migration ----
+
+    async def _claim_image(self) -> None:
+        """Have the image locked before a ring starts, and the disk as large as it is then."""
+        if self._image.held:
+            return
+        try:
+            await self._image.claim()
+        except ImageError as error:
+            log.error("image not locked", export=self.config.name, reason=str(error))  # noqa: TRY400
+            raise RequestRefused(str(error), hint=error.hint) from error
+        await self._take_size()
+
+    async def _hand_image_over(self) -> None:
+        """Give the image's lock up: the guest goes on elsewhere, or comes back to claim it."""
+        try:
+            await self._image.hand_over()
+        except ImageError as error:
+            log.error("image not handed over", export=self.config.name, reason=str(error))  # noqa: TRY400
 
     # ---- size ----
 
@@ -384,6 +409,7 @@ class Export:
             name=self.config.name,
             state=self._state(),
             image=self._image.path,
+            image_locked=self._image.held,
             socket=self.config.socket,
             size=device.capacity * SECTOR_BYTES,
             read_only=device.read_only,

@@ -55,7 +55,9 @@ class DataPlane:
     """Serves the rings of one block device from one image; plays `vhost_user.rings.Rings`.
 
     Made on a running event loop.  Failure of a worker arrives as `failed`; a front end whose
-    memory shrank while it was in use has `on_fault` called, and has to go.
+    memory shrank while it was in use has `on_fault` called, and has to go.  Before the first
+    ring starts, `before_first` may refuse that; after the last one of a front end that logs data
+    has stopped, the guest may go on elsewhere, and `after_migration` is awaited.
     """
 
     def __init__(self, image: Image, device: BlkDevice, longest_chain: int, crew: Crew) -> None:
@@ -75,6 +77,8 @@ class DataPlane:
         self.paused = False
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.on_fault: Callable[[], None] = lambda: None
+        self.before_first: Callable[[], Awaitable[None]] = _nothing
+        self.after_migration: Callable[[], Awaitable[None]] = _nothing
         self._faults = ring.fault_eventfd()
         asyncio.get_running_loop().add_reader(self._faults, self._hear_fault)
         self._threads: dict[int, WorkerThread] = {}
@@ -211,6 +215,11 @@ class DataPlane:
         self._log, self._logs_data = mapping, of_data
         await self._everywhere(self._set_log(thread) for thread in self._crew_awake)
 
+    @property
+    def _is_migrating(self) -> bool:
+        """Whether the front end has data logged; some accept LOG_ALL and give no log."""
+        return self._logs_data and self._log is not None
+
     def _set_log(self, thread: WorkerThread) -> asyncio.Future[int]:
         return thread.answer(thread.worker.set_log(self._log, self._logs_data))
 
@@ -240,9 +249,12 @@ class DataPlane:
     async def start_ring(self, index: int, setup: VringSetup) -> None:
         """Start ring `index`; what was made available before is looked at right away."""
         r = await self._wake(index)
+        where = self._placed(r, setup)
         part = self._inflight.part(index, setup) if self._inflight else NOT_RECORDED
+        if not self._is_serving:
+            await self.before_first()
         try:
-            await r.start(self._placed(r, setup), setup, part)
+            await r.start(where, setup, part)
         except DataPlaneError as error:
             raise RequestRefused(f"ring {index} cannot start: {error}") from error
 
@@ -263,13 +275,19 @@ class DataPlane:
         Every request already fetched is completed to the guest before it returns, as
         GET_VRING_BASE asks, so guest memory may then be unmapped.
         """
-        return await (await self._wake(index)).stop()
+        base = await (await self._wake(index)).stop()
+        if self._is_migrating and not self._is_serving:
+            await self.after_migration()
+        return base
 
     async def reset(self) -> None:
         """Drain and stop every ring, close its descriptors and unmap the guest's memory."""
         if self._left:
             return
+        was_serving = self._is_serving
         await self._everywhere(r.stop() for r in self._rings if r.setup is not None)
+        if self._is_migrating and was_serving:
+            await self.after_migration()
         for r in self._rings:
             for kind in ("kick", "call", "error"):
                 await r.replace_fd(kind, None)
@@ -278,6 +296,11 @@ class DataPlane:
         self._inflight = None
         await self._log_in(None, of_data=False)
         await self._use_memory({})
+
+    @property
+    def _is_serving(self) -> bool:
+        """Whether a ring is started."""
+        return any(r.setup is not None for r in self._rings)
 
     def _placed(self, r: LiveRing, setup: VringSetup) -> Place:
         where = place(self._memory, setup)
@@ -385,6 +408,10 @@ class DataPlane:
         self.leave()
         if not self.failed.done():
             self.failed.set_exception(DataPlaneError(f"a worker failed: {error.strerror}"))
+
+
+async def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 def succeeded(future: asyncio.Future[int]) -> bool:

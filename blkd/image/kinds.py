@@ -16,6 +16,7 @@ async def open_image(
     direct: bool,
     logical_block_size: int | None,
     engine: EngineChoice,
+    incoming: bool = False,
 ) -> Image:
     """The image called `name`; the caller closes it.  For the rest see `raw.open_raw`.
 
@@ -30,6 +31,7 @@ async def open_image(
             direct=direct,
             logical_block_size=logical_block_size,
             engine=engine,
+            incoming=incoming,
         )
         return FaultyImage(name, opened, faults)
     if name.startswith(null.PREFIX):
@@ -40,4 +42,5 @@ async def open_image(
         direct=direct,
         logical_block_size=logical_block_size,
         engine=engine,
+        incoming=incoming,
     )

@@ -13,6 +13,7 @@ from operator import or_
 from types import MappingProxyType
 from typing import Any, Final
 
+from blkd.errors import ProtocolError, RequestRefused
 from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.wire import (
     U64,
@@ -20,6 +21,7 @@ from blkd.vhost_user.wire import (
     Config,
     ConfigWrite,
     Empty,
+    Header,
     LogBase,
     MemoryTable,
     Payload,
@@ -213,6 +215,21 @@ REQUESTS: Final = MappingProxyType(
         ),
     }
 )
+
+
+def declared(header: Header) -> tuple[Request, Declaration]:
+    """The declaration of the request that a header announces.
+
+    Raises ProtocolError on a reply, RequestRefused on a request of no specification.
+    """
+    if header.is_reply:
+        raise ProtocolError(f"a reply to request {header.request}, which nobody sent")
+    try:
+        request = Request(header.request)
+    except ValueError:
+        raise RequestRefused(f"request {header.request} is unknown") from None
+    return request, REQUESTS[request]
+
 
 MAX_PAYLOAD: Final = max(declaration.payload.LONGEST for declaration in REQUESTS.values())
 """Bytes; a header that announces more ends the connection before they are read."""

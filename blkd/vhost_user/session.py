@@ -45,6 +45,7 @@ from blkd.vhost_user.requests import (
     REQUESTS,
     Declaration,
     Support,
+    declared,
 )
 from blkd.vhost_user.rings import VringSetup
 from blkd.vhost_user.wire import (
@@ -371,10 +372,8 @@ class Session:
 
     def _forget_log(self) -> Steps:
         """Give up a log that nothing is marked in any more: a migration brings its own."""
-        in_use = self._has(VirtioFeature.LOG_ALL) or any(
-            ring.started and ring.is_logged for ring in self.rings
-        )
-        if self.log and not in_use:
+        marked = any(ring.started and ring.is_logged for ring in self.rings)
+        if self.log and not marked and not self._has(VirtioFeature.LOG_ALL):
             yield SetLog(None)
             self.log = None
 
@@ -491,20 +490,6 @@ class Session:
             ring.enabled = enabled
         if enabled:
             yield from self._start(ring)
-
-
-def declared(header: Header) -> tuple[Request, Declaration]:
-    """The declaration of the request that a header announces.
-
-    Raises ProtocolError on a reply, RequestRefused on a request of no specification.
-    """
-    if header.is_reply:
-        raise ProtocolError(f"a reply to request {header.request}, which nobody sent")
-    try:
-        request = Request(header.request)
-    except ValueError:
-        raise RequestRefused(f"request {header.request} is unknown") from None
-    return request, REQUESTS[request]
 
 
 def config_offset(access: Config) -> int:

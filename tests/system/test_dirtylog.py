@@ -2,6 +2,7 @@
 """The dirty log of a live migration: what blkd writes into guest memory is marked, and when."""
 
 import os
+import random
 import struct
 
 import pytest
@@ -390,3 +391,69 @@ def test_a_log_that_shrinks_ends_the_connection_and_no_more(serve, path):
         assert front_end.wait_closed()
     with FrontEnd.connect(daemon.socket) as next_one:
         assert next_one.disk().read(0, PAGE)[0] == OK
+
+
+# A migration as a whole
+
+
+class Migrator:
+    """Copies memory by what the log says, again and again, as a migration does.
+
+    Its two logs take turns, so that the one that is read is written to by nobody.
+    """
+
+    def __init__(self, front_end, logs):
+        self.memory = front_end.memory
+        self.current, self.other = logs
+        self.current.start()
+        self.copy = {region.gpa: bytearray(region.memory) for region in self.memory.regions}
+
+    def step(self):
+        """Copy what was marked since the last time."""
+        assert self.other.use() == 0
+        self.current, self.other = self.other, self.current
+        self.take(self.other)
+
+    def take(self, log):
+        for page in log.take():
+            region = self.memory.region(page * PAGE, PAGE)
+            at = page * PAGE - region.gpa
+            self.copy[region.gpa][at : at + PAGE] = region.memory[at : at + PAGE]
+
+    def same(self, address, length):
+        """Whether the copy has these bytes as the memory has them."""
+        region = self.memory.region(address, length)
+        at = address - region.gpa
+        return self.copy[region.gpa][at : at + length] == region.memory[at : at + length]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_copy_made_by_the_log_has_all_that_was_written(serve, path, packed, engine):
+    _, front_end = serve(path, *ENGINES[engine])
+    front_end.prepare(packed=packed)
+    requests = Requests(front_end, front_end.start_ring(0, 256))
+    choice, shift = random.Random(engine), 3 if engine == "bounced" else 0
+    buffers = [requests.buffer(8 * PAGE, shift) for _ in range(64)]
+    written = {}
+    with DirtyLog(front_end) as one, DirtyLog(front_end) as two:
+        migrator = Migrator(front_end, (one, two))
+        answered = sent = 0
+        while sent < 1000:
+            for _ in range(choice.randint(1, 16)):
+                at, length = choice.choice(buffers), 512 * choice.randint(1, 64)
+                kind = choice.choices((IN, OUT, GET_ID), (8, 1, 1))[0]
+                flags = 0 if kind == OUT else DESC_WRITE
+                sector = choice.randrange(SIZE // 512 - 64)
+                status = requests.submit(kind, (at, length), sector=sector, flags=flags)
+                written |= {at: length, status: 1}
+                sent += 1
+            migrator.step()
+            while sent - answered > 48:
+                answered += len(requests.ring.wait_used())
+        front_end.stop_ring()
+        migrator.step()
+        migrator.take(migrator.current)
+    answered += len(requests.ring.take_used())
+    assert answered == sent
+    assert all(migrator.same(at, 8 * PAGE if at in buffers else 1) for at in written)
+    assert migrator.same(requests.ring.used, 4 if packed else 6 + 8 * 256)

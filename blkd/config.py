@@ -47,6 +47,8 @@ class ExportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Microseconds that a worker looks on before it sleeps, at the most and as long as it pays."""
     register_memory: bool = False
     """Whether the workers pin all guest memory once, instead of what a request uses each time."""
+    incoming: bool = False
+    """Whether a guest is to be migrated here: the image is locked when its rings start."""
     discard: bool = True
     max_discard_segments: Annotated[int, msgspec.Meta(ge=1, le=256)] = 32
     control: str | None = None

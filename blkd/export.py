@@ -8,14 +8,14 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import fields
-from typing import Final, Literal, cast
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 import msgspec
 import structlog
 
 from blkd import __version__, listener
 from blkd.config import ExportConfig
-from blkd.dataplane import Crew, DataPlane, probe_io_uring
+from blkd.dataplane import DataPlane, probe_io_uring
 from blkd.errors import (
     ConfigError,
     DrainTimeout,
@@ -26,10 +26,9 @@ from blkd.errors import (
 from blkd.frontends import FrontEnds
 from blkd.handover import models
 from blkd.handover.descriptors import Incoming, Outgoing
-from blkd.image.base import Image
 from blkd.image.kinds import adopt_image, open_image
-from blkd.image.raw import default_serial
 from blkd.image.watch import looks
+from blkd.settings import crew, parameters
 from blkd.vhost_user.succession import given_rings, written_rings
 from blkd.views import (
     Announced,
@@ -40,7 +39,10 @@ from blkd.views import (
     ResizeResult,
     RingStats,
 )
-from blkd.virtio.blk import SECTOR_BYTES, BlkDevice, BlkParameters
+from blkd.virtio.blk import SECTOR_BYTES, BlkDevice
+
+if TYPE_CHECKING:
+    from blkd.image.base import Image
 
 SOCKET_MODE: Final = 0o660  # the VMM's group may connect, nobody else
 ANNOUNCE_LIMIT: Final = 5.0  # seconds that a front end has to fetch a new size
@@ -93,6 +95,7 @@ class Export:
                 direct=config.cache == "none",
                 logical_block_size=config.logical_block_size,
                 engine=config.engine,
+                incoming=config.incoming,
             )
             self._make_disk(undo)
             self._admit_from(inherited or self._listen(undo))
@@ -110,6 +113,8 @@ class Export:
         self._listener = sock
         self._front_ends = FrontEnds(self.config.name, sock, self._device, self._plane)
         self._plane.on_fault = self._front_ends.drop
+        self._plane.before_first = self._claim_image
+        self._plane.after_migration = self._hand_image_over
 
     def _listen(self, undo: contextlib.ExitStack) -> socket.socket:
         path = self.config.socket
@@ -158,6 +163,26 @@ class Export:
         if self._ending.is_set():
             self._plane.leave()
         self._ending.set()
+
+    # ---- live migration ----
+
+    async def _claim_image(self) -> None:
+        """Have the image locked before a ring starts, and the disk as large as it is then."""
+        if self._image.held:
+            return
+        try:
+            await self._image.claim()
+        except ImageError as error:
+            log.error("image not locked", export=self.config.name, reason=str(error))  # noqa: TRY400
+            raise RequestRefused(str(error), hint=error.hint) from error
+        await self._take_size()
+
+    async def _hand_image_over(self) -> None:
+        """Give the image's lock up: the guest goes on elsewhere, or comes back to claim it."""
+        try:
+            await self._image.hand_over()
+        except ImageError as error:
+            log.error("image not handed over", export=self.config.name, reason=str(error))  # noqa: TRY400
 
     # ---- size ----
 
@@ -282,6 +307,7 @@ class Export:
             config=msgspec.Raw(msgspec.json.encode(self.config)),
             logical_block_size=cast("models.BlockSize", self._image.limits.logical_block_size),
             image=out.add_any(self._image.fd if self._image.fd >= 0 else None),
+            image_locked=self._image.held,
             listener=out.add(self._listener.fileno()),
             control=out.add(control),
             rings=tuple(held.index for held in self._plane.held_rings()),
@@ -364,6 +390,7 @@ class Export:
                 direct=config.cache == "none",
                 logical_block_size=offer.logical_block_size,
                 engine=config.engine,
+                held=offer.image_locked,
             )
             self._make_disk(undo)
             self._admit_from(listening)
@@ -416,6 +443,7 @@ class Export:
             name=self.config.name,
             state=self._state(),
             image=self._image.path,
+            image_locked=self._image.held,
             socket=self.config.socket,
             size=device.capacity * SECTOR_BYTES,
             read_only=device.read_only,
@@ -452,36 +480,3 @@ class Export:
             total=Counts(**total),
             rings=tuple(RingStats(ring=i, **counts) for i, counts in enumerate(rings)),
         )
-
-
-def crew(config: ExportConfig) -> Crew:
-    """The workers of an export.  Raises ConfigError where they may not run as configured."""
-    allowed = os.sched_getaffinity(0)
-    if missing := set(config.cpus) - allowed:
-        raise ConfigError(
-            f"CPU {min(missing)} cannot be used",
-            hint=f"this process may run on {', '.join(map(str, sorted(allowed)))}",
-        )
-    # One CPU is left to the guest: workers that look on would keep its own CPUs from it.
-    usable = len(set(config.cpus)) or max(1, len(allowed) - 1)
-    workers = min(config.workers or usable, config.queues)
-    return Crew(workers, config.cpus, config.poll_us, config.register_memory)
-
-
-def parameters(config: ExportConfig, image: Image) -> BlkParameters:
-    """The device that an image becomes under a configuration."""
-    limits = image.limits
-    return BlkParameters(
-        capacity=limits.size // SECTOR_BYTES,
-        logical_block_size=limits.logical_block_size,
-        physical_block_size=limits.physical_block_size,
-        optimal_io_size=limits.optimal_io_size,
-        discard_granularity=limits.discard_granularity,
-        read_only=config.read_only,
-        write_back=config.cache != "writethrough",
-        discard=config.discard,
-        max_discard_segments=config.max_discard_segments,
-        queues=config.queues,
-        queue_size=config.queue_size,
-        serial=config.serial if config.serial is not None else default_serial(image.path),
-    )

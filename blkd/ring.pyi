@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from typing import TypeAlias
 
-_Place: TypeAlias = tuple[int, int, int]
+_Place: TypeAlias = tuple[int, int, int, tuple[int, int] | None]
 _Fault: TypeAlias = tuple[str, Sequence[str], int, int, int, int]
 
 class Mapping:
@@ -26,6 +26,7 @@ class MemoryMap:
     mappings: tuple[Mapping, ...]
     def __init__(self, mappings: Sequence[Mapping]) -> None: ...
     def locate(self, address: int, length: int) -> int: ...
+    def guest_address(self, address: int) -> int: ...
 
 class Worker:
     answers_fd: int
@@ -42,6 +43,7 @@ class Worker:
     def run(self, name: str) -> None: ...
     def answers(self) -> list[tuple[int, int, int]]: ...
     def set_memory(self, map: MemoryMap | None, places: list[_Place | None]) -> int: ...  # noqa: A002
+    def set_log(self, log: Mapping | None, of_data: bool) -> int: ...
     def set_limits(
         self,
         *,

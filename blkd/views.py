@@ -35,6 +35,8 @@ class ExportState:
     name: str
     state: Literal["serving", "paused", "stopping"]
     image: str
+    image_locked: bool
+    """False before a guest is migrated here, and after it was migrated away."""
     socket: str | None
     size: int
     read_only: bool

@@ -44,6 +44,14 @@ class Agent(asyncio.Protocol):
         self._transport.write(token + b" " + base64.b64encode(script.encode()) + b"\n")
         return answer
 
+    def follow(self, other: "Agent") -> None:
+        """Speak for the guest that `other` spoke for: what was asked there is answered here.
+
+        The guest stands still, and all that it had said has come.
+        """
+        self._tokens, self._rest, self.ready = other._tokens, other._rest, other.ready  # noqa: SLF001 - of our own kind
+        self._answers, other._answers = other._answers, {}  # noqa: SLF001 - likewise
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the way to the guest."""
         assert isinstance(transport, asyncio.Transport)

@@ -36,6 +36,12 @@ INIT_STARTS = "Run /init as init process"
 LOG_LEVEL_ERR = 3
 """The kernel's KERN_ERR: a line of this level or a lower one reports an error."""
 LOG_TAIL = 30  # lines shown when the guest fails
+MIGRATION_LIMIT = 60.0
+MIGRATION_PERIOD = 0.05  # seconds between two looks at a migration
+MIGRATION_SPEED = 8 << 30
+"""Bytes a second: as fast as it goes."""
+LONGEST_DOWNTIME = 1000
+"""Milliseconds that QEMU may take for the last part of a migration, with the guest stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,17 @@ class SpareMemory:
     """Size of a virtio-mem device "spare", empty at first; None for none."""
 
 
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """What QEMU says of a migration that is completed."""
+
+    seconds: float
+    downtime: float
+    """Seconds that the guest stood still, as the source tells it."""
+    bytes: int
+    """Sent over, zero pages aside."""
+
+
 class KernelHangs(GuestError):
     """The guest's kernel started and then came to a halt before it had to do with a disk."""
 
@@ -76,7 +93,7 @@ class CommandFailed(GuestError):
 
 
 class Guest:
-    """A booted guest.  Made by `Machine.boot`."""
+    """A booted guest, or one that is to come by migration.  Made by `Machine`."""
 
     def __init__(self, agent: Agent, qmp: Qmp, process: Process, logs: Path) -> None:
         self.qmp = qmp
@@ -120,6 +137,43 @@ class Guest:
         self._agent.ask("poweroff -f")
         async with asyncio.timeout(limit):
             return await self._process.wait()
+
+    async def migrate(self, to: "Guest") -> Migration:
+        """Send the guest to where `to`, an incoming one, waits; it then stands still at both ends.
+
+        Either it goes on there (`take_over`) or here (`resume`).  Raises QmpError, or GuestError
+        where QEMU gives the migration up.
+        """
+        uri = f"unix:{to._logs / 'migration'}"  # noqa: SLF001 - another of our kind
+        await to.qmp.execute("migrate-incoming", uri=uri)
+        await self.qmp.execute(
+            "migrate-set-parameters",
+            max_bandwidth=MIGRATION_SPEED,
+            downtime_limit=LONGEST_DOWNTIME,
+        )
+        await self.qmp.execute("migrate", uri=uri)
+        async with asyncio.timeout(MIGRATION_LIMIT):
+            while (seen := await self.qmp.execute("query-migrate"))["status"] != "completed":
+                if seen["status"] in {"failed", "cancelled"}:
+                    raise GuestError(f"migration {seen['status']}\n{to._tail()}")  # noqa: SLF001
+                await asyncio.sleep(MIGRATION_PERIOD)
+        return Migration(
+            seen["total-time"] / 1000, seen["downtime"] / 1000, seen["ram"]["transferred"]
+        )
+
+    async def take_over(self, source: "Guest") -> None:
+        """Go on with the guest that has come from `source`, and answer what was asked there."""
+        self.kernel = source.kernel
+        self._agent.follow(source._agent)  # noqa: SLF001 - another of our kind
+        await self.resume()
+
+    async def resume(self) -> None:
+        """Have a stopped guest go on."""
+        await self.qmp.execute("cont")
+
+    async def kill(self) -> None:
+        """End QEMU at once."""
+        await kill(self._process)
 
     async def until(self, condition: str, *, limit: float = 20.0) -> None:
         """Wait until a shell condition holds in the guest.  Raises GuestError."""
@@ -197,8 +251,22 @@ class Machine:
             yield guest
 
     @contextlib.asynccontextmanager
+    async def incoming(self, *disks: Disk, cpus: int = 4) -> AsyncIterator[Guest]:
+        """A machine that waits for a guest to be migrated to it (`Guest.migrate`)."""
+        async with self._run(disks, cpus, None, "-incoming", "defer", "-S") as guest:
+            yield guest
+
+    @contextlib.asynccontextmanager
     async def _boot(
         self, disks: tuple[Disk, ...], cpus: int, spare: SpareMemory | None, limit: float
+    ) -> AsyncIterator[Guest]:
+        async with self._run(disks, cpus, spare) as guest:
+            await guest.booted(limit)
+            yield guest
+
+    @contextlib.asynccontextmanager
+    async def _run(
+        self, disks: tuple[Disk, ...], cpus: int, spare: SpareMemory | None, *more: str
     ) -> AsyncIterator[Guest]:
         ours, theirs = socket.socketpair()
         our_qmp, their_qmp = socket.socketpair()
@@ -207,7 +275,7 @@ class Machine:
             with theirs, their_qmp, (logs / "qemu").open("wb") as log:
                 ends = {"agent": theirs.fileno(), "qmp": their_qmp.fileno()}
                 process = await spawn(
-                    *(QEMU, *self._arguments(disks, cpus, spare, logs / "serial")),
+                    *(QEMU, *self._arguments(disks, cpus, spare, logs / "serial"), *more),
                     *(w for n, fd in ends.items() for w in ("-chardev", f"socket,id={n},fd={fd}")),
                     pass_fds=tuple(ends.values()),
                     stdout=log,
@@ -217,9 +285,7 @@ class Machine:
                 loop = asyncio.get_running_loop()
                 _, agent = await loop.create_connection(Agent, sock=ours)
                 _, qmp = await loop.create_connection(Qmp, sock=our_qmp)
-                guest = Guest(agent, qmp, process, logs)
-                await guest.booted(limit)
-                yield guest
+                yield Guest(agent, qmp, process, logs)
             finally:
                 await kill(process)
 

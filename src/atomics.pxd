@@ -10,6 +10,7 @@ cdef extern from *:
     #define blkd_load_acquire(p)     __atomic_load_n((p), __ATOMIC_ACQUIRE)
     #define blkd_store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
     #define blkd_store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+    #define blkd_or_release(p, v)    ((void)__atomic_fetch_or((p), (v), __ATOMIC_RELEASE))
     #define blkd_full_fence()        __atomic_thread_fence(__ATOMIC_SEQ_CST)
     #if defined(__x86_64__) || defined(__i386__)
     #define blkd_prefetch_to_write(p) __asm__ volatile("prefetchw %0" : : "m"(*(const char *)(p)))
@@ -42,6 +43,7 @@ cdef extern from *:
     void store_release_u16 "blkd_store_release"(uint16_t *p, uint16_t v) noexcept nogil
     void store_release_u32 "blkd_store_release"(uint32_t *p, uint32_t v) noexcept nogil
     void store_release_u64 "blkd_store_release"(uint64_t *p, uint64_t v) noexcept nogil
+    void or_release_u8 "blkd_or_release"(uint8_t *p, uint8_t v) noexcept nogil
     void full_fence "blkd_full_fence"() noexcept nogil
     void prefetch "__builtin_prefetch"(const void *p) noexcept nogil
     void prefetch_to_write "blkd_prefetch_to_write"(const void *p) noexcept nogil

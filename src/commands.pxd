@@ -4,6 +4,7 @@
 from libc.errno cimport EBUSY, EFAULT
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
+from dirtylog cimport DirtyLog, RingLog
 from fixed cimport register_memory
 from guestmem cimport MemoryView
 from inflight cimport INFLIGHT_VERSION, Inflight, is_recorded
@@ -11,8 +12,8 @@ from inflight_packed cimport packed_region, recover_packed, renew_packed
 from inflight_split cimport recover_split
 from mailbox cimport (
     CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR,
-    CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_MEMORY, CMD_START, CMD_STOP, Command, stage_answer,
-    take_command,
+    CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP, Command,
+    stage_answer, take_command,
 )
 from notify cimport (
     arm_kick, break_ring, call_driver, leave_call, leave_kick, lose_ring, use_call,
@@ -39,6 +40,7 @@ cdef struct Placement:
     void *desc
     void *driver
     void *device
+    RingLog log
 
 
 cdef struct VringStart:
@@ -69,6 +71,7 @@ cdef inline void place(Vring *r, const Placement *where) noexcept nogil:
     r.vq.desc = where.desc
     r.vq.driver = where.driver
     r.vq.device = where.device
+    r.log = where.log
 
 
 cdef inline bint was_served_before(const Vring *r) noexcept nogil:
@@ -237,7 +240,9 @@ cdef inline int64_t apply(Worker *w, const Command *c) noexcept nogil:
     """Carry out one command: its result, -errno, or LATER."""
     if c.kind == CMD_SET_MEMORY:
         return set_memory(w, c.ticket, <const MemoryChange *>c.data)
-    if c.kind == CMD_SET_LIMITS:
+    if c.kind == CMD_SET_LOG:
+        w.log = (<const DirtyLog *>c.data)[0]
+    elif c.kind == CMD_SET_LIMITS:
         w.limits = (<const BlkLimits *>c.data)[0]
     elif c.kind == CMD_PAUSE:
         return pause(w, c.ticket)

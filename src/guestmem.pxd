@@ -15,6 +15,7 @@ cdef struct Region:
 cdef struct GuestMemory:
     # Immutable once handed to a worker; the control thread frees it when no worker uses it.
     const Region *regions       # sorted by guest address, never overlapping
+    const Region *by_base       # the same, sorted by where they are mapped
     uint32_t count
     uint32_t chunk_count
     const iovec *chunks         # the same memory as mapped here, sorted, in registrable pieces
@@ -57,3 +58,22 @@ cdef inline uint8_t *translate_whole(
     cdef uint64_t found = length
     cdef uint8_t *base = translate(memory, address, &found)
     return base if found == length else NULL
+
+
+cdef inline bint guest_address(
+    const GuestMemory *memory, const uint8_t *base, uint64_t *address
+) noexcept nogil:
+    """The guest address of what is mapped at `base`: whether it is guest memory at all."""
+    cdef uint32_t low = 0, high = memory.count, middle
+    cdef const Region *region
+    while low < high:
+        middle = (low + high) >> 1
+        region = &memory.by_base[middle]
+        if base < region.base:
+            high = middle
+        elif base >= region.base + region.size:
+            low = middle + 1
+        else:
+            address[0] = region.guest_address + <uint64_t>(base - region.base)
+            return True
+    return False

@@ -3,6 +3,9 @@
 
 from libc.stdint cimport int64_t, uint32_t
 
+from dirtylog cimport mark_segments, seldom
+from guestmem cimport GuestMemory
+from logged cimport give_back_logged
 from requests cimport Vring, count_answer, give_back, unfit_for_direct
 from uring cimport RWF_DSYNC, iovec
 from virtio_blk cimport (
@@ -78,9 +81,23 @@ cdef inline bint carried_out(Worker *w, const Operation *op) noexcept nogil:
     return op.kind == OP_FLUSH and fdatasync(w.limits.fd) == 0
 
 
-cdef inline void answer_at_once(Vring *r, const Chain *chain, const Operation *op) noexcept nogil:
+cdef inline void answer_logged(
+    Worker *w, Vring *r, const Chain *chain, const Operation *op, uint32_t written
+) noexcept nogil:
+    """Give a chain back as `answer_at_once` does, with all that was written logged."""
+    cdef const GuestMemory *memory = w.view.memory
+    cdef bint marked = not written or mark_segments(&w.log, memory, op.data, op.data_count)
+    give_back_logged(w, r, memory, chain, op.status_byte, op.status, written, marked)
+
+
+cdef inline void answer_at_once(
+    Worker *w, Vring *r, const Chain *chain, const Operation *op
+) noexcept nogil:
     """Give the chain of an operation that needs no request its answer."""
     cdef uint32_t data = <uint32_t>op.length if op.kind == OP_READ or op.kind == OP_WRITE else 0
     cdef uint32_t written = data if op.kind == OP_READ else op.written
-    give_back(r, chain, op.status_byte, op.status, written)
     count_answer(&r.counters, op.type, data, op.status)
+    if seldom(w.log.of_data):
+        answer_logged(w, r, chain, op, written)
+    else:
+        give_back(r, chain, op.status_byte, op.status, written)

@@ -21,6 +21,7 @@ cdef enum:
 cdef enum CommandKind:
     CMD_SET_MEMORY              # data: Placement[]; answered when the old map is unused
     CMD_SET_LIMITS              # data: BlkLimits
+    CMD_SET_LOG                 # data: DirtyLog; the old one is unused once answered
     CMD_START                   # data: VringStart
     CMD_MOVE                    # data: Placement
     CMD_STOP                    # answered with the next avail index, once drained

@@ -78,22 +78,24 @@ cdef class MemoryMap:
     """All of a front end's memory at one time; immutable, shared by the workers."""
 
     cdef GuestMemory memory
-    cdef Region *regions
+    cdef Region *regions        # by guest address, then the same by where they are mapped
     cdef iovec *chunks
     cdef readonly tuple mappings
 
     def __cinit__(self, mappings):
         cdef Region *region
         self.mappings = tuple(sorted(mappings, key=lambda m: m.guest_address))
-        self.regions = <Region *>calloc(max(len(self.mappings), 1), sizeof(Region))
+        by_base = sorted(self.mappings, key=lambda m: m.address)
+        self.regions = <Region *>calloc(2 * len(self.mappings) + 1, sizeof(Region))
         if self.regions == NULL:
             raise MemoryError
-        for i, mapping in enumerate(self.mappings):
+        for i, mapping in enumerate([*self.mappings, *by_base]):
             region = &self.regions[i]
             region.guest_address = mapping.guest_address
             region.size = mapping.size
             region.base = <uint8_t *><uint64_t>mapping.address
         self.memory.regions = self.regions
+        self.memory.by_base = self.regions + len(self.mappings)
         self.memory.count = len(self.mappings)
         self.cut_up()
 
@@ -122,6 +124,13 @@ cdef class MemoryMap:
             if m.user_address <= address and address + length <= m.user_address + m.size:
                 return m.address + (address - m.user_address)
         return 0
+
+    def guest_address(self, address: int) -> int:
+        """The guest address of what the front end has at its own `address`, in the map."""
+        for m in self.mappings:
+            if m.user_address <= address < m.user_address + m.size:
+                return m.guest_address + (address - m.user_address)
+        raise ValueError(f"{address:#x} is in no region")
 
 
 cdef class View:

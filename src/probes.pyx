@@ -8,6 +8,7 @@ from libc.string cimport memcpy, memset
 import os
 
 from commands cimport recover
+from dirtylog cimport DirtyLog, RingLog, mark, mark_areas, mark_segments
 from guestmem cimport GuestMemory, MemoryView, Region
 from inflight cimport Again, Inflight, MAX_ENTRIES, is_recorded
 from inflight_packed cimport link_packed, record_packed, settle_packed, walk_recorded
@@ -37,6 +38,22 @@ cdef enum:
     MAX_SEGMENTS = 2048
 
 
+cdef class Log:
+    """A dirty log in a bytearray, which must stay as long as it is."""
+
+    cdef DirtyLog log
+    cdef object bits
+
+    def __init__(self, bits):
+        cdef uint8_t[::1] view = bits
+        self.bits = view
+        self.log.bits, self.log.pages = &view[0], 8 * len(bits)
+
+    def mark(self, uint64_t address, uint64_t length):
+        """Mark the pages of these bytes: whether the log has them all."""
+        return bool(mark(&self.log, address, length))
+
+
 cdef class Guest:
     """Guest memory of a few regions, given as (guest address, bytearray), and one ring in it.
 
@@ -45,6 +62,7 @@ cdef class Guest:
     """
 
     cdef Region regions[MAX_REGIONS]
+    cdef Region by_base[MAX_REGIONS]
     cdef GuestMemory memory
     cdef Virtq vq
     cdef Segment segments[MAX_SEGMENTS]
@@ -69,6 +87,10 @@ cdef class Guest:
             self.regions[i].guest_address = address
             self.regions[i].size = len(data)
             self.regions[i].base = &view[0]
+        order = sorted((<size_t>self.regions[i].base, i) for i in range(self.memory.count))
+        for i, (_, number) in enumerate(order):
+            self.by_base[i] = self.regions[<int>number]
+        self.memory.by_base = self.by_base
         memset(&self.vq, 0, sizeof(self.vq))
         self.vq.size = size
         self.vq.longest_chain = max(size, longest_chain)
@@ -90,6 +112,19 @@ cdef class Guest:
         chain.id = head
         check(walk_split(&self.vq, &self.memory, self.segments, room, &chain))
         return self.resolved(&chain)
+
+    def log_chain(self, uint16_t head, Log log):
+        """Mark all buffers of the split chain in `log`: whether it has bits for them."""
+        cdef Chain chain
+        chain.id = head
+        check(walk_split(&self.vq, &self.memory, self.segments, MAX_SEGMENTS, &chain))
+        return bool(mark_segments(&log.log, &self.memory, self.segments, chain.segments))
+
+    def log_areas(self, uint64_t desc, uint64_t device, Log log):
+        """Mark the areas of the ring that we write, which are logged at these addresses."""
+        cdef RingLog ring
+        ring.desc, ring.device = desc, device
+        return bool(mark_areas(&log.log, &ring, &self.vq))
 
     cdef list resolved(self, const Chain *chain):
         return [self.describe(&self.segments[i]) for i in range(chain.segments)]

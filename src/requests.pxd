@@ -8,6 +8,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from atomics cimport load_relaxed_u64, store_relaxed_u64
+from dirtylog cimport RingLog
 from guestmem cimport MemoryView
 from inflight cimport Inflight
 from layouts cimport (
@@ -67,11 +68,13 @@ cdef struct Request:
     Step step                   # what the kernel is doing
     bint unfit                  # for direct I/O: goes through a bounce buffer
     bint shorten                # a faulty image has the kernel asked for a part first
+    bint unmarked               # it has written where the dirty log has no bit
     iovec few[FEW_IOVECS]
 
 
 cdef struct Vring:
     Virtq vq
+    RingLog log                 # of its own areas
     Inflight inflight
     Request *requests           # one a descriptor
     uint32_t *free              # stack of the free requests' numbers
@@ -183,7 +186,7 @@ cdef inline Request *take_request(
     q.left = q.length = op.length
     q.written = op.written
     q.bounce = NULL
-    q.shorten = False
+    q.shorten = q.unmarked = False
     q.range = r.ranges + <size_t>number * MAX_RANGES
     q.ranges_left = <uint32_t>op.length
     q.iov = &q.few[0]

@@ -12,14 +12,15 @@ from libc.string cimport memset
 
 from atomics cimport load_relaxed_u64, store_relaxed_u64
 from commands cimport MemoryChange, Placement, VringStart, settle, take_commands
+from dirtylog cimport DirtyLog
 from faults cimport forget_mapping, install_fault_handler, watch_mapping
 from guestmem cimport GuestMemory, MemoryView, Region
 from inflight cimport Again
 from layouts cimport BlkRange
 from mailbox cimport (
     CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR,
-    CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_MEMORY, CMD_START, CMD_STOP, Answer, Command,
-    CommandKind, MAILBOX_SLOTS, deliver, hear_answer, post_command,
+    CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP, Answer,
+    Command, CommandKind, MAILBOX_SLOTS, deliver, hear_answer, post_command,
 )
 from notify cimport end_call, end_kick_poll, watch
 from packed cimport packed_base
@@ -157,13 +158,19 @@ cdef extern from "<sys/prctl.h>" nogil:
 
 
 cdef Placement placement(where) noexcept:
-    """A ring's place from (desc, driver, device), or from None where it is not mapped."""
+    """A ring's place from (desc, driver, device, log), or from None where it is not mapped.
+
+    `log` is (desc, device) as guest addresses, or None where its areas are not logged.
+    """
     cdef Placement p
     memset(&p, 0, sizeof(p))
     if where is not None:
         p.desc = <void *><uint64_t>where[0]
         p.driver = <void *><uint64_t>where[1]
         p.device = <void *><uint64_t>where[2]
+        if where[3] is not None:
+            p.log.on = True
+            p.log.desc, p.log.device = where[3]
     return p
 
 
@@ -202,6 +209,7 @@ cdef class Worker:
     cdef uint64_t tickets
     cdef dict kept              # ticket -> what the worker may still point to
     cdef View view
+    cdef Mapping log
 
     def __cinit__(self, uint32_t rings, uint32_t largest, uint32_t longest_chain,
                   uint64_t longest_poll, bint register_memory=False):
@@ -336,7 +344,7 @@ cdef class Worker:
         return self.tickets
 
     def set_memory(self, MemoryMap map, places: list) -> int:
-        """Serve from another memory map; `places` has (desc, driver, device) or None a ring.
+        """Serve from another memory map; `places` has a ring's, as `start`, or None a ring.
 
         The answer comes when no request uses the old map any more.
         """
@@ -348,6 +356,21 @@ cdef class Worker:
             change.places[i] = placement(where)
         ticket = self.post(CMD_SET_MEMORY, 0, 0, (<char *>&change)[:sizeof(change)], self.view)
         self.view = view        # the old one is kept under the ticket until the answer
+        return ticket
+
+    def set_log(self, Mapping log, bint of_data) -> int:
+        """Set bits in another dirty log, or in none; `of_data` for what requests write, too.
+
+        A ring whose writes are to be logged and that has no bit for one is broken.  Without any
+        log nobody looks, whatever is to be logged.
+        """
+        cdef DirtyLog change
+        memset(&change, 0, sizeof(change))
+        if log is not None:
+            change.bits, change.pages = <uint8_t *><uint64_t>log.address, 8 * log.size
+            change.of_data = of_data
+        ticket = self.post(CMD_SET_LOG, 0, 0, (<char *>&change)[:sizeof(change)], self.log)
+        self.log = log          # the old one is kept under the ticket until the answer
         return ticket
 
     def set_limits(self, *, str engine, int fd, bint nowait, uint64_t capacity,
@@ -387,8 +410,12 @@ cdef class Worker:
         """Start a stopped ring of `size` descriptors at `base`, as SET_VRING_BASE gives it.
 
         What is in flight is recorded at the address `inflight`, if that is not 0: a region of
-        `entries` descriptors that is mapped for as long as the ring may run.  One that is
-        `taken_over` goes on exactly where it was left, `broken` if it was so.
+        `entries` descriptors that is mapped for as long as the ring may run.
+
+        `place` is (desc, driver, device, log), the last None or the guest addresses of desc and
+        device where our writes to them are logged.
+
+        One that is `taken_over` goes on exactly where it was left, `broken` if it was so.
         """
         cdef VringStart how
         memset(&how, 0, sizeof(how))

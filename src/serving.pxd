@@ -3,12 +3,14 @@
 
 from libc.stdint cimport uint32_t
 
+from dirtylog cimport seldom
 from immediate cimport answer_at_once, carried_out
 from inflight cimport Again, has_again, is_recorded
 from inflight_packed cimport link_packed, record_packed, settle_packed, walk_recorded
 from inflight_split cimport link_split, record_split, settle_split
 from injected cimport put_off, strike
 from layouts cimport BLK_S_OK
+from logged cimport logged_areas
 from notify cimport break_ring, call_driver
 from packed cimport (
     packed_has_more, publish_packed, rearm_packed, suppress_packed, take_packed,
@@ -57,10 +59,10 @@ cdef inline int begin(Worker *w, Vring *r, const Chain *chain) noexcept nogil:
     if w.limits.fault_count and op.kind != OP_ANSWER:
         fault = strike(w, &op)
     if op.kind == OP_ANSWER:
-        answer_at_once(r, chain, &op)
+        answer_at_once(w, r, chain, &op)
     elif fault == NULL and carried_out(w, &op):
         op.status = BLK_S_OK
-        answer_at_once(r, chain, &op)
+        answer_at_once(w, r, chain, &op)
         if w.limits.engine == ENGINE_INLINE:
             return 1 + <int>(op.length >> INLINE_SHARE)
     else:
@@ -118,7 +120,7 @@ cdef inline int submit_again(Worker *w, Vring *r) noexcept nogil:
     return min(rc, 0)
 
 
-cdef inline void spare_kicks(Vring *r) noexcept nogil:
+cdef inline void spare_kicks(Worker *w, Vring *r) noexcept nogil:
     """Tell a ring's driver not to kick, since it is being looked at."""
     if not r.kicks_wanted:
         return
@@ -127,12 +129,14 @@ cdef inline void spare_kicks(Vring *r) noexcept nogil:
         suppress_packed(&r.vq)
     else:
         suppress_split(&r.vq)
+    if seldom(r.log.on):
+        logged_areas(w, r)
 
 
 cdef inline void serve_ring(Worker *w, Vring *r) noexcept nogil:
     """Fetch from a ring that may hold more."""
     cdef int rc = 0
-    spare_kicks(r)
+    spare_kicks(w, r)
     if has_again(&r.inflight):
         rc = submit_again(w, r)
     if rc == 0:
@@ -160,7 +164,11 @@ cdef inline void publish_ring(Worker *w, Vring *r) noexcept nogil:
     """Show the driver what was answered since the last time, and call it if it wants that."""
     cdef bint wanted
     if w.with_driver.now:
-        spare_kicks(r)          # of a driver that goes on at once: that is looked out for
+        spare_kicks(w, r)       # of a driver that goes on at once: that is looked out for
+    # Before the index moves, too: were we killed in between, nobody would hear of it.
+    if seldom(r.log.on) and not logged_areas(w, r):
+        r.used_count = 0
+        return
     if is_recorded(&r.inflight):
         wanted = publish_recorded(r)
     elif r.vq.packed:
@@ -168,6 +176,8 @@ cdef inline void publish_ring(Worker *w, Vring *r) noexcept nogil:
     else:
         wanted = publish_split(&r.vq, r.used, r.used_count)
     r.used_count = 0
+    if seldom(r.log.on):
+        logged_areas(w, r)
     if wanted:
         call_driver(w, r)
 
@@ -217,4 +227,6 @@ cdef inline bint want_kicks(Worker *w) noexcept nogil:
         r.kicks_wanted = True
         if (rearm_packed(&r.vq) if r.vq.packed else rearm_split(&r.vq)):
             r.wants_look = found = True
+        if seldom(r.log.on):
+            logged_areas(w, r)
     return found

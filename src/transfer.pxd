@@ -4,9 +4,11 @@
 from libc.errno cimport EAGAIN, EINTR, EOPNOTSUPP
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
+from dirtylog cimport mark_iovecs, seldom
 from failures cimport note_failure
 from fixed cimport chunk_of
 from layouts cimport BLK_S_IOERR, BLK_S_OK, RANGE_F_UNMAP, SECTOR_SHIFT
+from logged cimport give_back_logged
 from requests cimport (
     STEP_DELAY, STEP_RANGE, STEP_SYNC, STEP_TRANSFER, STEP_ZEROES, Request, Step, Vring, advance,
     copy_bounced, count_answer, give_back, give_request_back,
@@ -32,10 +34,22 @@ cdef enum:
     MAX_TRANSFER = 0x7ffff000   # bytes the kernel moves in one call (MAX_RW_COUNT)
 
 
+cdef inline void log_read(Worker *w, Request *q) noexcept nogil:
+    """Log what a step of a read has written, or may have: all that was left of it."""
+    if q.kind == OP_READ and not mark_iovecs(&w.log, q.pinned.memory, q.iov, q.iov_count):
+        q.unmarked = True
+
+
 cdef inline void end_request(Worker *w, Request *q, uint8_t status) noexcept nogil:
     """Give the guest its answer; it is seen when the ring is published."""
     cdef uint64_t bytes = q.length - q.left if q.kind == OP_WRITE else q.written
-    give_back(q.vring, &q.chain, q.status_byte, status, q.written)
+    if seldom(w.log.of_data):
+        give_back_logged(
+            w, q.vring, q.pinned.memory, &q.chain, q.status_byte, status, q.written,
+            not q.unmarked,
+        )
+    else:
+        give_back(q.vring, &q.chain, q.status_byte, status, q.written)
     count_answer(&q.vring.counters, q.type, bytes, status)
     if q.bounce != NULL:
         give_bounce_back(w, q.bounce)
@@ -199,6 +213,8 @@ cdef inline void complete_transfer(Worker *w, Request *q, uint32_t n) noexcept n
         if q.bounce != NULL:
             copy_bounced(q, n, True)
         q.written += n
+    if seldom(w.log.of_data):
+        log_read(w, q)
     advance(q, n)
     if q.left:
         submit_transfer(w, q)
@@ -239,6 +255,8 @@ cdef inline void complete(Worker *w, Request *q, int32_t result) noexcept nogil:
     elif q.step == STEP_SYNC and result == 0:
         end_request(w, q, BLK_S_OK)
     elif result <= 0:
+        if w.log.of_data and q.step == STEP_TRANSFER:
+            log_read(w, q)
         fail_request(w, q, result)          # 0: the file ends before the disk does
     elif q.step == STEP_TRANSFER:
         complete_transfer(w, q, result)

@@ -244,7 +244,8 @@ cdef inline int parse_request(
         check_ranges(dev, op, ranges)
     elif header.type == BLK_T_GET_ID:
         answer(op, BLK_S_OK)
-        op.written = give_bytes(op.data + op.data_count, writable, dev.serial, ID_BYTES)
+        op.data, op.data_count = op.data + op.data_count, writable
+        op.written = give_bytes(op.data, writable, dev.serial, ID_BYTES)
     else:
         answer(op, BLK_S_UNSUPP)
     return 0

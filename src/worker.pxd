@@ -3,6 +3,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from dirtylog cimport DirtyLog
 from guestmem cimport MemoryView
 from mailbox cimport Mailbox
 from requests cimport Request, Vring
@@ -47,6 +48,7 @@ cdef struct Failure:
 cdef struct Worker:
     io_uring uring              # worker thread only, made and ended there
     BlkLimits limits            # worker, replaced by CMD_SET_LIMITS
+    DirtyLog log                # worker, replaced by CMD_SET_LOG
     MemoryView *view            # worker; the map that new requests use
     bint wants_registered       # control thread, before the worker runs
     int registered              # worker: 1 if the map of `view` is registered, 0 or -errno if not

@@ -26,6 +26,7 @@ from blkd.vhost_user.wire import (
 from tests.doubles import ToyDevice
 
 BIT_30 = 1 << 30
+LOG_ALL = 1 << 26
 VERSION_1 = 1 << 32
 REGION = MemoryRegion(0x1000, 0x10000, 0x7F0000001000, 0)
 ADDRESSES = VringAddr(0, 0, 0x7F0000001000, 0x7F0000003000, 0x7F0000002000, 0)

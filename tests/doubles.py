@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from blkd.errors import BlkdError, RequestRefused
 from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.rings import VringSetup
-from blkd.vhost_user.wire import MemoryRegion
+from blkd.vhost_user.wire import LogBase, MemoryRegion
 
 
 class ToyDevice:
@@ -83,6 +83,12 @@ class RecordingRings:
 
     async def use_inflight(self, region: Inflight, fd: int, *, packed: bool) -> None:
         self._told("use_inflight", region, packed, fds=[fd])
+
+    async def set_log(self, log: LogBase | None, fd: int | None) -> None:
+        self._told("set_log", log, fds=[fd])
+
+    async def log_data(self, *, on: bool) -> None:
+        self._told("log_data", on)
 
     async def set_kick(self, index: int, fd: int | None) -> None:
         self._told("set_kick", index, fd is not None, fds=[fd])

@@ -137,9 +137,7 @@ class Feature(enum.IntFlag):
     RING_PACKED = 1 << 34
 
 
-WANTED_PROTOCOL = sum(Protocol) & ~(
-    Protocol.LOG_SHMFD | Protocol.PAGEFAULT | Protocol.BACKEND_SEND_FD
-)
+WANTED_PROTOCOL = sum(Protocol) & ~(Protocol.PAGEFAULT | Protocol.BACKEND_SEND_FD)
 WANTED_FEATURES = sum(Feature) & ~(Feature.LOG_ALL | Feature.RING_PACKED)
 
 CONFIG_CHANGE_MSG = 2  # the one request that a back end sends us
@@ -423,10 +421,11 @@ class FrontEnd:
             [] if fd is None else [fd],
         )
 
-    def ring_addresses(self, ring: Ring) -> bytes:
-        """The payload of SET_VRING_ADDR."""
+    def ring_addresses(self, ring: Ring, log: int | None = None) -> bytes:
+        """The payload of SET_VRING_ADDR; writes to the used ring are logged at `log`, if given."""
         where = [self.memory.user_address(at) for at in (ring.desc, ring.used, ring.avail)]
-        return struct.pack("=IIQQQQ", ring.index, 0, *where, 0)
+        flags = 0 if log is None else 1
+        return struct.pack("=IIQQQQ", ring.index, flags, *where, log or 0)
 
     def start_ring(
         self,

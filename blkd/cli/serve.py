@@ -101,6 +101,11 @@ def _cpus(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tu
     is_flag=True,
     help="Pin the guest's memory once, not for each request; needs locked memory.",
 )
+@click.option(
+    "--incoming",
+    is_flag=True,
+    help="A guest is to be migrated here: lock the image only when its rings start.",
+)
 @click.option("--no-discard", is_flag=True, help="Keep the guest from giving space back.")
 @click.option(
     "--max-discard-seg",

@@ -11,7 +11,7 @@ from typing import Final
 
 from blkd import ring
 from blkd.errors import RequestRefused
-from blkd.vhost_user.wire import MemoryRegion
+from blkd.vhost_user.wire import LogBase, MemoryRegion
 
 EVENTFD: Final = "anon_inode:[eventfd]"
 LAST_ADDRESS: Final = 2**63 - 1  # of a file, as off_t counts
@@ -66,6 +66,11 @@ def map_region(region: MemoryRegion, fd: int) -> ring.Mapping:
         f"memory region at guest address {region.guest_address:#x}",
         region,
     )
+
+
+def map_log(log: LogBase, fd: int) -> ring.Mapping:
+    """Map a dirty log.  Raises RequestRefused where that cannot be."""
+    return map_file(fd, log.offset, log.size, "dirty log")
 
 
 def map_file(

@@ -12,7 +12,7 @@ import structlog
 from blkd import ring
 from blkd.dataplane import inflight
 from blkd.dataplane.inflight import InflightRegion
-from blkd.dataplane.memory import Shared, close_all, require_eventfd, share_all
+from blkd.dataplane.memory import Shared, close_all, map_log, require_eventfd, share_all
 from blkd.dataplane.worker import (
     NOT_RECORDED,
     LiveRing,
@@ -26,7 +26,7 @@ from blkd.errors import DataPlaneError, DrainTimeout, RequestRefused
 from blkd.image.base import Image
 from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.rings import GivenRing, HeldInflight, HeldRing, VringSetup
-from blkd.vhost_user.wire import MemoryRegion
+from blkd.vhost_user.wire import LogBase, MemoryRegion
 from blkd.virtio.blk import SECTOR_BYTES, BlkDevice
 
 log = structlog.get_logger()
@@ -56,7 +56,9 @@ class DataPlane:
     """Serves the rings of one block device from one image; plays `vhost_user.rings.Rings`.
 
     Made on a running event loop.  Failure of a worker arrives as `failed`; a front end whose
-    memory shrank while it was in use has `on_fault` called, and has to go.
+    memory shrank while it was in use has `on_fault` called, and has to go.  Before the first
+    ring starts, `before_first` may refuse that; after the last one of a front end that logs data
+    has stopped, the guest may go on elsewhere, and `after_migration` is awaited.
     """
 
     def __init__(self, image: Image, device: BlkDevice, longest_chain: int, crew: Crew) -> None:
@@ -69,11 +71,16 @@ class DataPlane:
         self._shared: dict[MemoryRegion, Shared] = {}
         self._memory: ring.MemoryMap | None = None
         self._inflight: InflightRegion | None = None
+        self._log: ring.Mapping | None = None
+        self._log_fd: int | None = None
+        self._logs_data = False
         self._pausing: list[asyncio.Future[int]] = []
         self._left = False
         self.paused = False
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.on_fault: Callable[[], None] = lambda: None
+        self.before_first: Callable[[], Awaitable[None]] = _nothing
+        self.after_migration: Callable[[], Awaitable[None]] = _nothing
         self._faults = ring.fault_eventfd()
         asyncio.get_running_loop().add_reader(self._faults, self._hear_fault)
         self._threads: dict[int, WorkerThread] = {}
@@ -125,7 +132,11 @@ class DataPlane:
         """Tell a new worker what the others know."""
         if self.paused:
             self._pausing.append(thread.answer(thread.worker.pause()))
-        return [self._set_limits(thread), thread.set_memory(self._memory)]
+        return [
+            self._set_limits(thread),
+            self._set_log(thread),
+            thread.set_memory(self._memory),
+        ]
 
     # ---- memory ----
 
@@ -185,6 +196,36 @@ class DataPlane:
     def _record(self, index: int, setup: VringSetup) -> Record:
         return self._inflight.part(index, setup) if self._inflight else NOT_RECORDED
 
+    # ---- the dirty log ----
+
+    async def set_log(self, log: LogBase | None, fd: int | None) -> None:
+        """Mark in another dirty log, or in none; the old one is unused afterwards."""
+        mapping: ring.Mapping | None = None
+        if log is not None and fd is not None:
+            with contextlib.ExitStack() as undo:
+                undo.callback(os.close, fd)
+                mapping = map_log(log, fd)
+                undo.pop_all()
+        await self._log_in(mapping, fd, of_data=self._logs_data)
+
+    async def log_data(self, *, on: bool) -> None:
+        """Mark what requests write into guest memory; rings' own areas as their setup says."""
+        await self._log_in(self._log, self._log_fd, of_data=on)
+
+    async def _log_in(self, mapping: ring.Mapping | None, fd: int | None, *, of_data: bool) -> None:
+        if self._log_fd is not None and self._log_fd != fd:
+            os.close(self._log_fd)  # which is kept for a successor
+        self._log, self._log_fd, self._logs_data = mapping, fd, of_data
+        await self._everywhere(self._set_log(thread) for thread in self._crew_awake)
+
+    @property
+    def _is_migrating(self) -> bool:
+        """Whether the front end has data logged; some accept LOG_ALL and give no log."""
+        return self._logs_data and self._log is not None
+
+    def _set_log(self, thread: WorkerThread) -> asyncio.Future[int]:
+        return thread.answer(thread.worker.set_log(self._log, self._logs_data))
+
     # ---- rings ----
 
     async def set_kick(self, index: int, fd: int | None) -> None:
@@ -211,9 +252,11 @@ class DataPlane:
     async def start_ring(self, index: int, setup: VringSetup) -> None:
         """Start ring `index`; what was made available before is looked at right away."""
         r = await self._wake(index)
-        record = self._record(index, setup)
+        where, record = self._placed(r, setup), self._record(index, setup)
+        if not self._is_serving:
+            await self.before_first()
         try:
-            await r.start(self._placed(r, setup), setup, record)
+            await r.start(where, setup, record)
         except DataPlaneError as error:
             raise RequestRefused(f"ring {index} cannot start: {error}") from error
 
@@ -234,20 +277,32 @@ class DataPlane:
         Every request already fetched is completed to the guest before it returns, as
         GET_VRING_BASE asks, so guest memory may then be unmapped.
         """
-        return await (await self._wake(index)).stop()
+        base = await (await self._wake(index)).stop()
+        if self._is_migrating and not self._is_serving:
+            await self.after_migration()
+        return base
 
     async def reset(self) -> None:
         """Drain and stop every ring, close its descriptors and unmap the guest's memory."""
         if self._left:
             return
+        was_serving = self._is_serving
         await self._everywhere(r.stop() for r in self._rings if r.setup is not None)
+        if self._is_migrating and was_serving:
+            await self.after_migration()
         for r in self._rings:
             for kind in ("kick", "call", "error"):
                 await r.replace_fd(kind, None)
             await self.enable_ring(r.index, enabled=False)
         self._enabled.clear()
         self._replace_inflight(None)
+        await self._log_in(None, None, of_data=False)
         await self._use_memory({})
+
+    @property
+    def _is_serving(self) -> bool:
+        """Whether a ring is started."""
+        return any(r.setup is not None for r in self._rings)
 
     def _placed(self, r: LiveRing, setup: VringSetup) -> Place:
         where = place(self._memory, setup)
@@ -268,6 +323,10 @@ class DataPlane:
         """The in-flight region, if there is one."""
         return None if self._inflight is None else self._inflight.held
 
+    def held_log(self) -> int | None:
+        """The descriptor behind the dirty log, borrowed."""
+        return self._log_fd
+
     def held_rings(self) -> list[HeldRing]:
         """The rings that a front end has had to do with; nothing may be in flight."""
         return [r.held() for r in self._rings]
@@ -280,6 +339,8 @@ class DataPlane:
 
     async def adopt_rings(self, rings: Sequence[GivenRing]) -> None:
         """Go on with rings of another process, within the memory already set."""
+        if any(given.setup for given in rings):
+            await self.before_first()
         told: list[asyncio.Future[int]] = []
         for given in rings:
             with contextlib.ExitStack() as undo:
@@ -380,6 +441,9 @@ class DataPlane:
             shared.close()
         self._shared = {}
         self._replace_inflight(None)
+        if self._log_fd is not None:
+            os.close(self._log_fd)
+            self._log_fd = None
 
     async def _everywhere(self, answers: Iterable[Awaitable[int]]) -> None:
         """Wait for all of `answers`, whatever becomes of one of them."""
@@ -396,6 +460,10 @@ class DataPlane:
         self.leave()
         if not self.failed.done():
             self.failed.set_exception(DataPlaneError(f"a worker failed: {error.strerror}"))
+
+
+async def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 def succeeded(future: asyncio.Future[int]) -> bool:

@@ -23,8 +23,9 @@ from blkd.virtio.device import MAX_QUEUE_SIZE
 
 log = structlog.get_logger()
 
-Place = tuple[int, int, int]
-"""Where a ring's descriptors, its driver's and its device's area are mapped here."""
+Place = tuple[int, int, int, tuple[int, int] | None]
+"""Where a ring's descriptors, its driver's and its device's area are mapped here; and where our
+writes to the first and the last are logged, None for nowhere."""
 
 Record = tuple[int, int]
 """Where a ring's part of the in-flight region is mapped, and its entries."""
@@ -279,6 +280,13 @@ class LiveRing:
                 hint="reset the device or reboot the guest: until then its requests wait",
             )
             return
+        if reason == errno.ENOSPC:
+            log.warning(
+                "ring broken: it writes beyond the dirty log",
+                ring=self.index,
+                hint="its front end migrates memory that it has no log for: cancel that",
+            )
+            return
         name = errno.errorcode.get(reason, str(reason))
         what = "ring lost its memory" if reason == errno.ENXIO else "ring broken by its driver"
         log.warning(what, ring=self.index, reason=name)
@@ -290,4 +298,7 @@ def place(memory: ring.MemoryMap | None, setup: VringSetup) -> Place | None:
     aligned = all(
         at % alignment == 0 for at, (_, _, alignment) in zip(found, setup.parts, strict=True)
     )
-    return (found[0], found[1], found[2]) if all(found) and aligned else None
+    if memory is None or not (all(found) and aligned):
+        return None
+    log = None if setup.logged_at is None else (memory.guest_address(setup.desc), setup.logged_at)
+    return found[0], found[1], found[2], log

@@ -51,6 +51,8 @@ class Offer(
     logical_block_size: BlockSize
     image: Descriptor | None = None
     """The open image; None for one without a descriptor."""
+    image_locked: bool = True
+    """Whether it is: not before a guest is migrated here, and after it was migrated away."""
     listener: Descriptor
     """Where front ends connect."""
     control: Descriptor
@@ -134,6 +136,16 @@ class Inflight(
     memory: Descriptor
 
 
+class Log(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """The dirty log of a migration, as SET_LOG_BASE gave it."""
+
+    size: Number
+    offset: Number
+    memory: Descriptor
+
+
 class FrontEnd(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
@@ -150,6 +162,7 @@ class FrontEnd(
     back_channel: BackChannel | None = None
     regions: Annotated[tuple[Region, ...], msgspec.Meta(max_length=MAX_REGIONS)] = ()
     inflight: Inflight | None = None
+    log: Log | None = None
 
 
 class State(

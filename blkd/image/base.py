@@ -47,7 +47,7 @@ class Fault(NamedTuple):
 
 
 class Image(Protocol):
-    """An open, locked image.  Closing it gives up the lock."""
+    """An open image, locked but for one that is, or was, another host's for a while."""
 
     path: str
 
@@ -74,6 +74,23 @@ class Image(Protocol):
     @property
     def faults(self) -> tuple[Fault, ...]:
         """What is to go wrong on order; nothing, but for one that is made for it."""
+
+    @property
+    def held(self) -> bool:
+        """Whether it is locked, and with that ours to write to."""
+
+    async def claim(self) -> None:
+        """Lock it if it is not; `limits` are then as measured under the lock.
+
+        Raises ImageBusy where somebody else holds it for some seconds, ImageError where it
+        cannot be opened any more.
+        """
+
+    async def hand_over(self) -> None:
+        """Make durable what was written and give up the lock, until `claim`; nothing is in flight.
+
+        Raises ImageError, and keeps the lock, where that cannot be.
+        """
 
     def refresh(self) -> bool:
         """Ask the kernel for the size again; whether `limits` changed."""

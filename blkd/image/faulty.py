@@ -68,6 +68,19 @@ class FaultyImage:
         """The image's own; a request that a rule strikes goes through io_uring."""
         return self._inner.engine
 
+    @property
+    def held(self) -> bool:
+        """The image's own."""
+        return self._inner.held
+
+    async def claim(self) -> None:
+        """As the image does."""
+        await self._inner.claim()
+
+    async def hand_over(self) -> None:
+        """As the image does."""
+        await self._inner.hand_over()
+
     def refresh(self) -> bool:
         """As the image does."""
         return self._inner.refresh()

@@ -19,6 +19,7 @@ async def open_image(
     direct: bool,
     logical_block_size: int | None,
     engine: EngineChoice,
+    incoming: bool = False,
 ) -> Image:
     """The image called `name`; the caller closes it.  For the rest see `raw.open_raw`.
 
@@ -33,6 +34,7 @@ async def open_image(
             direct=direct,
             logical_block_size=logical_block_size,
             engine=engine,
+            incoming=incoming,
         )
         return FaultyImage(name, opened, faults)
     if name.startswith(null.PREFIX):
@@ -43,6 +45,7 @@ async def open_image(
         direct=direct,
         logical_block_size=logical_block_size,
         engine=engine,
+        incoming=incoming,
     )
 
 
@@ -54,8 +57,12 @@ def adopt_image(
     direct: bool,
     logical_block_size: int,
     engine: EngineChoice,
+    held: bool,
 ) -> Image:
-    """The image called `name`, which another process has open as `fd`, taken; None for null."""
+    """The image called `name`, which another process has open as `fd`, taken; None for null.
+
+    `held` says whether it has it locked.
+    """
     if name.startswith(faulty.PREFIX):
         faults, inner = faulty.split(name)
         adopted = adopt_image(
@@ -65,6 +72,7 @@ def adopt_image(
             direct=direct,
             logical_block_size=logical_block_size,
             engine=engine,
+            held=held,
         )
         return FaultyImage(name, adopted, faults)
     if name.startswith(null.PREFIX):
@@ -81,4 +89,5 @@ def adopt_image(
         direct=direct,
         logical_block_size=logical_block_size,
         engine=engine,
+        held=held,
     )

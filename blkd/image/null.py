@@ -19,6 +19,7 @@ class NullImage:
 
     fd = -1
     direct = False
+    held = True
     faults: tuple[Fault, ...] = ()
     engine = Engine("null", nowait=False, reason="there is nothing to read or write")
 
@@ -44,6 +45,12 @@ class NullImage:
         if size <= 0 or size % block:
             raise ImageError(f"{self.path}: {size} bytes are not one or more blocks of {block}")
         return size
+
+    async def claim(self) -> None:
+        """Nobody else has it."""
+
+    async def hand_over(self) -> None:
+        """There is nothing to be written to by two."""
 
     def refresh(self) -> bool:
         """Nobody else changes its size."""

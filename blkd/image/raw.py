@@ -10,9 +10,9 @@ import functools
 import hashlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import structlog
 
@@ -23,6 +23,8 @@ from blkd.image.engine import Engine, EngineChoice, choose
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
+
 LOGICAL_BLOCK_SIZES: Final = (512, 4096)
 """What a guest may be shown: all drivers know these two."""
 
@@ -32,11 +34,19 @@ keep its descriptor, and with it the lock, until the disk has answered them."""
 
 LINGER_PERIOD: Final = 0.02  # seconds between two tries
 
+HANDOVER_LIMIT: Final = 5.0
+"""Seconds to wait for an image that is to be handed over, whoever holds it."""
+
 BUFFERED_HINT: Final = "--cache writeback goes through the host's page cache instead"
 
 
 class RawImage:
-    """An open, locked raw image; plays `image.base.Image`."""
+    """An open raw image; plays `image.base.Image`.
+
+    Its lock and, of a block device, its claim belong to the open file, and it may be ours or
+    not.  So to claim an image or to hand it over is to open it once more and to put that in the
+    place of `fd`, whose number stays.  On NFS that is also when one host sees what another wrote.
+    """
 
     faults: tuple[Fault, ...] = ()
 
@@ -49,6 +59,7 @@ class RawImage:
         direct: bool,
         limits: Limits,
         engine: Engine,
+        held: bool,
     ) -> None:
         self.path = path
         self.fd = fd
@@ -56,6 +67,7 @@ class RawImage:
         self.direct = direct
         self.limits = limits
         self.engine = engine
+        self.held = held
 
     @classmethod
     def open(
@@ -66,19 +78,67 @@ class RawImage:
         direct: bool,
         logical_block_size: int | None,
         engine: EngineChoice,
+        incoming: bool,
     ) -> Self:
         """Open, lock and measure what is at `path`; blocks, `open_raw` does not."""
+        held = read_only or not incoming  # readers do not mind each other
         with contextlib.ExitStack() as undo:
-            fd = open_file(path, read_only=read_only, direct=direct)
+            fd = open_file(path, read_only=read_only, direct=direct, claim=held)
             undo.callback(os.close, fd)
-            lock.acquire(fd, path, lock.READER if read_only else lock.WRITER)
+            if held:
+                lock.acquire(fd, path, lock.READER if read_only else lock.WRITER)
             facts = kernel.facts(fd)
             limits = limits_of(facts, path, logical_block_size)
             if not facts.is_block_device and (found := kernel.foreign_format(fd)):
                 log.warning("image begins like another format", path=path, format=found)
             chosen = choose(fd, engine, direct=direct)
             undo.pop_all()
-        return cls(path, fd, read_only=read_only, direct=direct, limits=limits, engine=chosen)
+        return cls(
+            path,
+            fd,
+            read_only=read_only,
+            direct=direct,
+            limits=limits,
+            engine=chosen,
+            held=held,
+        )
+
+    async def claim(self) -> None:
+        """Lock the image if it is not, waiting for whoever hands it over; measure it anew."""
+        if self.held:
+            return
+        await _patiently(lambda: asyncio.to_thread(self._reopen, held=True), HANDOVER_LIMIT)
+        self.refresh()
+        log.info("image locked", path=self.path, size=self.limits.size)
+
+    async def hand_over(self) -> None:
+        """Make all writes durable and give up the lock.  One that is only read stays as it is."""
+        if not self.held or self.read_only:
+            return
+        try:
+            await asyncio.to_thread(os.fsync, self.fd)
+        except OSError as error:
+            raise ImageError(f"{self.path}: cannot be made durable: {error.strerror}") from error
+        await asyncio.to_thread(self._reopen, held=False)
+        log.info("image unlocked", path=self.path)
+
+    def _reopen(self, *, held: bool) -> None:
+        """Open what `fd` is open for once more, locked or not, in its place."""
+        with contextlib.ExitStack() as undo:
+            fd = open_file(
+                self.path,
+                read_only=self.read_only,
+                direct=self.direct,
+                claim=held,
+                at=f"/proc/self/fd/{self.fd}",  # whatever has become of the path
+            )
+            undo.callback(os.close, fd)
+            if held:
+                lock.acquire(fd, self.path, lock.WRITER)
+                # Of what the page cache has, another host may have written something else.
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.dup2(fd, self.fd, inheritable=False)
+        self.held = held
 
     @classmethod
     def adopt(
@@ -90,6 +150,7 @@ class RawImage:
         direct: bool,
         logical_block_size: int,
         engine: EngineChoice,
+        held: bool,
     ) -> Self:
         """Go on with what another process has opened; takes `fd`, and its lock comes with it.
 
@@ -99,14 +160,23 @@ class RawImage:
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, fd)
             require_open_as(fd, path, read_only=read_only, direct=direct)
-            lock.acquire(fd, path, lock.READER if read_only else lock.WRITER)  # held already
+            if held:  # already
+                lock.acquire(fd, path, lock.READER if read_only else lock.WRITER)
             facts = kernel.facts(fd)
             # It may have got a size meanwhile that is no whole blocks: a part is not served.
             whole = facts.size // logical_block_size * logical_block_size
             limits = limits_of(dataclasses.replace(facts, size=whole), path, logical_block_size)
             chosen = choose(fd, engine, direct=direct)
             undo.pop_all()
-        return cls(path, fd, read_only=read_only, direct=direct, limits=limits, engine=chosen)
+        return cls(
+            path,
+            fd,
+            read_only=read_only,
+            direct=direct,
+            limits=limits,
+            engine=chosen,
+            held=held,
+        )
 
     def refresh(self) -> bool:
         """Ask the kernel for the size again; whether `limits` changed.
@@ -122,6 +192,11 @@ class RawImage:
     async def resize(self, size: int) -> None:
         """Make the file `size` bytes long, durably.  Raises ImageError where that cannot be."""
         block = self.limits.logical_block_size
+        if not self.held:
+            raise ImageError(
+                f"{self.path}: is not locked by this process, cannot be resized",
+                hint="resize it where the guest runs: it was, or will be, migrated",
+            )
         if self.limits.is_block_device:
             raise ImageError(
                 f"{self.path}: a block device cannot be resized from here",
@@ -153,6 +228,7 @@ async def open_raw(
     direct: bool,
     logical_block_size: int | None,
     engine: EngineChoice = "auto",
+    incoming: bool = False,
 ) -> RawImage:
     """The image at `path`, locked and measured; the caller closes it.
 
@@ -162,6 +238,7 @@ async def open_raw(
         direct: Go past the host's page cache (O_DIRECT).
         logical_block_size: 512, 4096 or None for the smallest that can be served.
         engine: How to do I/O; `auto` asks the image.
+        incoming: Leave the lock to somebody else until `claim`.
 
     Raises:
         ImageBusy: Somebody else uses it in a way that excludes ours.
@@ -174,14 +251,26 @@ async def open_raw(
         direct=direct,
         logical_block_size=logical_block_size,
         engine=engine,
+        incoming=incoming,
     )
+    return await _patiently(
+        lambda: _in_thread(opened), LINGER_LIMIT, unless=lambda busy: busy.holder_known
+    )
+
+
+async def _patiently(
+    attempt: Callable[[], Awaitable[T]],
+    limit: float,
+    unless: Callable[[ImageBusy], bool] = lambda _: False,
+) -> T:
+    """The result of `attempt`, tried for `limit` seconds while the image is in use."""
     loop = asyncio.get_running_loop()
-    patience = loop.time() + LINGER_LIMIT
+    patience = loop.time() + limit
     while True:
         try:
-            return await _in_thread(opened)
+            return await attempt()
         except ImageBusy as error:
-            if error.holder_known or loop.time() > patience:
+            if unless(error) or loop.time() > patience:
                 raise
             await asyncio.sleep(LINGER_PERIOD)
 
@@ -202,16 +291,23 @@ def default_serial(path: str) -> str:
     return f"blkd{digest[:16]}"
 
 
-def open_file(path: str, *, read_only: bool, direct: bool) -> int:
-    """A descriptor of the image at `path`, taken by the caller; nothing is locked yet."""
+def open_file(
+    path: str, *, read_only: bool, direct: bool, claim: bool = True, at: str | None = None
+) -> int:
+    """A descriptor of the image at `path`, taken by the caller; nothing is locked yet.
+
+    With `claim`, a block device is kept from others than us; `at` is where to find the image
+    if not at its path.
+    """
     try:
-        status = Path(path).stat()
+        status = Path(at or path).stat()
         is_block_device = _is_block_device(path, status.st_mode)
         # On a block device O_EXCL claims it: the kernel will not mount it, swap to it or build
         # on it while we write.  Creation is not asked for, so files do not know the flag.
-        claim = os.O_EXCL if is_block_device and not read_only else 0
+        exclusive = os.O_EXCL if claim and is_block_device and not read_only else 0
         access = os.O_RDONLY if read_only else os.O_RDWR
-        fd = os.open(path, access | claim | (os.O_DIRECT if direct else 0) | os.O_CLOEXEC)
+        direct_flag = os.O_DIRECT if direct else 0
+        fd = os.open(at or path, access | exclusive | direct_flag | os.O_CLOEXEC)
     except OSError as error:
         if error.errno == errno.EBUSY:
             users = [*lock.holders(status), *kernel.users_of_device(status.st_rdev)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.rings import VringSetup
-from blkd.vhost_user.wire import MemoryRegion
+from blkd.vhost_user.wire import LogBase, MemoryRegion
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,20 @@ class RemoveMemory:
     """Remove a region."""
 
     region: MemoryRegion
+
+
+@dataclass(frozen=True, slots=True)
+class SetLog:
+    """Mark in the dirty log whose descriptor came along, or in none."""
+
+    log: LogBase | None
+
+
+@dataclass(frozen=True, slots=True)
+class LogData:
+    """Mark what requests write into guest memory, or do not."""
+
+    on: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,5 +122,6 @@ class UseInflight:
 
 
 RingCommand = SetKick | SetCall | SetError | StartRing | MoveRing | EnableRing | StopRing
-MemoryCommand = SetMemory | AddMemory | RemoveMemory | OfferInflight | UseInflight
-Command = MemoryCommand | Refresh | OpenBackChannel | RingCommand
+MemoryCommand = SetMemory | AddMemory | RemoveMemory | SetLog | LogData
+InflightCommand = OfferInflight | UseInflight
+Command = MemoryCommand | InflightCommand | Refresh | OpenBackChannel | RingCommand

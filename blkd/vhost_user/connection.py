@@ -19,6 +19,8 @@ from blkd.vhost_user.commands import (
     AddMemory,
     Command,
     EnableRing,
+    LogData,
+    MemoryCommand,
     MoveRing,
     OfferInflight,
     OpenBackChannel,
@@ -28,6 +30,7 @@ from blkd.vhost_user.commands import (
     SetCall,
     SetError,
     SetKick,
+    SetLog,
     SetMemory,
     StartRing,
     StopRing,
@@ -42,6 +45,7 @@ from blkd.vhost_user.succession import (
     given_rings,
     restore_session,
     written_inflight,
+    written_log,
     written_regions,
     written_rings,
 )
@@ -219,6 +223,7 @@ class Connection:
             else models.BackChannel(socket=out.add(back.sock.fileno()), overdue=back.overdue),
             regions=written_regions(session, self._rings, out),
             inflight=written_inflight(self._rings, out),
+            log=written_log(session, self._rings, out),
         )
         return front_end, written_rings(session, self._rings, out)
 
@@ -232,6 +237,10 @@ class Connection:
         restore_session(self._session, front_end, rings)
         if (back := front_end.back_channel) is not None:
             self._back = BackChannel.adopt(fds.take(back.socket), back.overdue)
+        if (logged := front_end.log) is not None:
+            await self._rings.set_log(self._session.log, fds.take(logged.memory))
+        if front_end.features & VirtioFeature.LOG_ALL:
+            await self._rings.log_data(on=True)
         memory = [fds.take(region.memory) for region in front_end.regions]
         await self._rings.set_memory(self._session.regions, memory)
         if (record := front_end.inflight) is not None:
@@ -292,6 +301,24 @@ class Connection:
 
     async def _perform(self, command: Command, fds: Fds, gifts: Fds) -> int | None:
         """Carry out one command: its result, where it has one."""
+        match command:
+            case SetMemory() | AddMemory() | RemoveMemory() | SetLog() | LogData():
+                await self._perform_on_memory(command, fds)
+            case OfferInflight(region):
+                gifts.add([await self._rings.make_inflight(region)])
+            case UseInflight(region, packed):
+                await self._rings.use_inflight(region, fds.take_one(), packed=packed)
+            case Refresh():
+                await self._rings.refresh()
+            case OpenBackChannel():
+                self._close_back_channel()
+                self._back = BackChannel.adopt(fds.take_one())
+                self._news.set()
+            case _:
+                return await self._perform_on_ring(command, fds)
+        return None
+
+    async def _perform_on_memory(self, command: MemoryCommand, fds: Fds) -> None:
         rings = self._rings
         match command:
             case SetMemory(regions):
@@ -300,19 +327,11 @@ class Connection:
                 await rings.add_memory(region, fds.take_one())
             case RemoveMemory(region):
                 await rings.remove_memory(region)
-            case OfferInflight(region):
-                gifts.add([await rings.make_inflight(region)])
-            case UseInflight(region, packed):
-                await rings.use_inflight(region, fds.take_one(), packed=packed)
-            case Refresh():
-                await rings.refresh()
-            case OpenBackChannel():
-                self._close_back_channel()
-                self._back = BackChannel.adopt(fds.take_one())
-                self._news.set()
-            case _:
-                return await self._perform_on_ring(command, fds)
-        return None
+            case SetLog(log_base):
+                await rings.set_log(log_base, fds.take_one() if log_base else None)
+            case LogData(on):
+                await rings.log_data(on=on)
+                log.info("dirty log switched", on=on)
 
     async def _perform_on_ring(self, command: RingCommand, fds: Fds) -> int | None:
         rings = self._rings

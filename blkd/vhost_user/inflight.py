@@ -60,3 +60,8 @@ def part_bytes(queue_size: int, *, packed: bool) -> int:
     """Bytes of a ring's part of the region."""
     head, entry = PACKED_BYTES if packed else SPLIT_BYTES
     return -(-(head + entry * queue_size) // ALIGNMENT) * ALIGNMENT
+
+
+def region_bytes(region: Inflight, *, packed: bool) -> int:
+    """Bytes of a region for so many rings of such a size."""
+    return region.queues * part_bytes(region.queue_size, packed=packed)

@@ -13,6 +13,7 @@ from operator import or_
 from types import MappingProxyType
 from typing import Any, Final
 
+from blkd.errors import ProtocolError, RequestRefused
 from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.wire import (
     U64,
@@ -20,6 +21,8 @@ from blkd.vhost_user.wire import (
     Config,
     ConfigWrite,
     Empty,
+    Header,
+    LogBase,
     MemoryTable,
     Payload,
     ProtocolFeature,
@@ -96,18 +99,29 @@ REQUESTS: Final = MappingProxyType(
     {
         Request.GET_FEATURES: Declaration(replies=True),
         Request.SET_FEATURES: Declaration(
-            U64, note="may be repeated; without bit 30 it enables all rings"
+            U64,
+            note="may be repeated; without bit 30 it enables all rings; "
+            "of running rings only LOG_ALL may change",
         ),
         Request.SET_OWNER: Declaration(note="may come late, early or twice"),
         Request.RESET_OWNER: Declaration(note="disables all rings, nothing else"),
         Request.SET_MEM_TABLE: Declaration(MemoryTable, FD_PER_REGION, note="also while rings run"),
-        Request.SET_LOG_BASE: declined(Support.LATER, "needs LOG_SHMFD"),
-        Request.SET_LOG_FD: declined(Support.LATER, "needs LOG_SHMFD"),
+        Request.SET_LOG_BASE: Declaration(
+            LogBase,
+            ONE_FD,
+            needs=ProtocolFeature.LOG_SHMFD,
+            replies=True,
+            refusal=NOT_ZERO,
+            note="replaces an earlier one, also while rings run",
+        ),
+        Request.SET_LOG_FD: Declaration(
+            fds=ONE_FD, note="taken and closed: front ends look at the log by themselves"
+        ),
         Request.SET_VRING_NUM: Declaration(
             VringState, note="up to 1024, a power of two if split; only while stopped"
         ),
         Request.SET_VRING_ADDR: Declaration(
-            VringAddr, note="moves a running ring; logging (flag bit 0) is refused"
+            VringAddr, note="moves a running ring, and switches its logging (flag bit 0)"
         ),
         Request.SET_VRING_BASE: Declaration(VringState, note="only while the ring is stopped"),
         Request.GET_VRING_BASE: Declaration(
@@ -202,6 +216,21 @@ REQUESTS: Final = MappingProxyType(
     }
 )
 
+
+def declared(header: Header) -> tuple[Request, Declaration]:
+    """The declaration of the request that a header announces.
+
+    Raises ProtocolError on a reply, RequestRefused on a request of no specification.
+    """
+    if header.is_reply:
+        raise ProtocolError(f"a reply to request {header.request}, which nobody sent")
+    try:
+        request = Request(header.request)
+    except ValueError:
+        raise RequestRefused(f"request {header.request} is unknown") from None
+    return request, REQUESTS[request]
+
+
 MAX_PAYLOAD: Final = max(declaration.payload.LONGEST for declaration in REQUESTS.values())
 """Bytes; a header that announces more ends the connection before they are read."""
 
@@ -217,7 +246,7 @@ class Stance:
 PROTOCOL_FEATURES: Final = MappingProxyType(
     {
         ProtocolFeature.MQ: Stance(Support.YES),
-        ProtocolFeature.LOG_SHMFD: Stance(Support.LATER, "dirty log of live migration"),
+        ProtocolFeature.LOG_SHMFD: Stance(Support.YES, "dirty log of live migration"),
         ProtocolFeature.RARP: Stance(Support.FOREIGN, "network devices"),
         ProtocolFeature.REPLY_ACK: Stance(Support.YES),
         ProtocolFeature.MTU: Stance(Support.FOREIGN, "network devices"),
@@ -248,7 +277,7 @@ OFFERED_PROTOCOL_FEATURES: Final = reduce(
 VIRTIO_FEATURES: Final = MappingProxyType(
     {
         VirtioFeature.NOTIFY_ON_EMPTY: Stance(Support.NO, "legacy; EVENT_IDX does more"),
-        VirtioFeature.LOG_ALL: Stance(Support.LATER, "dirty log of live migration"),
+        VirtioFeature.LOG_ALL: Stance(Support.YES, "vhost's own: live migration"),
         VirtioFeature.ANY_LAYOUT: Stance(Support.NO, "legacy; any framing is served anyway"),
         VirtioFeature.INDIRECT_DESC: Stance(Support.YES),
         VirtioFeature.EVENT_IDX: Stance(Support.YES),

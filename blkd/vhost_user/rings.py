@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from blkd.vhost_user.inflight import Inflight
-from blkd.vhost_user.wire import MemoryRegion, VirtioFeature
+from blkd.vhost_user.wire import LogBase, MemoryRegion, VirtioFeature
 
 DESC_BYTES = 16  # of a descriptor, in both layouts (virtio 1.3, 2.7.5 and 2.8.13)
 EVENT_BYTES = 4  # of a packed ring's event suppression structure (2.8.14)
@@ -30,6 +30,9 @@ class VringSetup:
     """What to serve first, as SET_VRING_BASE gave it."""
     features: int
     """The virtio features in force: the ring's layout and notifications depend on them."""
+    logged_at: int | None = None
+    """The guest address under which writes to `used` are logged; None if writes to the ring's
+    own areas are not."""
 
     @property
     def packed(self) -> bool:
@@ -115,6 +118,12 @@ class Rings(Protocol):
     async def use_inflight(self, region: Inflight, fd: int, *, packed: bool) -> None:
         """Record what is in flight in this region, from the next ring that is started on."""
 
+    async def set_log(self, log: LogBase | None, fd: int | None) -> None:
+        """Mark in another dirty log, or in none; the old one is unused afterwards."""
+
+    async def log_data(self, *, on: bool) -> None:
+        """Mark what requests write into guest memory; rings' own areas as their setup says."""
+
     async def set_kick(self, index: int, fd: int | None) -> None:
         """Give ring `index` its kick eventfd; None means that the front end has none."""
 
@@ -144,6 +153,9 @@ class Rings(Protocol):
 
     def held_inflight(self) -> HeldInflight | None:
         """The in-flight region, if there is one."""
+
+    def held_log(self) -> int | None:
+        """The descriptor behind the dirty log, if there is one, borrowed."""
 
     def held_rings(self) -> Sequence[HeldRing]:
         """The rings that a front end has had to do with; nothing may be in flight."""

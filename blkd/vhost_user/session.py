@@ -11,10 +11,20 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from blkd.errors import ProtocolError, RequestRefused
+from blkd.vhost_user.checks import (
+    refuse_misaligned,
+    refuse_no_log,
+    refuse_no_rings,
+    refuse_overlap,
+    refuse_size,
+    refuse_unfit,
+    refuse_unlogged,
+)
 from blkd.vhost_user.commands import (
     AddMemory,
     Command,
     EnableRing,
+    LogData,
     MoveRing,
     OfferInflight,
     OpenBackChannel,
@@ -23,12 +33,13 @@ from blkd.vhost_user.commands import (
     SetCall,
     SetError,
     SetKick,
+    SetLog,
     SetMemory,
     StartRing,
     StopRing,
     UseInflight,
 )
-from blkd.vhost_user.inflight import Inflight, part_bytes
+from blkd.vhost_user.inflight import Inflight, region_bytes
 from blkd.vhost_user.requests import (
     MAX_MEM_SLOTS,
     NOT_ZERO,
@@ -36,6 +47,7 @@ from blkd.vhost_user.requests import (
     REQUESTS,
     Declaration,
     Support,
+    declared,
 )
 from blkd.vhost_user.rings import VringSetup
 from blkd.vhost_user.wire import (
@@ -43,6 +55,7 @@ from blkd.vhost_user.wire import (
     Config,
     Empty,
     Header,
+    LogBase,
     MemoryRegion,
     MemoryTable,
     Payload,
@@ -60,8 +73,11 @@ from blkd.virtio.device import Device
 TRANSPORT_OFFSET = 0x100  # where virtio-mmio has the config space; some front ends add it
 MAX_INDEX = 0xFFFF  # of a split ring
 PACKED_START = 0x80008000  # avail and used at 0, both wrap counters 1 (virtio 1.3, 2.8.1)
-BIT_30 = int(VirtioFeature.PROTOCOL_FEATURES)  # a flag's complement ends at the last known bit
 MAX_STATUS = 0xFF  # virtio 1.3, 2.1: eight bits
+
+OURS = int(VirtioFeature.PROTOCOL_FEATURES | VirtioFeature.LOG_ALL)
+"""Features that are the back end's, not the device's.  A number, since the complement of a flag
+ends at the highest bit that is known."""
 
 DONE = U64(0)  # an acknowledgement
 
@@ -90,7 +106,14 @@ class Ring:
         if not (self.size and self.addresses and self.has_kick):
             return None
         where, base = self.addresses, self.position(features)
-        return VringSetup(self.size, where.desc, where.avail, where.used, base, features)
+        return VringSetup(
+            self.size, where.desc, where.avail, where.used, base, features, where.logged_at
+        )
+
+    @property
+    def is_logged(self) -> bool:
+        """Whether writes to its own areas are."""
+        return self.addresses is not None and self.addresses.logged_at is not None
 
     def position(self, features: int) -> int:
         """The base, with that of a fresh ring where none was ever given."""
@@ -113,6 +136,7 @@ class Session:
         self.protocol_features = ProtocolFeature(0)
         self.status = 0
         self.regions: tuple[MemoryRegion, ...] = ()
+        self.log: LogBase | None = None
         self.rings = tuple(Ring(index) for index in range(device.queues))
         self.fetched: int | None = None
         """The device's generation when what changes with it was last read; None before."""
@@ -183,22 +207,28 @@ class Session:
 
     def get_features(self, _: Empty) -> Answer:
         """Offer what the device has, and ours."""
-        return U64(self.device.features | VirtioFeature.PROTOCOL_FEATURES)
+        return U64(self.device.features | OURS)
 
     def set_features(self, wanted: U64) -> Steps:
-        """Take the driver's choice; it cannot change under a running ring."""
-        features = wanted.value
-        if features != self.features:
+        """Take the driver's choice; under a running ring only LOG_ALL can change."""
+        features, changed = wanted.value, wanted.value ^ self.features
+        if changed & ~int(VirtioFeature.LOG_ALL):
             for ring in self.rings:
                 yield from self._end_disabled(ring)
-        if features != self.features and any(ring.started for ring in self.rings):
-            raise RequestRefused(f"features {features:#x} while rings run with {self.features:#x}")
-        self.device.accept(features & ~BIT_30)
+            if any(ring.started for ring in self.rings):
+                raise RequestRefused(
+                    f"features {features:#x} while rings run with {self.features:#x}"
+                )
+        self.device.accept(features & ~OURS)
+        if changed & VirtioFeature.LOG_ALL:
+            yield LogData(bool(features & VirtioFeature.LOG_ALL))
         if (features ^ self.based_on) & VirtioFeature.RING_PACKED:
             for ring in self.rings:
                 ring.base = None  # of the other layout
         self.features = self.based_on = features
         yield Refresh()
+        if changed & VirtioFeature.LOG_ALL:
+            yield from self._forget_log()
         if not self._has(VirtioFeature.PROTOCOL_FEATURES):
             for ring in self.rings:
                 yield from self._enable(ring, enabled=True)
@@ -230,9 +260,12 @@ class Session:
             yield from self._stop(ring)
             yield from self._enable(ring, enabled=False)
         self.device.reset()
+        if self._has(VirtioFeature.LOG_ALL):
+            yield LogData(on=False)
         self.features &= VirtioFeature.PROTOCOL_FEATURES
         self.status = 0
         yield Refresh()
+        yield from self._forget_log()
 
     def get_status(self, _: Empty) -> Answer:
         """Tell the device status as it was last set."""
@@ -299,40 +332,44 @@ class Session:
 
     def get_inflight_fd(self, wanted: Inflight) -> Plan:
         """Make a region that has room for the requests in flight of all rings."""
-        self._refuse_no_rings(wanted)
-        part = part_bytes(wanted.queue_size, packed=self._has(VirtioFeature.RING_PACKED))
-        region = replace(wanted, mmap_size=wanted.queues * part, mmap_offset=0)
+        refuse_no_rings(wanted, len(self.rings), self.device.queue_size)
+        packed = self._has(VirtioFeature.RING_PACKED)
+        region = replace(wanted, mmap_size=region_bytes(wanted, packed=packed), mmap_offset=0)
         yield OfferInflight(region)
         return region
 
     def set_inflight_fd(self, region: Inflight) -> Steps:
         """Take a region, of an earlier back end or fresh: rings start from what it says."""
         packed = self._has(VirtioFeature.RING_PACKED)
-        self.refuse_unfit_inflight(region, packed=packed)
+        refuse_no_rings(region, len(self.rings), self.device.queue_size)
+        refuse_unfit(region, packed=packed)
         for ring in self.rings:
             yield from self._end_disabled(ring)
             if ring.started:
                 raise RequestRefused(f"an in-flight region while ring {ring.index} runs")
         yield UseInflight(region, packed)
 
-    def refuse_unfit_inflight(self, region: Inflight, *, packed: bool) -> None:
-        """Raise RequestRefused unless a region is as large as it says, and ours."""
-        self._refuse_no_rings(region)
-        wanted = region.queues * part_bytes(region.queue_size, packed=packed)
-        if region.mmap_size != wanted or not region.fits_a_file:
-            raise RequestRefused(
-                f"an in-flight region of {region.mmap_size} bytes at {region.mmap_offset:#x}, not"
-                f" {wanted}, for {region.queues} rings of {region.queue_size} descriptors"
-            )
+    # The dirty log
 
-    def _refuse_no_rings(self, region: Inflight) -> None:
-        """Raise RequestRefused unless we have rings as a region is for."""
-        rings, limit = len(self.rings), self.device.queue_size
-        if not (1 <= region.queues <= rings and 1 <= region.queue_size <= limit):
-            raise RequestRefused(
-                f"an in-flight region for {region.queues} rings of {region.queue_size}"
-                f" descriptors, not up to {rings} of {limit}"
-            )
+    def set_log_base(self, log: LogBase) -> Plan:
+        """Mark in another log; one that is in use is not looked at before it is complete."""
+        refuse_no_log(log)
+        for ring in self.rings:
+            if ring.started and (setup := ring.setup(self.features)):
+                refuse_unlogged(setup, log)
+        yield SetLog(log)
+        self.log = log
+        return DONE
+
+    def set_log_fd(self, _: Empty) -> None:
+        """Take an eventfd by which the front end could be told of marks."""
+
+    def _forget_log(self) -> Steps:
+        """Give up a log that nothing is marked in any more: a migration brings its own."""
+        marked = any(ring.started and ring.is_logged for ring in self.rings)
+        if self.log and not marked and not self._has(VirtioFeature.LOG_ALL):
+            yield SetLog(None)
+            self.log = None
 
     # Rings
 
@@ -343,7 +380,7 @@ class Session:
     def set_vring_num(self, state: VringState) -> Steps:
         """Size a ring."""
         ring, size = self._ring(state.index), state.num
-        self.refuse_size(ring, size)
+        refuse_size(ring.index, size, self.device.queue_size, self.features)
         yield from self._end_disabled(ring)
         if ring.started and size != ring.size:
             raise RequestRefused(f"ring {ring.index} runs with {ring.size} descriptors")
@@ -352,15 +389,18 @@ class Session:
             yield from self._start(ring)
 
     def set_vring_addr(self, addresses: VringAddr) -> Steps:
-        """Place a ring; a running one moves."""
+        """Place a ring, and say whether its own areas are logged; a running one moves."""
         ring = self._ring(addresses.index)
-        if addresses.flags:
+        if addresses.flags & ~VringAddr.LOG:
             raise RequestRefused(f"ring {ring.index} with flags {addresses.flags:#x}")
-        self.refuse_misaligned(addresses)
+        refuse_misaligned(addresses, self.features)
         setup = replace(ring, addresses=addresses).setup(self.features)
         if ring.started and setup and addresses != ring.addresses:
+            refuse_unlogged(setup, self.log)
             yield MoveRing(ring.index, setup)
-        ring.addresses = addresses
+        was_logged, ring.addresses = ring.is_logged, addresses
+        if was_logged and not ring.is_logged:
+            yield from self._forget_log()
         if ring.enabled:
             yield from self._start(ring)
 
@@ -409,32 +449,15 @@ class Session:
             raise RequestRefused(f"ring {index} of {len(self.rings)}")
         return self.rings[index]
 
-    def refuse_size(self, ring: Ring, size: int) -> None:
-        """Raise RequestRefused unless a ring of this layout may have `size` descriptors."""
-        limit, packed = self.device.queue_size, self._has(VirtioFeature.RING_PACKED)
-        if not 1 <= size <= limit or (size & (size - 1) and not packed):
-            kind = "number" if packed else "power of two"
-            raise RequestRefused(
-                f"ring {ring.index} of {size} descriptors, not a {kind} up to {limit}",
-                hint=f"give the front end a queue size of at most {limit}",
-            )
-
-    def refuse_misaligned(self, where: VringAddr) -> None:
-        """Raise RequestRefused unless each part of a ring is aligned as virtio wants it."""
-        setup = VringSetup(0, where.desc, where.avail, where.used, 0, self.features)
-        for address, _, align in setup.parts:
-            if address % align:
-                raise RequestRefused(
-                    f"ring {where.index}: a part of it at {address:#x}, not aligned to {align}"
-                )
-
     def _start(self, ring: Ring) -> Steps:
         """Start a ring that is stopped and lacks nothing."""
         setup = ring.setup(self.features)
         if setup and not ring.started:
-            self.refuse_size(ring, ring.size)  # other features may have come since
             assert ring.addresses is not None
-            self.refuse_misaligned(ring.addresses)
+            # Other features, and a log, may have come since they were checked before.
+            refuse_size(ring.index, ring.size, self.device.queue_size, self.features)
+            refuse_misaligned(ring.addresses, self.features)
+            refuse_unlogged(setup, self.log)
             yield StartRing(ring.index, setup)
             ring.started = True
 
@@ -463,32 +486,8 @@ class Session:
             yield from self._start(ring)
 
 
-def declared(header: Header) -> tuple[Request, Declaration]:
-    """The declaration of the request that a header announces.
-
-    Raises ProtocolError on a reply, RequestRefused on a request of no specification.
-    """
-    if header.is_reply:
-        raise ProtocolError(f"a reply to request {header.request}, which nobody sent")
-    try:
-        request = Request(header.request)
-    except ValueError:
-        raise RequestRefused(f"request {header.request} is unknown") from None
-    return request, REQUESTS[request]
-
-
 def config_offset(access: Config) -> int:
     """Where in the device's own configuration space an access begins."""
     if access.offset >= TRANSPORT_OFFSET:
         return access.offset - TRANSPORT_OFFSET
     return access.offset
-
-
-def refuse_overlap(region: MemoryRegion, others: tuple[MemoryRegion, ...]) -> None:
-    """Raise RequestRefused if a guest address would be in two regions."""
-    for other in others:
-        if region.overlaps(other):
-            raise RequestRefused(
-                f"memory regions overlap: {region.size} bytes at {region.guest_address:#x}"
-                f" and {other.size} at {other.guest_address:#x}"
-            )

@@ -9,11 +9,19 @@ import itertools
 from blkd.errors import HandoverError, ProtocolError, RequestRefused
 from blkd.handover import models
 from blkd.handover.descriptors import Incoming, Outgoing
+from blkd.vhost_user.checks import (
+    refuse_misaligned,
+    refuse_no_log,
+    refuse_no_rings,
+    refuse_size,
+    refuse_unfit,
+    refuse_unlogged,
+)
 from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.requests import MAX_MEM_SLOTS, OFFERED_PROTOCOL_FEATURES
 from blkd.vhost_user.rings import GivenRing, HeldRing, Rings
-from blkd.vhost_user.session import BIT_30, MAX_INDEX, MAX_STATUS, Ring, Session
-from blkd.vhost_user.wire import MemoryRegion, ProtocolFeature, VirtioFeature, VringAddr
+from blkd.vhost_user.session import MAX_INDEX, MAX_STATUS, OURS, Ring, Session
+from blkd.vhost_user.wire import LogBase, MemoryRegion, ProtocolFeature, VirtioFeature, VringAddr
 
 
 def written_rings(session: Session | None, rings: Rings, out: Outgoing) -> tuple[models.Ring, ...]:
@@ -85,11 +93,20 @@ def written_inflight(rings: Rings, out: Outgoing) -> models.Inflight | None:
     )
 
 
+def written_log(session: Session, rings: Rings, out: Outgoing) -> models.Log | None:
+    """The dirty log, if there is one."""
+    fd = rings.held_log()
+    if session.log is None or fd is None:
+        return None
+    return models.Log(size=session.log.size, offset=session.log.offset, memory=out.add(fd))
+
+
 def given_inflight(session: Session, given: models.Inflight) -> Inflight:
     """The in-flight region to go on with.  Raises HandoverError."""
     region = Inflight(given.mmap_size, given.mmap_offset, given.queues, given.queue_size)
     try:
-        session.refuse_unfit_inflight(region, packed=given.packed)
+        refuse_no_rings(region, len(session.rings), session.device.queue_size)
+        refuse_unfit(region, packed=given.packed)
     except RequestRefused as error:
         raise HandoverError(f"cannot be taken over: {error}") from error
     return region
@@ -105,7 +122,7 @@ def restore_session(
     """
     try:
         _negotiate(session, front_end)
-        session.regions = _regions(front_end)
+        session.regions, session.log = _regions(front_end), _log(front_end)
         for ring in rings:
             _place(session, ring)
     except (RequestRefused, ProtocolError) as error:
@@ -117,7 +134,7 @@ def _negotiate(session: Session, front_end: models.FrontEnd) -> None:
         raise RequestRefused(f"protocol features {excess:#x} are not offered")
     if front_end.status > MAX_STATUS:
         raise RequestRefused(f"a device status of {front_end.status:#x}")
-    session.device.accept(front_end.features & ~BIT_30)
+    session.device.accept(front_end.features & ~OURS)
     session.features, session.based_on = front_end.features, front_end.based_on
     session.protocol_features = ProtocolFeature(front_end.protocol_features)
     session.status, session.fetched = front_end.status, front_end.fetched
@@ -139,6 +156,14 @@ def _regions(front_end: models.FrontEnd) -> tuple[MemoryRegion, ...]:
     return regions
 
 
+def _log(front_end: models.FrontEnd) -> LogBase | None:
+    if front_end.log is None:
+        return None
+    log = LogBase(front_end.log.size, front_end.log.offset)
+    refuse_no_log(log)
+    return log
+
+
 def _place(session: Session, given: models.Ring) -> None:
     """Set one ring up, short of starting it."""
     if given.index >= len(session.rings):
@@ -148,18 +173,21 @@ def _place(session: Session, given: models.Ring) -> None:
     if given.base is not None and given.base > (0xFFFFFFFF if packed else MAX_INDEX):
         raise RequestRefused(f"ring {ring.index} from {given.base:#x}")
     if given.size:
-        session.refuse_size(ring, given.size)
+        refuse_size(ring.index, given.size, session.device.queue_size, session.features)
     if (where := given.addresses) is not None:
-        if where.flags:
+        if where.flags & ~VringAddr.LOG:
             raise RequestRefused(f"ring {ring.index} with flags {where.flags:#x}")
         ring.addresses = VringAddr(
             ring.index, where.flags, where.desc, where.used, where.avail, where.log
         )
-        session.refuse_misaligned(ring.addresses)
+        refuse_misaligned(ring.addresses, session.features)
     ring.size, ring.base, ring.enabled = given.size, given.base, given.enabled
     ring.has_kick, ring.started = given.kick is not None, given.started
-    if ring.started and ring.setup(session.features) is None:
-        raise RequestRefused(f"ring {ring.index} runs without all that a ring needs")
+    if ring.started:
+        setup = ring.setup(session.features)
+        if setup is None:
+            raise RequestRefused(f"ring {ring.index} runs without all that a ring needs")
+        refuse_unlogged(setup, session.log)
 
 
 def given_rings(

@@ -22,6 +22,8 @@ MAX_FDS = 8  # VHOST_MEMORY_BASELINE_NREGIONS: no message carries more
 MAX_REGIONS = 8  # of one SET_MEM_TABLE, likewise
 MAX_CONFIG = 4096  # bytes; the largest configuration access of any front end known (rust-vmm)
 
+LOG_PAGE = 0x1000  # VHOST_LOG_PAGE: bytes of guest memory that a bit of the dirty log stands for
+
 ADDRESS_SPACE = 1 << 64
 LARGEST_OFFSET = 1 << 63  # off_t is signed
 
@@ -263,6 +265,7 @@ class VringAddr:
 
     LAYOUT: ClassVar = struct.Struct("=IIQQQQ")
     LONGEST: ClassVar = LAYOUT.size
+    LOG: ClassVar = 1  # VHOST_VRING_F_LOG, as a mask
 
     index: int
     flags: int
@@ -271,6 +274,11 @@ class VringAddr:
     avail: int
     log: int
     """Guest physical; meaningful under VHOST_VRING_F_LOG."""
+
+    @property
+    def logged_at(self) -> int | None:
+        """The guest address under which writes to the used ring are logged; None for not."""
+        return self.log if self.flags & self.LOG else None
 
     @classmethod
     def decode(cls, payload: bytes) -> Self:
@@ -305,6 +313,33 @@ class VringFd:
     def encode(self) -> bytes:
         """The number's 8 bytes."""
         return self.LAYOUT.pack(self.index | (0 if self.has_fd else self.NO_FD))
+
+
+@dataclass(frozen=True, slots=True)
+class LogBase:
+    """A dirty log, as it lies in the file that comes along."""
+
+    LAYOUT: ClassVar = struct.Struct("=QQ")
+    LONGEST: ClassVar = LAYOUT.size
+
+    size: int
+    """Bytes."""
+    offset: int
+    """Where it begins in its file."""
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Self:
+        """Read a log's size and place."""
+        return cls(*exactly(cls.LAYOUT, payload))
+
+    def encode(self) -> bytes:
+        """The log's 16 bytes."""
+        return self.LAYOUT.pack(self.size, self.offset)
+
+    @property
+    def covered(self) -> int:
+        """The guest addresses that it has bits for, as their end."""
+        return self.size * 8 * LOG_PAGE
 
 
 @dataclass(frozen=True, slots=True)

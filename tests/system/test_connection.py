@@ -98,7 +98,7 @@ def test_what_the_session_holds_can_be_seen(served):
     assert state.features == front_end.features
     assert "VERSION_1" in state.feature_names
     assert state.protocol_features == front_end.protocol_features
-    assert state.protocol_feature_names[:3] == ("MQ", "REPLY_ACK", "BACKEND_REQ")
+    assert state.protocol_feature_names[:3] == ("MQ", "LOG_SHMFD", "REPLY_ACK")
     assert len(state.memory_regions) == 2
     assert [(ring.size, ring.started, ring.enabled) for ring in state.rings] == [
         (0, False, False),

@@ -14,6 +14,7 @@ import subprocess
 import pytest
 
 from tests.daemon import PROGRAMS, Daemon, Successor, image, run
+from tests.dirtylog import DirtyLog, areas
 from tests.frontend import FLUSH, IN, OUT, Disk, FrontEnd, Protocol, Request
 from tests.storage import loop_device
 from tests.vring import DESC_NEXT, GuestMemory
@@ -255,6 +256,45 @@ def test_a_serving_process_may_have_all_the_descriptors_that_it_is_allowed(path,
             assert hard > 256
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_a_guest_that_is_migrated_stays_so(path, tmp_path, upgrade, packed):
+    with Daemon(path, tmp_path) as old, FrontEnd.connect(old.socket) as front_end:
+        disk = front_end.disk(packed=packed)
+        with DirtyLog(front_end, offset=4096) as log:
+            log.start()
+            new = upgrade(old)
+            front_end.enable(0, on=False)
+            log.take()
+            front_end.enable(0, on=True)
+            data = front_end.memory.alloc(4096, 4096)
+            chain = [(struct.pack("<IIQ", IN, 0, 0), 16, 0), (data, 4096, 2), (b"\xff", 1, 2)]
+            disk.ring.publish(disk.ring.add(chain))
+            disk.ring.kick()
+            assert disk.ring.wait_used()
+            marked = log.take()
+            assert data // 4096 in marked
+            assert areas(disk.ring) & marked
+            assert new.call("show")["image_locked"] is True
+            front_end.stop_ring()
+            assert new.call("show")["image_locked"] is False
+            again = upgrade(new)
+            assert again.call("show")["image_locked"] is False
+            log.stop()
+            back = Disk(front_end, front_end.start_ring(0, ring=disk.ring))
+            assert back.write(0, sector(1)) == OK
+            assert again.call("show")["image_locked"] is True
+
+
+def test_a_disk_that_waits_for_its_guest_waits_in_the_new_process(path, tmp_path, upgrade):
+    with Daemon(path, tmp_path, "--incoming") as old:
+        assert old.ready()["image_locked"] is False
+        new = upgrade(old)
+        assert new.announced["image_locked"] is False
+        with FrontEnd.connect(new.socket) as front_end:
+            assert front_end.disk().write(0, sector(1)) == OK
+            assert new.call("show")["image_locked"] is True
 
 
 def test_growth_is_told_over_the_same_back_channel(daemon, front_end, upgrade, background):

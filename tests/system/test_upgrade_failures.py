@@ -286,6 +286,8 @@ def other_format(message):
         ("state", of_record(mmap_size=64), "in-flight region of 64 bytes"),
         ("state", of_record(mmap_offset=1), "in-flight region of [0-9]+ bytes at 0x1"),
         ("state", of_record(packed=True), "in-flight region of"),
+        ("state", of_front_end(log={"size": 0, "offset": 0, "memory": 0}), "dirty log of 0 bytes"),
+        ("state", of_front_end(log={"size": 8, "offset": 0, "memory": 0}), "named twice|did not"),
         ("state", of_record(queues=5), "up to 4 of"),
     ],
 )

@@ -38,6 +38,7 @@ PARTS = (
     models.Ring,
     models.BackChannel,
     models.Inflight,
+    models.Log,
     models.FrontEnd,
 )
 DOCUMENT = Path(__file__).parents[2] / "docs" / "upgrade.md"

@@ -29,6 +29,7 @@ from blkd.vhost_user.wire import (
     U64,
     Config,
     Header,
+    LogBase,
     MemoryRegion,
     MemoryTable,
     ProtocolFeature,
@@ -37,7 +38,7 @@ from blkd.vhost_user.wire import (
     VringFd,
     VringState,
 )
-from tests.conversation import ADDRESSES, BIT_30, REGION, VERSION_1, Conversation
+from tests.conversation import ADDRESSES, BIT_30, LOG_ALL, REGION, VERSION_1, Conversation
 
 
 @pytest.fixture
@@ -51,7 +52,10 @@ reasonable = st.sampled_from(
     [
         U64(OFFERED_PROTOCOL_FEATURES),
         U64(BIT_30 | VERSION_1),
+        U64(BIT_30 | LOG_ALL | VERSION_1),
         U64(VERSION_1),
+        LogBase(4096, 0),
+        replace(ADDRESSES, flags=1, log=2**40),
         MemoryTable((REGION,)),
         SingleRegion(REGION),
         SingleRegion(replace(REGION, guest_address=0x100000)),
@@ -128,7 +132,7 @@ def test_a_request_has_a_handler_exactly_if_it_is_supported(request_):
 
 def test_only_what_works_whole_is_offered(talk):
     assert talk.number(Request.GET_PROTOCOL_FEATURES) == sum(
-        1 << bit for bit in (0, 3, 5, 9, 12, 13, 15, 16)
+        1 << bit for bit in (0, 1, 3, 5, 9, 12, 13, 15, 16)
     )
 
 
@@ -224,8 +228,8 @@ def test_a_request_needs_its_feature(request_, payload, fds):
 # Features
 
 
-def test_the_device_s_features_are_offered_with_bit_30(talk):
-    assert talk.number(Request.GET_FEATURES) == talk.device.features | BIT_30
+def test_the_device_s_features_are_offered_with_bit_30_and_log_all(talk):
+    assert talk.number(Request.GET_FEATURES) == talk.device.features | BIT_30 | LOG_ALL
 
 
 def test_features_come_twice_and_reach_the_device_without_bit_30(talk):
@@ -235,7 +239,7 @@ def test_features_come_twice_and_reach_the_device_without_bit_30(talk):
 
 
 def test_features_never_offered_are_refused(talk):
-    assert talk.refuses(Request.SET_FEATURES, U64(1 << 26 | BIT_30))
+    assert talk.refuses(Request.SET_FEATURES, U64(1 << 33 | BIT_30))
     assert talk.refuses(Request.SET_PROTOCOL_FEATURES, U64(1 << 12))
 
 

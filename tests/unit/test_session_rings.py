@@ -158,7 +158,7 @@ def test_a_ring_that_cannot_start_is_not_started(talk):
         pytest.param(Request.SET_VRING_BASE, VringState(0, 0x10000), id="base-no-split-index"),
         pytest.param(Request.SET_VRING_BASE, VringState(2**32 - 1, 0), id="base-index"),
         pytest.param(Request.SET_VRING_ADDR, replace(ADDRESSES, index=4), id="addr-index"),
-        pytest.param(Request.SET_VRING_ADDR, replace(ADDRESSES, flags=1), id="addr-log"),
+        pytest.param(Request.SET_VRING_ADDR, replace(ADDRESSES, flags=2), id="addr-flags"),
         pytest.param(Request.SET_VRING_ADDR, replace(ADDRESSES, desc=8), id="desc-misaligned"),
         pytest.param(Request.SET_VRING_ADDR, replace(ADDRESSES, avail=1), id="avail-misaligned"),
         pytest.param(Request.SET_VRING_ADDR, replace(ADDRESSES, used=2), id="used-misaligned"),

@@ -4,6 +4,7 @@
 import contextlib
 import os
 import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -17,18 +18,21 @@ from blkd.vhost_user.session import Session
 from blkd.vhost_user.succession import (
     given_rings,
     restore_session,
+    written_log,
     written_regions,
     written_rings,
 )
 from blkd.vhost_user.wire import (
     U64,
+    LogBase,
     MemoryRegion,
     Request,
     SingleRegion,
+    VirtioFeature,
     VringFd,
     VringState,
 )
-from tests.conversation import BIT_30, REGION, VERSION_1, Conversation
+from tests.conversation import ADDRESSES, BIT_30, REGION, VERSION_1, Conversation
 from tests.doubles import ToyDevice
 
 PACKED = 1 << 34
@@ -47,6 +51,9 @@ class Held:
             if r.has_kick
         ]
 
+    def held_log(self):
+        return 77 if self.session.log else None
+
     def held_memory(self):
         return {region: 50 + n for n, region in enumerate(self.session.regions)}
 
@@ -62,6 +69,7 @@ def written(session, **held):
         status=session.status,
         fetched=session.fetched,
         regions=written_regions(session, rings, out),
+        log=written_log(session, rings, out),
     )
     return front_end, written_rings(session, rings, out), out.fds
 
@@ -80,6 +88,7 @@ def told(session):
         session.protocol_features,
         session.status,
         session.regions,
+        session.log,
         session.fetched,
         session.device.accepted,
         [repr(r).replace(f"base={r.base}", "") if r.started else repr(r) for r in session.rings],
@@ -97,6 +106,14 @@ STEPS = {
     "kick": lambda c: c.say(Request.SET_VRING_KICK, VringFd(1, has_fd=True), 1),
     "status": lambda c: c.say(Request.SET_STATUS, U64(15)),
     "read config": lambda c: c.say(Request.GET_CONFIG, struct.pack("=III", 0, 60, 0) + bytes(60)),
+    "log": lambda c: c.say(Request.SET_LOG_BASE, LogBase(1 << 20, 4096), 1),
+    "log data": lambda c: c.say(
+        Request.SET_FEATURES, U64(c.session.features | VirtioFeature.LOG_ALL)
+    ),
+    "log a ring": lambda c: c.say(Request.SET_VRING_ADDR, replace(ADDRESSES, flags=1, log=0x3000)),
+    "log no data": lambda c: c.say(
+        Request.SET_FEATURES, U64(c.session.features & ~int(VirtioFeature.LOG_ALL))
+    ),
     "reset": lambda c: c.say(Request.RESET_DEVICE),
 }
 
@@ -145,8 +162,8 @@ def test_a_ring_that_lies_in_no_memory_is_not_given_away():
         ({"index": 0, "base": 1 << 16}, "from 0x10000"),
         ({"index": 0, "started": True}, "without all that a ring needs"),
         (
-            {"index": 0, "addresses": models.Addresses(flags=1, desc=0, used=0, avail=0)},
-            "with flags 0x1",
+            {"index": 0, "addresses": models.Addresses(flags=2, desc=0, used=0, avail=0)},
+            "with flags 0x2",
         ),
         ({"index": 0, "addresses": models.Addresses(desc=8, used=0, avail=0)}, "not aligned"),
     ],

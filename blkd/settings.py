@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the settings of an export come to: its workers, and the device that its image becomes."""
+
+import os
+
+from blkd.config import ExportConfig
+from blkd.dataplane import Crew
+from blkd.errors import ConfigError
+from blkd.image.base import Image
+from blkd.image.raw import default_serial
+from blkd.virtio.blk import SECTOR_BYTES, BlkParameters
+
+
+def crew(config: ExportConfig) -> Crew:
+    """The workers of an export.  Raises ConfigError where they may not run as configured."""
+    allowed = os.sched_getaffinity(0)
+    if missing := set(config.cpus) - allowed:
+        raise ConfigError(
+            f"CPU {min(missing)} cannot be used",
+            hint=f"this process may run on {', '.join(map(str, sorted(allowed)))}",
+        )
+    # One CPU is left to the guest: workers that look on would keep its own CPUs from it.
+    usable = len(set(config.cpus)) or max(1, len(allowed) - 1)
+    workers = min(config.workers or usable, config.queues)
+    return Crew(workers, config.cpus, config.poll_us, config.register_memory)
+
+
+def parameters(config: ExportConfig, image: Image) -> BlkParameters:
+    """The device that an image becomes under a configuration."""
+    limits = image.limits
+    return BlkParameters(
+        capacity=limits.size // SECTOR_BYTES,
+        logical_block_size=limits.logical_block_size,
+        physical_block_size=limits.physical_block_size,
+        optimal_io_size=limits.optimal_io_size,
+        discard_granularity=limits.discard_granularity,
+        read_only=config.read_only,
+        write_back=config.cache != "writethrough",
+        discard=config.discard,
+        max_discard_segments=config.max_discard_segments,
+        queues=config.queues,
+        queue_size=config.queue_size,
+        serial=config.serial if config.serial is not None else default_serial(image.path),
+    )

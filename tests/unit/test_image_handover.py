@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image whose lock goes from one process to another and back, each end by itself."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+
+from blkd.errors import ImageBusy, ImageError
+from blkd.image import raw
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def disk(tmp_path):
+    path = tmp_path / "disk.img"
+    path.touch()
+    os.truncate(path, MIB)
+    return path
+
+
+@contextlib.asynccontextmanager
+async def opened(path, *, incoming=False, read_only=False):
+    image = await raw.open_raw(
+        str(path), read_only=read_only, direct=False, logical_block_size=None, incoming=incoming
+    )
+    with contextlib.closing(image):
+        yield image
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(raw, "HANDOVER_LIMIT", 0.1)
+
+
+def locks(image):
+    """The lock lines of an open image."""
+    lines = Path(f"/proc/self/fdinfo/{image.fd}").read_text().splitlines()
+    return [line for line in lines if line.startswith("lock:")]
+
+
+def descriptors():
+    return set(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names only
+
+
+async def test_an_incoming_image_is_measured_and_not_locked(disk):
+    async with opened(disk), opened(disk, incoming=True) as incoming:
+        assert incoming.limits.size == MIB
+        assert not incoming.held
+        assert locks(incoming) == []
+
+
+async def test_the_lock_goes_over_and_the_descriptor_stays(disk):
+    async with opened(disk) as ours, opened(disk, incoming=True) as theirs:
+        numbers = ours.fd, theirs.fd
+        await ours.hand_over()
+        await theirs.claim()
+        assert (ours.held, theirs.held) == (False, True)
+        assert (ours.fd, theirs.fd) == numbers
+        assert locks(ours) == []
+        assert locks(theirs)
+        assert not os.get_inheritable(theirs.fd)
+
+
+async def test_both_steps_may_be_asked_for_twice(disk):
+    async with opened(disk) as image:
+        await image.claim()
+        await image.hand_over()
+        await image.hand_over()
+        assert not image.held
+        await image.claim()
+        assert image.held
+
+
+async def test_no_descriptor_is_left_over(disk):
+    async with opened(disk):
+        pass  # the executor's first use opens descriptors of its own
+    before = descriptors()
+    async with opened(disk) as image:
+        for _ in range(3):
+            await image.hand_over()
+            await image.claim()
+    assert descriptors() == before
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_taken_image_is_not_claimed(disk):
+    async with opened(disk), opened(disk, incoming=True) as incoming:
+        before = descriptors()
+        with pytest.raises(ImageBusy):
+            await incoming.claim()
+        assert not incoming.held
+        assert descriptors() == before
+
+
+async def test_the_size_is_that_of_the_moment_of_the_claim(disk):
+    async with opened(disk, incoming=True) as incoming:
+        os.truncate(disk, 2 * MIB)
+        await incoming.claim()
+        assert incoming.limits.size == 2 * MIB
+
+
+async def test_an_image_is_resized_only_while_it_is_locked(disk):
+    async with opened(disk) as image:
+        await image.hand_over()
+        with pytest.raises(ImageError, match="not locked"):
+            await image.resize(2 * MIB)
+        await image.claim()
+        await image.resize(2 * MIB)
+
+
+async def test_what_cannot_be_made_durable_is_not_handed_over(disk, monkeypatch):
+    def fail(_fd):
+        raise OSError(5, "Input/output error")
+
+    async with opened(disk) as image:
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(ImageError, match="durable"):
+            await image.hand_over()
+        assert image.held
+        assert locks(image)
+
+
+async def test_an_image_that_is_only_read_is_locked_for_reading_at_once(disk):
+    async with (
+        opened(disk, read_only=True) as one,
+        opened(disk, read_only=True, incoming=True) as other,
+    ):
+        await one.hand_over()
+        assert one.held
+        assert other.held
+        assert locks(one)
+        assert locks(other)

@@ -69,6 +69,8 @@ class InflightRegion:
 
 def _check(index: int, head: bytes, queue_size: int) -> None:
     """Raise RequestRefused unless a ring's part is fresh, or written as we write it."""
+    if len(head) < HEAD.size:
+        raise RequestRefused(f"in-flight region: its file ends before the part of ring {index}")
     features, version, entries = HEAD.unpack(head)
     if version and (version, features, entries) != (VERSION, 0, queue_size):
         raise RequestRefused(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import Daemon, image
-from tests.frontend import IN, IOERR, OK, OUT, FrontEnd
+from tests.frontend import IN, IOERR, OK, OUT, FrontEnd, Request
 from tests.vring import DESC_WRITE
 
 SIZE = 1 << 20
@@ -87,6 +87,24 @@ def test_memory_that_goes_while_a_request_waits_fails_it(tmp_path):
             os.ftruncate(gone.fd, 0)
             assert disk.ring.wait_used()
             assert disk.memory.read(status, 1)[0] == IOERR
+            assert ends(daemon, front_end)
+
+
+def test_an_in_flight_region_that_goes_ends_the_connection(tmp_path):
+    with Daemon(image(tmp_path / "a.img", SIZE), tmp_path) as daemon:
+        daemon.ready()
+        with FrontEnd.connect(daemon.socket) as front_end:
+            front_end.prepare()
+            front_end.get_inflight(1, 128)
+            payload, sealed = front_end.inflight
+            ours = os.memfd_create("in-flight")  # a file that nothing keeps from shrinking
+            os.ftruncate(ours, os.fstat(sealed).st_size)
+            front_end.set(Request.SET_INFLIGHT_FD, payload, [ours])
+            disk = front_end.make_disk()
+            assert disk.write(0, b"x" * PAGE) == OK
+            os.ftruncate(ours, 0)
+            os.close(ours)
+            disk.submit(IN, 0, size=PAGE)
             assert ends(daemon, front_end)
 
 

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An in-flight region's file is the front end's to change at any moment."""
+
+import os
+
+import pytest
+
+from blkd.dataplane import inflight
+from blkd.dataplane.inflight import InflightRegion
+from blkd.errors import RequestRefused
+from blkd.vhost_user.inflight import Inflight, part_bytes
+
+
+def test_a_file_that_shrinks_while_it_is_adopted_is_refused(monkeypatch):
+    size = 2 * part_bytes(128, packed=False)
+    fd = os.memfd_create("in-flight")
+    os.ftruncate(fd, size)
+    map_file = inflight.map_file
+
+    def shrunk_meanwhile(*where):
+        mapping = map_file(*where)
+        os.ftruncate(fd, part_bytes(128, packed=False))
+        return mapping
+
+    monkeypatch.setattr(inflight, "map_file", shrunk_meanwhile)
+    with pytest.raises(RequestRefused, match="ends before the part of ring 1"):
+        InflightRegion.adopt(Inflight(size, 0, 2, 128), fd, packed=False)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)  # it was taken, and is closed

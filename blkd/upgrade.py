@@ -41,13 +41,12 @@ class Gift:
         touched any more, and the caller ends the process without waiting for anything.
         """
         busy = "another process is taking it over already" if self._giving.locked() else None
+        turn = contextlib.nullcontext() if busy else self._giving
         channel = HandoverChannel(sock)
         name = self._export.config.name
         try:
-            if busy is not None:
-                return await exchange.give(channel, self, busy)
-            async with self._giving:
-                taker = await exchange.give(channel, self)
+            async with turn:
+                taker = await exchange.give(channel, self, busy)
         except BlkdError as error:
             log.warning("not handed over", export=name, reason=str(error))
             return None

@@ -16,7 +16,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from demo.agent import Agent, Answer, GuestError
 from demo.initramfs import Kernel, MissingPart, build
@@ -38,6 +38,9 @@ LOG_LEVEL_ERR = 3
 LOG_TAIL = 30  # lines shown when the guest fails
 MIGRATION_LIMIT = 60.0
 MIGRATION_PERIOD = 0.05  # seconds between two looks at a migration
+MIGRATION_ENDS = {"completed", "cancelled", "failed"}
+MIGRATION_CRAWL = 1 << 20
+"""Bytes a second: so slow that there is time to cancel it."""
 MIGRATION_SPEED = 8 << 30
 """Bytes a second: as fast as it goes."""
 LONGEST_DOWNTIME = 1000
@@ -144,22 +147,37 @@ class Guest:
         Either it goes on there (`take_over`) or here (`resume`).  Raises QmpError, or GuestError
         where QEMU gives the migration up.
         """
-        uri = f"unix:{to._logs / 'migration'}"  # noqa: SLF001 - another of our kind
-        await to.qmp.execute("migrate-incoming", uri=uri)
-        await self.qmp.execute(
-            "migrate-set-parameters",
-            max_bandwidth=MIGRATION_SPEED,
-            downtime_limit=LONGEST_DOWNTIME,
-        )
-        await self.qmp.execute("migrate", uri=uri)
-        async with asyncio.timeout(MIGRATION_LIMIT):
-            while (seen := await self.qmp.execute("query-migrate"))["status"] != "completed":
-                if seen["status"] in {"failed", "cancelled"}:
-                    raise GuestError(f"migration {seen['status']}\n{to._tail()}")  # noqa: SLF001
-                await asyncio.sleep(MIGRATION_PERIOD)
+        await self._begin_to_migrate(to, MIGRATION_SPEED)
+        seen = await self._migration("completed")
         return Migration(
             seen["total-time"] / 1000, seen["downtime"] / 1000, seen["ram"]["transferred"]
         )
+
+    async def begin_and_cancel(self, to: "Guest") -> None:
+        """Begin to migrate to `to` and cancel it while memory is copied; the guest never stops."""
+        await self._begin_to_migrate(to, MIGRATION_CRAWL)
+        await self._migration("active")
+        await self.qmp.execute("migrate_cancel")
+        await self._migration("cancelled")
+
+    async def _begin_to_migrate(self, to: "Guest", speed: int) -> None:
+        uri = f"unix:{to._logs / 'migration'}"  # noqa: SLF001 - another of our kind
+        await to.qmp.execute("migrate-incoming", uri=uri)
+        await self.qmp.execute(
+            "migrate-set-parameters", max_bandwidth=speed, downtime_limit=LONGEST_DOWNTIME
+        )
+        await self.qmp.execute("migrate", uri=uri)
+
+    async def _migration(self, wanted: str) -> dict[str, Any]:
+        """What QEMU says of its migration once that is as `wanted`."""
+        async with asyncio.timeout(MIGRATION_LIMIT):
+            while True:
+                seen: dict[str, Any] = await self.qmp.execute("query-migrate")
+                if seen["status"] == wanted:
+                    return seen
+                if seen["status"] in MIGRATION_ENDS:
+                    raise GuestError(f"a migration {seen['status']}\n{self._tail()}")
+                await asyncio.sleep(MIGRATION_PERIOD)
 
     async def take_over(self, source: "Guest") -> None:
         """Go on with the guest that has come from `source`, and answer what was asked there."""

@@ -13,7 +13,7 @@ from drills.outcome import Outcome
 SIZE = 64 << 20
 JOBS = 4
 CPUS = 2
-RUN = 5  # seconds of a load, after which it is looked at and another begins
+RUN = 3  # seconds of a load, after which it is looked at and another begins
 LIMIT = 180.0
 START_LIMIT = 20.0
 LOCK_LIMIT = 3.0  # seconds; QEMU does not wait until its rings have started
@@ -40,9 +40,11 @@ class Load:
 async def drill(rounds: int, *, packed: bool = False) -> Outcome:
     """Migrate there and back, `rounds` times, while fio writes, flushes, reads and compares.
 
-    Before each time a migration fails at its very end: the destination dies before the guest goes
-    on there, and it goes on where it was.  An error, beside what fio and the guest's kernel say,
-    is an image that is locked by another blkd than the one whose guest runs.
+    Before each time a migration is cancelled, and another fails at its very end: the destination
+    dies before the guest goes on there, and it goes on where it was.
+
+    An error, beside what fio and the guest's kernel say, is an image that is locked by another
+    blkd than the one whose guest runs.
     """
     machine = await Machine.prepare()
     with image(SIZE) as path:
@@ -69,7 +71,7 @@ class Journey:
         self._machine, self._servers, self._machines = machine, servers, machines
         self._packed = packed
         self._load = Load()
-        self._failed = 0
+        self._cancelled = self._failed = 0
         self._wrong_locks = 0
         self._seconds: list[float] = []
         self._downtimes: list[float] = []
@@ -84,6 +86,8 @@ class Journey:
         load = asyncio.ensure_future(self._load.run())
         try:
             for _ in range(rounds):
+                await self._under(load)
+                await self._cancel(guest)
                 await self._under(load)
                 await self._fail(guest)
                 for _ in range(2):
@@ -106,6 +110,14 @@ class Journey:
         await self._expect(True, False)
         return there
 
+    async def _cancel(self, guest: Guest) -> None:
+        """Begin to go over, and stay."""
+        there = await self._waiting()
+        await guest.begin_and_cancel(there)
+        await self._expect(True, False)
+        await there.kill()
+        self._cancelled += 1
+
     async def _fail(self, guest: Guest) -> None:
         """Go over, find the destination dead and go on here."""
         there = await self._send(guest)
@@ -116,15 +128,20 @@ class Journey:
 
     async def _send(self, guest: Guest) -> Guest:
         """Have the guest stand still at both ends: the other one."""
-        there = await self._machines.enter_async_context(
-            self._machine.incoming(self._disk(self._servers[1]), cpus=CPUS)
-        )
-        await self._expect(True, False)
+        there = await self._waiting()
         seen = await guest.migrate(there)
         await self._expect(False, False)
         self._seconds.append(seen.seconds)
         self._downtimes.append(seen.downtime)
         self._sent += seen.bytes
+        return there
+
+    async def _waiting(self) -> Guest:
+        """A machine at the other back end that waits for the guest."""
+        there = await self._machines.enter_async_context(
+            self._machine.incoming(self._disk(self._servers[1]), cpus=CPUS)
+        )
+        await self._expect(True, False)
         return there
 
     async def _expect(self, *locked: bool) -> None:
@@ -164,6 +181,7 @@ class Journey:
             errors=errors,
             figures={
                 "migrations": len(self._downtimes) - self._failed,
+                "migrations cancelled": self._cancelled,
                 "migrations failed at their end": self._failed,
                 "requests": sum(r.read.requests + r.write.requests + r.flushes for r in reports),
                 "bytes written": sum(r.write.bytes for r in reports),

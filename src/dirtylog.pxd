@@ -2,7 +2,7 @@
 """The dirty log of a live migration (vhost-user, "Migration"): one bit a page of guest memory.
 
 The front end takes bits away while we set them, and copies the page of each after that.  So a
-page is marked behind the write to it: what is written behind a mark may never be copied.
+page is marked after the write to it: what is written after its mark may never be copied.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -23,7 +23,6 @@ cdef extern from *:
 
 cdef enum:
     LOG_PAGE_SHIFT = 12         # a bit stands for 4096 bytes, whatever pages the host has
-    LOG_BYTE_SHIFT = 15         # a byte of the log for 8 pages
     DESC_SHIFT = 4              # bytes of a descriptor, in both layouts
     EVENT_BYTES = 4             # of a packed ring's event suppression structure
 

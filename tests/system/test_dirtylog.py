@@ -427,9 +427,10 @@ class Migrator:
         return self.copy[region.gpa][at : at + length] == region.memory[at : at + length]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [*ENGINES, "registered", "short"])
 def test_a_copy_made_by_the_log_has_all_that_was_written(serve, path, packed, engine):
-    _, front_end = serve(path, *ENGINES[engine])
+    options = ["--register-memory"] if engine == "registered" else ENGINES.get(engine, ())
+    _, front_end = serve(f"faulty:short@any/2:{path}" if engine == "short" else path, *options)
     front_end.prepare(packed=packed)
     requests = Requests(front_end, front_end.start_ring(0, 256))
     choice, shift = random.Random(engine), 3 if engine == "bounced" else 0

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+# Part of ring.pyx: what this kernel's io_uring can do.
+
+def probe_io_uring() -> dict:
+    """Whether this kernel's io_uring has each operation that the data path uses, by name.
+
+    Raises:
+        OSError: There is no io_uring, or it is forbidden.
+    """
+    cdef io_uring ring
+    cdef io_uring_probe *probe
+    cdef int rc = open_uring(&ring)
+    if rc < 0:
+        raise OSError(-rc, os.strerror(-rc))
+    probe = io_uring_get_probe_ring(&ring)
+    try:
+        if probe == NULL:
+            raise OSError(EINVAL, "io_uring cannot be probed")
+        return {
+            "READ": bool(io_uring_opcode_supported(probe, IORING_OP_READ)),
+            "READV": bool(io_uring_opcode_supported(probe, IORING_OP_READV)),
+            "WRITE": bool(io_uring_opcode_supported(probe, IORING_OP_WRITE)),
+            "WRITEV": bool(io_uring_opcode_supported(probe, IORING_OP_WRITEV)),
+            "FSYNC": bool(io_uring_opcode_supported(probe, IORING_OP_FSYNC)),
+            "FALLOCATE": bool(io_uring_opcode_supported(probe, IORING_OP_FALLOCATE)),
+            "POLL_ADD": bool(io_uring_opcode_supported(probe, IORING_OP_POLL_ADD)),
+            "ASYNC_CANCEL": bool(io_uring_opcode_supported(probe, IORING_OP_ASYNC_CANCEL)),
+        }
+    finally:
+        io_uring_free_probe(probe)
+        io_uring_queue_exit(&ring)

@@ -4,6 +4,7 @@
 import contextlib
 import fcntl
 import os
+import struct
 from typing import Final, Self
 
 from blkd import ring
@@ -11,6 +12,13 @@ from blkd.dataplane.memory import map_file
 from blkd.errors import DataPlaneError, RequestRefused
 from blkd.vhost_user.inflight import HEAD, VERSION, Inflight, part_bytes
 from blkd.vhost_user.rings import HeldInflight, VringSetup
+
+NOTE: Final = struct.Struct("=8sB7x")
+"""Behind the region, where no front end looks: a mark, and the disk's `writeback` field.
+
+QEMU tells a back end of a driver's choice once, and not the next one after a death.
+"""
+NOTED: Final = b"blkdnote"
 
 SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -21,7 +29,7 @@ def make(region: Inflight) -> int:
         try:
             fd = os.memfd_create("blkd-inflight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             undo.callback(os.close, fd)
-            os.ftruncate(fd, region.mmap_size)
+            os.ftruncate(fd, region.mmap_size + NOTE.size)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
         except OSError as error:
             raise DataPlaneError(f"no memory for an in-flight region: {error}") from error
@@ -53,6 +61,23 @@ class InflightRegion:
     def close(self) -> None:
         """Close the descriptor; the mapping ends when nothing uses it any more."""
         os.close(self.held.fd)
+
+    @property
+    def _end(self) -> int:
+        return self.held.region.mmap_offset + self.held.region.mmap_size
+
+    @property
+    def writeback(self) -> bool | None:
+        """The `writeback` field as it was last noted; None where it never was."""
+        note = os.pread(self.held.fd, NOTE.size, self._end)
+        if not note.startswith(NOTED) or len(note) < NOTE.size:
+            return None
+        return bool(NOTE.unpack(note)[1])
+
+    def note(self, *, writeback: bool) -> None:
+        """Note the `writeback` field, if the file is one of ours with room for it."""
+        if os.fstat(self.held.fd).st_size >= self._end + NOTE.size:
+            os.pwrite(self.held.fd, NOTE.pack(NOTED, writeback), self._end)
 
     def part(self, index: int, setup: VringSetup) -> tuple[int, int]:
         """Where ring `index` is recorded, and its entries.  Raises RequestRefused."""

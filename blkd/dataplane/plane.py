@@ -186,7 +186,10 @@ class DataPlane:
 
     async def use_inflight(self, region: Inflight, fd: int, *, packed: bool) -> None:
         """Record what is in flight in this region, from the next ring that is started on."""
-        self._replace_inflight(InflightRegion.adopt(region, fd, packed=packed))
+        self._replace_inflight(adopted := InflightRegion.adopt(region, fd, packed=packed))
+        if (noted := adopted.writeback) is not None:
+            self._device.writeback_field = noted
+        await self.refresh()
 
     def _replace_inflight(self, region: InflightRegion | None) -> None:
         if self._inflight is not None:
@@ -360,6 +363,8 @@ class DataPlane:
 
     async def refresh(self) -> None:
         """Hand the device's present parameters (capacity, cache mode) to the data path."""
+        if self._inflight is not None:
+            self._inflight.note(writeback=self._device.writeback_field)
         await self._everywhere(self._set_limits(thread) for thread in self._crew_awake)
 
     def _set_limits(self, thread: WorkerThread) -> asyncio.Future[int]:

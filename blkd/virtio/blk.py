@@ -213,6 +213,10 @@ class BlkDevice:
         """The `writeback` field as it was last written, whether it is in force or not."""
         return self._writeback
 
+    @writeback_field.setter
+    def writeback_field(self, writeback: bool) -> None:
+        self._writeback = writeback
+
     def resize(self, capacity: int) -> None:
         """Show a disk of `capacity` sectors from now on."""
         if capacity != self.capacity:

@@ -18,8 +18,8 @@ from layouts cimport (
     PACKED_F_USED, PackedDesc,
 )
 from packed cimport (
-    FIRST_BASE, is_no_fresh_ring, packed_base, publish_packed, rearm_packed, start_packed,
-    suppress_packed, take_packed,
+    FIRST_BASE, is_no_fresh_ring, is_untouched, packed_base, publish_packed, rearm_packed,
+    start_packed, suppress_packed, take_packed,
 )
 from split cimport (
     publish_split, rearm_split, start_split, suppress_split, take_split, walk_split,
@@ -260,6 +260,10 @@ cdef class Guest:
     def is_no_fresh_ring(self):
         """Whether a packed ring that is to begin anew was left somewhere else."""
         return bool(is_no_fresh_ring(&self.vq))
+
+    def is_untouched(self):
+        """Whether nothing of a packed ring was ever used."""
+        return bool(is_untouched(&self.vq))
 
     def base(self):
         """The base of a packed ring, as GET_VRING_BASE gives it."""

@@ -44,7 +44,7 @@ async def drill(
     with tempfile.TemporaryDirectory(prefix="blkd-drill-") as name:
         run = Run(Path(name), killing=killing)
         await asyncio.to_thread(run.drill, rounds, queues, depth, packed=packed)
-    name = "upgrade" + "-killed" * killing + "-packed" * packed
+    name = f"upgrade{', killed' * killing}, {'packed' if packed else 'split'} rings"
     return Outcome(drill=name, rounds=rounds, errors=run.errors, figures=run.figures)
 
 

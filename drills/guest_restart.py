@@ -11,7 +11,7 @@ from drills.outcome import Outcome
 SIZE = 64 << 20
 LONGEST_LIFE = 2.0  # seconds; QEMU looks for the next back end once a second
 LIFE = 2.2  # seconds of a life and a start, roughly: what a load is planned by
-RUN = 60.0  # seconds of a load, at the most
+KILLS = 27  # of one load, at the most: fio comes to an end only in a life that is long enough
 JOBS = 4
 LIMIT = 300.0
 
@@ -28,10 +28,10 @@ async def drill(rounds: int, *, packed: bool = False) -> Outcome:
             seed = 0
             while figures["kills"] < rounds:
                 seed += 1
-                left = rounds - figures["kills"]
-                load = asyncio.ensure_future(_load(guest, min(RUN, left * LIFE)))
+                kills = min(KILLS, rounds - figures["kills"])
+                load = asyncio.ensure_future(_load(guest, kills * LIFE))
                 killer = Killer(server, LONGEST_LIFE, seed)
-                await killer.run(left, load)
+                await killer.run(kills, load)
                 seen = await load
                 figures["kills"] += killer.kills
                 figures["requests"] += seen.read.requests + seen.write.requests + seen.flushes

@@ -7,29 +7,24 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from dirtylog cimport DirtyLog, RingLog
 from fixed cimport register_memory
 from guestmem cimport MemoryView
-from inflight cimport INFLIGHT_VERSION, Inflight, is_recorded
-from inflight_packed cimport packed_region, recover_packed, renew_packed
-from inflight_split cimport recover_split
 from mailbox cimport (
     CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR,
     CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP, Command,
     stage_answer, take_command,
 )
 from notify cimport (
-    arm_kick, break_ring, call_driver, leave_call, leave_kick, lose_ring, use_call,
+    arm_kick, call_driver, leave_call, leave_kick, lose_ring, use_call,
 )
-from packed cimport FIRST_BASE, is_no_fresh_ring, is_untouched, packed_base, start_packed
+from packed cimport packed_base, start_packed
 from requests cimport Vring, reset_requests
+from serving cimport do_again
 from split cimport start_split
 from virtio_blk cimport BlkLimits
-from virtq cimport Virtq
 from worker cimport Worker
 
 cdef extern from "<errno.h>" nogil:
     enum:
-        EBADMSG
         ECANCELED
-        ESTALE
 
 cdef enum:
     LATER = 1                   # a command's result when its answer is not due yet
@@ -74,36 +69,6 @@ cdef inline void place(Vring *r, const Placement *where) noexcept nogil:
     r.log = where.log
 
 
-cdef inline bint was_served_before(const Vring *r) noexcept nogil:
-    """Whether a ring goes on where somebody left it."""
-    if r.vq.packed:
-        return packed_base(&r.vq) != FIRST_BASE
-    return r.vq.next_avail != 0 or r.vq.next_used != 0
-
-
-cdef inline int recover(
-    Inflight *f, Virtq *vq, uint32_t base, bint taken_over
-) noexcept nogil:
-    """Find out what a ring, placed at `base`, has in flight: 0, or -errno if it cannot be served.
-
-    -ESTALE: a packed ring that was served before, and nobody knows how far; who has it from
-    another process knows.
-    -EBADMSG: its in-flight region is damaged.
-    """
-    f.again_count = f.again_done = 0
-    if is_recorded(f) and not vq.packed:
-        recover_split(f, vq)
-    elif is_recorded(f) and packed_region(f).version == INFLIGHT_VERSION and not (
-        base == FIRST_BASE and is_untouched(vq)
-    ):
-        return -EBADMSG if recover_packed(f, vq) < 0 else 0
-    elif vq.packed and base == FIRST_BASE and not taken_over and is_no_fresh_ring(vq):
-        return -ESTALE          # served from here it would do what was done before
-    elif is_recorded(f):
-        renew_packed(f, vq)
-    return 0
-
-
 cdef inline int place_anew(Worker *w, Vring *r, const VringStart *how) noexcept nogil:
     """Describe a stopped ring as it is to start: 0, or -errno."""
     r.vq.size = how.size
@@ -132,12 +97,8 @@ cdef inline int start_ring(Worker *w, Vring *r, const VringStart *how) noexcept 
     reset_requests(r)
     r.started = r.kicks_wanted = True
     r.broken = how.broken
+    r.base, r.taken_over, r.unrecovered = how.base, how.taken_over, True
     arm_kick(w, r)
-    rc = recover(&r.inflight, &r.vq, how.base, how.taken_over)
-    if rc < 0:
-        break_ring(w, r, rc)
-    elif how.taken_over or was_served_before(r):
-        call_driver(w, r)       # whoever served it before may have died owing a call
     return 0
 
 
@@ -187,10 +148,15 @@ cdef inline void set_call(Worker *w, Vring *r, int fd) noexcept nogil:
         call_driver(w, r)
 
 
-cdef inline int stop_ring(Vring *r, uint64_t ticket) noexcept nogil:
-    """Fetch no more from a ring; `settle` answers once it is idle: LATER, or -errno."""
+cdef inline int stop_ring(Worker *w, Vring *r, uint64_t ticket) noexcept nogil:
+    """Fetch no more from a ring; `settle` answers once it is idle: LATER, or -errno.
+
+    What a dead back end had fetched counts as fetched, though the ring may be paused.
+    """
     if not r.started or r.stop_ticket:
         return -EBUSY
+    if r.enabled and not (r.broken or r.lost):
+        do_again(w, r)
     r.stop_ticket = ticket
     return LATER
 
@@ -223,7 +189,7 @@ cdef inline int64_t apply_to_ring(Worker *w, const Command *c) noexcept nogil:
     if c.kind == CMD_MOVE:
         place(r, <const Placement *>c.data)
     elif c.kind == CMD_STOP:
-        return stop_ring(r, c.ticket)
+        return stop_ring(w, r, c.ticket)
     elif c.kind == CMD_ENABLE:
         r.enabled = c.value != 0
         r.wants_look = True

@@ -131,6 +131,13 @@ cdef inline int record_packed(Inflight *f, const Virtq *vq, Chain *chain) noexce
     return 0
 
 
+cdef inline void unrecord_packed(Inflight *f, const Chain *chain) noexcept nogil:
+    """Forget the chain that was recorded last, which is never carried out."""
+    f.head = <uint16_t>chain.entry
+    write_heads(packed_region(f), f.head, f.head)
+    forget(&packed_entries(f)[chain.entry])
+
+
 cdef inline void link_packed(
     Inflight *f, const Virtq *vq, const UsedChain *used, uint32_t count
 ) noexcept nogil:
@@ -247,11 +254,12 @@ cdef inline int read_chain(Inflight *f, const Virtq *vq, uint32_t head, bint *se
 cdef inline int recover_packed(Inflight *f, Virtq *vq) noexcept nogil:
     """Find what is in flight and place the ring behind it: 0, or -errno on a damaged region.
 
-    The region knows the ring's position better than the front end does.
+    The region knows the ring's position better than the front end does.  Only of chains that
+    were fetched and broke the ring it knows nothing: the base may be behind them.
     """
     cdef bint seen[MAX_ENTRIES]
     cdef uint32_t i, descriptors = 0
-    cdef UsedPosition avail
+    cdef UsedPosition based = used_position(vq), avail
     cdef int rc = end_last_batch(f, vq)
     if rc < 0:
         return rc
@@ -268,6 +276,8 @@ cdef inline int recover_packed(Inflight *f, Virtq *vq) noexcept nogil:
     order_again(f)
     for i in range(f.again_count):
         store_release_u64(&packed_entries(f)[f.again[i].entry].counter, i)
+    if not descriptors and based.index == vq.next_used and based.wrap == vq.used_wrap:
+        return 0
     avail = advanced(vq, used_position(vq), descriptors)
     vq.next_avail, vq.avail_wrap = avail.index, avail.wrap
     return 0

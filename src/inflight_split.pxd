@@ -31,6 +31,11 @@ cdef inline void record_split(Inflight *f, const Chain *chain) noexcept nogil:
     f.counter += 1
 
 
+cdef inline void unrecord_split(Inflight *f, const Chain *chain) noexcept nogil:
+    """Forget the chain that was recorded last, which is never carried out."""
+    store_release_u8(&split_entries(f)[chain.id].inflight, 0)
+
+
 cdef inline void link_split(Inflight *f, const UsedChain *used, uint32_t count) noexcept nogil:
     """Say which chains are about to be given back: before the driver sees any of them."""
     cdef SplitEntry *entries = split_entries(f)

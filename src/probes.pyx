@@ -7,7 +7,6 @@ from libc.string cimport memcpy, memset
 
 import os
 
-from commands cimport recover
 from dirtylog cimport DirtyLog, RingLog, mark, mark_areas, mark_segments
 from guestmem cimport GuestMemory, MemoryView, Region
 from inflight cimport Again, Inflight, MAX_ENTRIES, is_recorded
@@ -24,6 +23,7 @@ from packed cimport (
 from split cimport (
     publish_split, rearm_split, start_split, suppress_split, take_split, walk_split,
 )
+from recovery cimport recover
 from requests cimport Request, Vring, reset_requests
 from serving cimport serve_rings
 from uring cimport iovec

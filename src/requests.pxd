@@ -92,6 +92,9 @@ cdef struct Vring:
     int error
     uint64_t stop_ticket        # CMD_STOP to be answered, or 0
     uint64_t kick_ticket        # CMD_SET_KICK to be answered, or 0
+    uint32_t base               # as the ring was started
+    bint taken_over             # ... from who served it before, and knew where it was
+    bint unrecovered            # it was not looked at yet
     bint started
     bint enabled
     bint broken                 # by the guest; serves again after stop and start

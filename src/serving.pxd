@@ -6,8 +6,10 @@ from libc.stdint cimport uint32_t
 from dirtylog cimport seldom
 from immediate cimport answer_at_once, carried_out
 from inflight cimport Again, has_again, is_recorded
-from inflight_packed cimport link_packed, record_packed, settle_packed, walk_recorded
-from inflight_split cimport link_split, record_split, settle_split
+from inflight_packed cimport (
+    link_packed, record_packed, settle_packed, unrecord_packed, walk_recorded,
+)
+from inflight_split cimport link_split, record_split, settle_split, unrecord_split
 from injected cimport put_off, strike
 from layouts cimport BLK_S_OK
 from logged cimport logged_areas
@@ -15,6 +17,7 @@ from notify cimport break_ring, call_driver
 from packed cimport (
     packed_has_more, publish_packed, rearm_packed, suppress_packed, take_packed,
 )
+from recovery cimport recover_ring
 from requests cimport Request, Vring, next_ranges, take_request, unfit_for_direct
 from split cimport (
     publish_split, rearm_split, split_has_more, suppress_split, take_split, walk_split,
@@ -82,6 +85,8 @@ cdef inline int fetch_split(Worker *w, Vring *r) noexcept nogil:
             if is_recorded(&r.inflight):
                 record_split(&r.inflight, &chain)
             rc = begin(w, r, &chain)
+            if rc < 0 and is_recorded(&r.inflight):
+                unrecord_split(&r.inflight, &chain)
             budget -= rc
     return rc
 
@@ -96,6 +101,8 @@ cdef inline int fetch_packed(Worker *w, Vring *r) noexcept nogil:
             rc = record_packed(&r.inflight, &r.vq, &chain) or rc
         if rc > 0:
             rc = begin(w, r, &chain)
+            if rc < 0 and is_recorded(&r.inflight):
+                unrecord_packed(&r.inflight, &chain)
             budget -= rc
     return rc
 
@@ -120,6 +127,17 @@ cdef inline int submit_again(Worker *w, Vring *r) noexcept nogil:
     return min(rc, 0)
 
 
+cdef inline void do_again(Worker *w, Vring *r) noexcept nogil:
+    """Recover a ring that was not looked at yet, and start what was left in flight there."""
+    cdef int rc
+    if r.unrecovered:
+        recover_ring(w, r)
+    if has_again(&r.inflight) and not r.broken:
+        rc = submit_again(w, r)
+        if rc < 0:
+            break_ring(w, r, rc)
+
+
 cdef inline void spare_kicks(Worker *w, Vring *r) noexcept nogil:
     """Tell a ring's driver not to kick, since it is being looked at."""
     if not r.kicks_wanted:
@@ -135,12 +153,12 @@ cdef inline void spare_kicks(Worker *w, Vring *r) noexcept nogil:
 
 cdef inline void serve_ring(Worker *w, Vring *r) noexcept nogil:
     """Fetch from a ring that may hold more."""
-    cdef int rc = 0
+    cdef int rc
+    do_again(w, r)
+    if r.broken:
+        return
     spare_kicks(w, r)
-    if has_again(&r.inflight):
-        rc = submit_again(w, r)
-    if rc == 0:
-        rc = fetch_packed(w, r) if r.vq.packed else fetch_split(w, r)
+    rc = fetch_packed(w, r) if r.vq.packed else fetch_split(w, r)
     r.wants_look = rc > 0
     if rc < 0:
         break_ring(w, r, rc)

@@ -47,9 +47,15 @@ cdef inline UsedElem *used_elements(const Virtq *vq) noexcept nogil:
 
 
 cdef inline void start_split(Virtq *vq, uint16_t base) noexcept nogil:
-    """Begin at avail index `base`; the used index goes on from where the ring has it."""
-    vq.next_avail = vq.avail_seen = base
-    vq.next_used = used_ring(vq)[1]
+    """Begin at avail index `base`; the used index goes on from where the ring has it.
+
+    A front end that lost its back end may have read the used index too early, while the last
+    requests were still being given back: what was given back is not done again.
+    """
+    cdef uint16_t behind
+    vq.next_used = load_relaxed_u16(&used_ring(vq)[1])
+    behind = vq.next_used - base
+    vq.next_avail = vq.avail_seen = vq.next_used if behind <= vq.size else base
 
 
 cdef inline bint split_has_more(const Virtq *vq) noexcept nogil:

@@ -185,10 +185,11 @@ class FrontEnd:
                 sock.settimeout(timeout)
                 return sock
 
-    def resume(self, path: str | os.PathLike[str]) -> None:
+    def resume(self, path: str | os.PathLike[str], base: int | None = None) -> None:
         """Go on with another back end, as QEMU does: all it knows is what the guest was given.
 
-        It goes from the used index of a split ring, and forgets where a packed one was.
+        It goes from the used index of a split ring, as it was read then or is now, and forgets
+        where a packed one was.
         """
         self.sock.close()
         self.sock = self._connected(path, self.timeout)
@@ -199,8 +200,8 @@ class FrontEnd:
             self.set(Request.SET_INFLIGHT_FD, payload, [fd])
         self.share_memory()
         for index, ring in self.rings.items():
-            base = START if isinstance(ring, PackedVring) else ring.used_idx
-            self.start_ring(index, ring=ring, base=base)
+            known = START if isinstance(ring, PackedVring) else ring.used_idx
+            self.start_ring(index, ring=ring, base=known if base is None else base)
 
     def track_inflight(self, queues: int = 1, queue_size: int = 128) -> None:
         """Have the back end make an in-flight region, and record in it."""

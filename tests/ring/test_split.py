@@ -153,12 +153,28 @@ def test_no_descriptor_table_makes_the_walk_leave_guest_memory(table, head):
 
 def test_chains_are_taken_in_order_across_the_wrap_of_the_index():
     ring = Ring()
+    struct.pack_into("<H", ring.low, USED + 2, 0xFFFE)
     ring.guest.start(0xFFFE)
     ring.describe(*((DATA, 1, 0, 0) for _ in range(SIZE)))
     struct.pack_into("<8H", ring.low, AVAIL + 4, 2, 3, 0, 0, 0, 0, 7, 1)
     ring.make_available(1)
     assert [ring.guest.take()[0] for _ in range(3)] == [7, 1, 2]
     assert ring.guest.take() is None
+
+
+@pytest.mark.parametrize("behind", [0, 1, SIZE])
+@pytest.mark.parametrize("used", [0, 3, 0x8000])
+def test_what_was_given_back_is_not_taken_again_whatever_the_front_end_says(used, behind):
+    ring = Ring()
+    struct.pack_into("<H", ring.low, USED + 2, used)
+    ring.guest.start((used - behind) & 0xFFFF)
+    assert ring.guest.position() == used
+
+
+def test_a_base_that_has_nothing_to_do_with_the_used_index_counts():
+    ring = Ring()
+    ring.guest.start(SIZE + 1)
+    assert ring.guest.position() == SIZE + 1
 
 
 def test_an_index_more_than_a_ring_ahead_is_wild():

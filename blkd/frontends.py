@@ -81,7 +81,7 @@ class FrontEnds:
         try:
             await connection.serve()
             log.info("front end left", export=self._name)
-        except BlkdError as error:
+        except (BlkdError, OSError) as error:  # the latter of its own descriptors, say
             log.warning("front end dropped", export=self._name, reason=str(error))
         finally:
             self.connection = self._socket = None

@@ -49,6 +49,7 @@ async def _load(guest: Guest, seconds: float) -> Report:
         guest,
         "/dev/vda",
         f"--rw=randrw --bsrange=4k-32k --iodepth=16 --fsync=64 --size={share} --numjobs={JOBS}",
-        f"--offset_increment={share} --time_based --runtime={seconds:.0f} --verify_backlog=64",
+        f"--offset_increment={share} --time_based --runtime={seconds:.0f} --verify_backlog=64 "
+        "--serialize_overlap=1",  # two writes in flight to one block come in any order
         limit=LIMIT,
     )

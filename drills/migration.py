@@ -199,6 +199,7 @@ async def _load(guest: Guest) -> Report:
         guest,
         "/dev/vda",
         f"--rw=randrw --bsrange=4k-32k --iodepth=16 --fsync=64 --size={share} --numjobs={JOBS}",
-        f"--offset_increment={share} --time_based --runtime={RUN} --verify_backlog=64",
+        f"--offset_increment={share} --time_based --runtime={RUN} --verify_backlog=64 "
+        "--serialize_overlap=1",
         limit=LIMIT,
     )

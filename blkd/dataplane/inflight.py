@@ -13,12 +13,12 @@ from blkd.errors import DataPlaneError, RequestRefused
 from blkd.vhost_user.inflight import HEAD, VERSION, Inflight, part_bytes
 from blkd.vhost_user.rings import HeldInflight, VringSetup
 
-NOTE: Final = struct.Struct("=8sB7x")
-"""Behind the region, where no front end looks: a mark, and the disk's `writeback` field.
+NOTE: Final = struct.Struct("=8s?7x")
+"""Behind the region, where no front end looks: a mark, and whether a driver chose write-through.
 
-QEMU tells a back end of a driver's choice once, and not the next one after a death.
+QEMU tells a back end of that once, and not the next one after a death.
 """
-NOTED: Final = b"blkdnote"
+MARK: Final = b"blkdnote"
 
 SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -30,6 +30,7 @@ def make(region: Inflight) -> int:
             fd = os.memfd_create("blkd-inflight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             undo.callback(os.close, fd)
             os.ftruncate(fd, region.mmap_size + NOTE.size)
+            os.pwrite(fd, NOTE.pack(MARK, False), region.mmap_size)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
         except OSError as error:
             raise DataPlaneError(f"no memory for an in-flight region: {error}") from error
@@ -53,8 +54,7 @@ class InflightRegion:
             mapping = map_file(fd, region.mmap_offset, region.mmap_size, "in-flight region")
             step = part_bytes(region.queue_size, packed=packed)
             for index in range(region.queues):
-                head = os.pread(fd, HEAD.size, region.mmap_offset + index * step)
-                _check(index, head, region.queue_size)
+                _check(index, _head(fd, region.mmap_offset + index * step), region.queue_size)
             undo.pop_all()
         return cls(HeldInflight(region, packed, fd), mapping)
 
@@ -67,17 +67,21 @@ class InflightRegion:
         return self.held.region.mmap_offset + self.held.region.mmap_size
 
     @property
-    def writeback(self) -> bool | None:
-        """The `writeback` field as it was last noted; None where it never was."""
-        note = os.pread(self.held.fd, NOTE.size, self._end)
-        if not note.startswith(NOTED) or len(note) < NOTE.size:
-            return None
-        return bool(NOTE.unpack(note)[1])
+    def notes_write_through(self) -> bool:
+        """Whether it is noted that the driver chose write-through."""
+        return self._note() == NOTE.pack(MARK, True)
 
-    def note(self, *, writeback: bool) -> None:
-        """Note the `writeback` field, if the file is one of ours with room for it."""
-        if os.fstat(self.held.fd).st_size >= self._end + NOTE.size:
-            os.pwrite(self.held.fd, NOTE.pack(NOTED, writeback), self._end)
+    def note(self, *, write_through: bool) -> None:
+        """Note what the driver chose, if the file is one of ours."""
+        if self._note().startswith(MARK):
+            with contextlib.suppress(OSError):  # whatever a front end has done to its file
+                os.pwrite(self.held.fd, NOTE.pack(MARK, write_through), self._end)
+
+    def _note(self) -> bytes:
+        try:
+            return os.pread(self.held.fd, NOTE.size, self._end)
+        except OSError:
+            return b""
 
     def part(self, index: int, setup: VringSetup) -> tuple[int, int]:
         """Where ring `index` is recorded, and its entries.  Raises RequestRefused."""
@@ -90,6 +94,13 @@ class InflightRegion:
             )
         step = part_bytes(region.queue_size, packed=packed)
         return self._mapping.address + index * step, region.queue_size
+
+
+def _head(fd: int, at: int) -> bytes:
+    try:
+        return os.pread(fd, HEAD.size, at)
+    except OSError as error:
+        raise RequestRefused(f"in-flight region: cannot be read: {error.strerror}") from error
 
 
 def _check(index: int, head: bytes, queue_size: int) -> None:

@@ -187,9 +187,9 @@ class DataPlane:
     async def use_inflight(self, region: Inflight, fd: int, *, packed: bool) -> None:
         """Record what is in flight in this region, from the next ring that is started on."""
         self._replace_inflight(adopted := InflightRegion.adopt(region, fd, packed=packed))
-        if (noted := adopted.writeback) is not None:
-            self._device.writeback_field = noted
-        await self.refresh()
+        if adopted.notes_write_through:
+            self._device.choose(write_back=False)
+            await self.refresh()
 
     def _replace_inflight(self, region: InflightRegion | None) -> None:
         if self._inflight is not None:
@@ -363,8 +363,8 @@ class DataPlane:
 
     async def refresh(self) -> None:
         """Hand the device's present parameters (capacity, cache mode) to the data path."""
-        if self._inflight is not None:
-            self._inflight.note(writeback=self._device.writeback_field)
+        if self._inflight is not None and self._device.chosen_write_back is not None:
+            self._inflight.note(write_through=not self._device.chosen_write_back)
         await self._everywhere(self._set_limits(thread) for thread in self._crew_awake)
 
     def _set_limits(self, thread: WorkerThread) -> asyncio.Future[int]:

@@ -284,7 +284,7 @@ class LiveRing:
             log.warning(
                 "ring broken: it writes beyond the dirty log",
                 ring=self.index,
-                hint="its front end migrates memory that it has no log for: cancel that",
+                hint="its front end has no log for that memory: cancel, and reboot the guest",
             )
             return
         name = errno.errorcode.get(reason, str(reason))

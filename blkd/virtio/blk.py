@@ -162,6 +162,8 @@ class BlkDevice:
         )
         self._accepted = Feature(0)
         self._writeback = parameters.write_back
+        self.chosen_write_back: bool | None = None
+        """What a driver chose; None where none has, as far as this process knows."""
 
     @property
     def write_back(self) -> bool:
@@ -187,7 +189,7 @@ class BlkDevice:
                 f"config bytes {offset} to {offset + len(data)} written,"
                 f" only the writeback byte at {WRITEBACK_OFFSET} can be"
             )
-        self._writeback = data != b"\0"
+        self.choose(write_back=data != b"\0")
 
     def accept(self, features: int) -> None:
         """Take the driver's choice of features.  Raises RequestRefused on a bit never offered."""
@@ -213,9 +215,9 @@ class BlkDevice:
         """The `writeback` field as it was last written, whether it is in force or not."""
         return self._writeback
 
-    @writeback_field.setter
-    def writeback_field(self, writeback: bool) -> None:
-        self._writeback = writeback
+    def choose(self, *, write_back: bool) -> None:
+        """Be in the cache mode that a driver has chosen."""
+        self._writeback = self.chosen_write_back = write_back
 
     def resize(self, capacity: int) -> None:
         """Show a disk of `capacity` sectors from now on."""

@@ -163,15 +163,62 @@ def test_a_pause_that_runs_out_leaves_the_rest_recorded(heir, packed):
     assert [done.status for done in disk.wait(slow, waiting)] == [OK, OK]
 
 
-@pytest.mark.parametrize("chosen", [b"\0", b"\1"], ids=["write-through", "write-back"])
 @pytest.mark.parametrize("cache", ["none", "writethrough"])
-def test_the_cache_mode_that_a_driver_chose_outlives_the_back_end(heir, chosen, cache):
+def test_write_through_that_a_driver_chose_outlives_the_back_end(heir, cache):
     recorded(heir.first("--cache", cache), packed=False)
-    heir.front_end.write_config(32, chosen)
-    heir.next("--cache", "none")
-    assert heir.front_end.config(32, 1) == chosen
+    heir.front_end.write_config(32, b"\0")
+    for _ in range(2):
+        heir.next("--cache", "none")
+        assert heir.front_end.config(32, 1) == b"\0"
+
+
+@pytest.mark.parametrize("chosen", [None, b"\1"], ids=["nothing", "write-back"])
+def test_write_through_that_is_ordered_counts_more_than_write_back_that_was_chosen(heir, chosen):
+    recorded(heir.first("--cache", "none"), packed=False)
+    if chosen:
+        heir.front_end.write_config(32, chosen)
     heir.next("--cache", "writethrough")
-    assert heir.front_end.config(32, 1) == chosen
+    assert heir.front_end.config(32, 1) == b"\0"
+
+
+def test_a_file_that_takes_no_note_ends_nobody(heir):
+    front_end = heir.first()
+    front_end.prepare()
+    front_end.get_inflight(1, 128)
+    payload, ours = front_end.inflight
+    fd = os.memfd_create("region", os.MFD_ALLOW_SEALING)
+    os.write(fd, os.pread(ours, 4096, 0))
+    front_end.set(Request.SET_INFLIGHT_FD, payload, [fd])
+    fcntl.fcntl(fd, 1033, 0x10)  # F_ADD_SEALS, F_SEAL_FUTURE_WRITE
+    front_end.write_config(32, b"\0")
+    assert front_end.make_disk().flush() == OK
+    os.close(fd)
+
+
+def test_a_region_in_huge_pages_is_taken_or_refused_and_ends_nobody(heir):
+    front_end = heir.first()
+    front_end.prepare()
+    try:
+        fd = os.memfd_create("region", os.MFD_HUGETLB)
+        os.ftruncate(fd, 2 << 20)
+    except OSError as error:
+        pytest.skip(f"no huge pages: {error}")
+    front_end.ack(Request.SET_INFLIGHT_FD, INFLIGHT.pack(2112, 0, 1, 128), [fd])
+    front_end.write_config(32, b"\0")
+    assert front_end.capacity() == SIZE // 512
+    os.close(fd)
+
+
+def test_what_lies_behind_a_region_of_others_is_left_alone(heir):
+    front_end = heir.first()
+    front_end.prepare()
+    fd = os.memfd_create("region")
+    os.ftruncate(fd, 8192)
+    os.pwrite(fd, b"theirs, not ours", 2112)
+    front_end.set(Request.SET_INFLIGHT_FD, INFLIGHT.pack(2112, 0, 1, 128), [fd])
+    front_end.write_config(32, b"\0")
+    assert os.pread(fd, 16, 2112) == b"theirs, not ours"
+    os.close(fd)
 
 
 def test_a_region_of_another_back_end_is_not_made_longer(heir):
@@ -183,6 +230,54 @@ def test_a_region_of_another_back_end_is_not_made_longer(heir):
     front_end.write_config(32, b"\0")
     assert os.fstat(fd).st_size == 2112
     os.close(fd)
+
+
+@both
+def test_what_is_left_is_done_before_a_ring_stops_though_it_is_paused(heir, packed):
+    (disk,) = recorded(heir.first(), packed=packed)
+    slow = [disk.submit(OUT, 8 * n, b"s" * 4096) for n in range(3)]
+    assert disk.write(8 * 20, b"f" * 4096) == OK
+    heir.daemon.end(signal.SIGKILL)
+    heir.daemon, spare = heir.serve(heir.path)
+    spare.close()
+    heir.daemon.call("pause")
+    heir.front_end.resume(heir.daemon.socket)
+    waiting = disk.submit(FLUSH)
+    base = heir.front_end.stop_ring()
+    assert all(done.status == OK for done in disk.wait(*slow))
+    if not packed:
+        assert base == 4
+    heir.daemon.call("resume")
+    heir.front_end.start_ring(0, ring=disk.ring, base=base)
+    assert disk.wait(waiting)[0].status == OK
+
+
+def test_requests_given_back_after_the_front_end_looked_are_not_done_again(heir):
+    heir.rules = "delay=300ms@write"
+    (disk,) = recorded(heir.first(), packed=False)
+    heads = [disk.submit(OUT, 8 * n, bytes([n + 1]) * 4096) for n in range(4)]
+    heir.daemon.wait_for("in_flight", 4)
+    early = disk.ring.used_idx
+    heir.front_end.sock.close()
+    heir.daemon.wait_for("front_end", None)
+    assert all(done.status == OK for done in disk.wait(*heads))
+    heir.front_end.resume(heir.daemon.socket, base=early)
+    assert disk.write(8 * 20, b"n" * 4096) == OK
+    assert disk.ring.used_idx == 5
+    assert heir.daemon.call("stats")["total"]["writes"] == 5
+
+
+@both
+def test_a_ring_that_its_driver_broke_serves_again_after_stop_and_start(heir, packed):
+    (disk,) = recorded(heir.first(), packed=packed)
+    slow = disk.submit(OUT, 8 * 20, b"s" * 4096)
+    assert disk.wait(slow)[0].status == OK
+    disk.ring.publish(disk.ring.add([(b"no header", 9, 0)]))
+    disk.ring.kick()
+    assert disk.ring.broken()
+    base = heir.front_end.stop_ring()
+    heir.front_end.start_ring(0, ring=disk.ring, base=base)
+    assert disk.write(8 * 21, b"n" * 4096) == OK
 
 
 def test_the_region_is_sealed_and_ours_alone_to_size(heir):

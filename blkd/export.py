@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Final, Literal, cast
 
@@ -69,6 +69,7 @@ class Export:
         self._draining = False  # on our own, for a moment
         self._rest = contextlib.AsyncExitStack()  # ends the rest before a handover
         self._handing = False  # nothing may change: another process is being told
+        self.on_lock_change: Callable[[], None] = lambda: None
         self._resizing = asyncio.Lock()
         self._resources = contextlib.ExitStack()
 
@@ -175,6 +176,8 @@ class Export:
         except ImageError as error:
             log.error("image not locked", export=self.config.name, reason=str(error))  # noqa: TRY400
             raise RequestRefused(str(error), hint=error.hint) from error
+        finally:
+            self.on_lock_change()
         await self._take_size()
 
     async def _hand_image_over(self) -> None:
@@ -183,6 +186,8 @@ class Export:
             await self._image.hand_over()
         except ImageError as error:
             log.error("image not handed over", export=self.config.name, reason=str(error))  # noqa: TRY400
+        finally:
+            self.on_lock_change()
 
     # ---- size ----
 

@@ -308,7 +308,7 @@ class Export:
         return models.Offer(
             version=__version__,
             pid=os.getpid(),
-            directory=os.getcwd(),  # noqa: PTH109 - as text
+            directory=_directory(),
             config=msgspec.Raw(msgspec.json.encode(self.config)),
             logical_block_size=cast("models.BlockSize", self._image.limits.logical_block_size),
             image=out.add_any(self._image.fd if self._image.fd >= 0 else None),
@@ -485,3 +485,14 @@ class Export:
             total=Counts(**total),
             rings=tuple(RingStats(ring=i, **counts) for i, counts in enumerate(rings)),
         )
+
+
+def _directory() -> str:
+    """Where relative paths begin.  Raises HandoverError if nobody could go there any more."""
+    try:
+        return os.getcwd()  # noqa: PTH109 - as text
+    except OSError as error:
+        raise HandoverError(
+            f"its working directory is gone: {error.strerror}",
+            hint="stop the old process and start the new one instead",
+        ) from error

@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Final, Literal, cast
 
@@ -69,6 +69,7 @@ class Export:
         self._draining = False  # on our own, for a moment
         self._rest = contextlib.AsyncExitStack()  # ends the rest before a handover
         self._handing = False  # nothing may change: another process is being told
+        self.on_lock_change: Callable[[], None] = lambda: None
         self._resizing = asyncio.Lock()
         self._resources = contextlib.ExitStack()
 
@@ -175,6 +176,8 @@ class Export:
         except ImageError as error:
             log.error("image not locked", export=self.config.name, reason=str(error))  # noqa: TRY400
             raise RequestRefused(str(error), hint=error.hint) from error
+        finally:
+            self.on_lock_change()
         await self._take_size()
 
     async def _hand_image_over(self) -> None:
@@ -183,6 +186,8 @@ class Export:
             await self._image.hand_over()
         except ImageError as error:
             log.error("image not handed over", export=self.config.name, reason=str(error))  # noqa: TRY400
+        finally:
+            self.on_lock_change()
 
     # ---- size ----
 
@@ -303,7 +308,7 @@ class Export:
         return models.Offer(
             version=__version__,
             pid=os.getpid(),
-            directory=os.getcwd(),  # noqa: PTH109 - as text
+            directory=_directory(),
             config=msgspec.Raw(msgspec.json.encode(self.config)),
             logical_block_size=cast("models.BlockSize", self._image.limits.logical_block_size),
             image=out.add_any(self._image.fd if self._image.fd >= 0 else None),
@@ -480,3 +485,14 @@ class Export:
             total=Counts(**total),
             rings=tuple(RingStats(ring=i, **counts) for i, counts in enumerate(rings)),
         )
+
+
+def _directory() -> str:
+    """Where relative paths begin.  Raises HandoverError if nobody could go there any more."""
+    try:
+        return os.getcwd()  # noqa: PTH109 - as text
+    except OSError as error:
+        raise HandoverError(
+            f"its working directory is gone: {error.strerror}",
+            hint="stop the old process and start the new one instead",
+        ) from error

@@ -6,6 +6,7 @@ Nothing here is imported only when it is needed: by then the files may be anothe
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import time
@@ -33,6 +34,7 @@ class Gift:
         self._export = export
         self._control = control
         self._giving = asyncio.Lock()
+        self._withdrawal: HandoverError | None = None
 
     async def give(self, sock: socket.socket) -> models.Hello | None:
         """Hand the export over by the conversation on `sock`: who has it now.
@@ -46,6 +48,8 @@ class Gift:
         name = self._export.config.name
         try:
             async with turn:
+                if busy is None:
+                    self._export.on_lock_change = functools.partial(self._withdraw, channel)
                 taker = await exchange.give(channel, self, busy)
         except BlkdError as error:
             log.warning("not handed over", export=name, reason=str(error))
@@ -58,11 +62,22 @@ class Gift:
 
     def offer(self, out: Outgoing) -> models.Offer:
         """Describe what is served."""
+        self._withdrawal = None
         return self._export.offer(self._control.fileno(), out)
+
+    def _withdraw(self, channel: HandoverChannel) -> None:
+        """Break off: the image was opened anew, and what was offered is the open file before."""
+        self._withdrawal = HandoverError(
+            "its image was locked or handed over meanwhile", hint="try again"
+        )
+        channel.interrupt(self._withdrawal)
 
     async def hold(self, out: Outgoing) -> models.State:
         """Come to rest and write all down."""
-        return await self._export.hold(out)
+        state = await self._export.hold(out)
+        if self._withdrawal is not None:
+            raise self._withdrawal
+        return state
 
     def require_rest(self) -> None:
         """Raise HandoverError if the export's rest has been disturbed."""

@@ -30,6 +30,8 @@ class HandoverChannel:
         sock.setblocking(False)
         self._sock = sock
         self._unclaimed: list[Incoming] = []
+        self._hearing: asyncio.Timeout | None = None
+        self._interruption: HandoverError | None = None
 
     def close(self) -> None:
         """Close every descriptor that came and was not taken."""
@@ -59,21 +61,31 @@ class HandoverChannel:
         with contextlib.ExitStack() as undo:
             undo.callback(lambda: close_all(fds))
             try:
-                async with asyncio.timeout(limit):
+                async with asyncio.timeout(limit) as self._hearing:
                     header = Header.decode(await self._read(Header.LAYOUT.size))
                     document = await self._read(header.length)
                     for _ in range(header.batches):
                         fds += await self._retried(self._read_batch)
             except TimeoutError:
+                if self._interruption is not None:
+                    raise self._interruption from None
                 raise HandoverError(f"no answer within {limit:g} s") from None
             except OSError as error:
                 raise HandoverError(f"the other process has gone: {error.strerror}") from error
+            finally:
+                self._hearing = None
             if len(fds) != header.descriptors:
                 raise HandoverError(f"{len(fds)} descriptors, not {header.descriptors}")
             content = read(document, kind)
             undo.pop_all()
         self._unclaimed.append(Incoming(fds))
         return content, self._unclaimed[-1]
+
+    def interrupt(self, error: HandoverError) -> None:
+        """Have `hear` raise `error`, if it waits."""
+        if self._hearing is not None and not self._hearing.expired():
+            self._interruption = error
+            self._hearing.reschedule(asyncio.get_running_loop().time())
 
     async def _write(self, data: bytes) -> None:
         left = memoryview(data)

@@ -105,6 +105,28 @@ def acquire(fd: int, path: str, claim: Claim) -> None:
         raise busy(path, holders(os.fstat(fd), ours=fd))
 
 
+def release(fd: int, path: str) -> None:
+    """Take every claim off the open file `fd`, also for who has a copy of the descriptor.
+
+    Raises ImageError where the file system fails at that.
+    """
+    everything = FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)  # to the end, wherever that is
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, everything)
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be unlocked: {error.strerror}") from error
+
+
+def require(fd: int, path: str, claim: Claim) -> None:
+    """Raise ImageError unless `claim` lies on the open file `fd`; changes nothing."""
+    lines = Path(f"/proc/self/fdinfo/{fd}").read_text("ascii").splitlines()
+    locks = [line.split() for line in lines if line.startswith("lock:")]
+    ranges = [(int(words[-2]), words[-1]) for words in locks if "OFDLCK" in words]
+    for at in claim.bytes_held:
+        if not any(start <= at and (end == "EOF" or at <= int(end)) for start, end in ranges):
+            raise ImageError(f"{path}: its descriptor came without the lock")
+
+
 def busy(path: str, users: Iterable[object]) -> ImageBusy:
     """The error that says who uses the image at `path`, `users` being those that are known."""
     whom = ", ".join(map(str, users))

@@ -137,6 +137,8 @@ class RawImage:
                 lock.acquire(fd, self.path, lock.WRITER)
                 # Of what the page cache has, another host may have written something else.
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            elif self.held:
+                lock.release(self.fd, self.path)  # whose open file another process may have as well
             os.dup2(fd, self.fd, inheritable=False)
         self.held = held
 
@@ -160,8 +162,8 @@ class RawImage:
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, fd)
             require_open_as(fd, path, read_only=read_only, direct=direct)
-            if held:  # already
-                lock.acquire(fd, path, lock.READER if read_only else lock.WRITER)
+            if held:  # nothing is locked here: the other process may let go of it any time
+                lock.require(fd, path, lock.READER if read_only else lock.WRITER)
             facts = kernel.facts(fd)
             # It may have got a size meanwhile that is no whole blocks: a part is not served.
             whole = facts.size // logical_block_size * logical_block_size

@@ -161,6 +161,20 @@ def test_a_stop_with_logging_accepted_and_no_log_keeps_it_too(host, path):
     assert source.locked
 
 
+def test_a_guest_that_was_paused_before_goes_once_the_source_s_blkd_has_ended(host, shared):
+    source, destination = host("source", shared), host("destination", shared, "--incoming")
+    assert source.boot().write(0, DATA) == OK
+    source.front_end.stop_ring()
+    source.begin_to_migrate()  # late
+    source.front_end.close()
+    source.daemon.wait_for_log("front end left")
+    assert source.locked
+    assert not destination.starts()
+    assert source.daemon.end() == 0
+    assert destination.boot().read(0, 512) == (OK, DATA)
+    assert destination.locked
+
+
 def test_the_lock_goes_with_the_last_ring(host, path):
     source = host("source", path)
     source.boot()

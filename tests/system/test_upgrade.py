@@ -418,6 +418,20 @@ def test_without_a_served_disk_there_is_nothing_to_take_over(tmp_path):
     assert "nobody answers" in refused.stderr
 
 
+def test_a_directory_that_was_removed_cannot_be_gone_on_in(path, tmp_path):
+    (gone := tmp_path / "gone").mkdir()
+    with Daemon(path, tmp_path, cwd=gone) as daemon, FrontEnd.connect(daemon.socket) as front_end:
+        disk = front_end.disk()
+        gone.rmdir()
+        refused = run("upgrade", "--control", daemon.control)
+        assert refused.returncode == 1
+        assert "its working directory is gone" in refused.stderr
+        assert "stop the old process" in refused.stderr
+        daemon.wait_for_log("not handed over")
+        assert "Traceback" not in refused.stderr + daemon.errors()
+        assert disk.write(0, sector(1)) == OK
+
+
 def test_queues_that_are_not_in_use_yet_can_be_used_afterwards(daemon, front_end, upgrade):
     first = front_end.disk()
     upgrade(daemon)

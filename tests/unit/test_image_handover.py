@@ -30,6 +30,19 @@ async def opened(path, *, incoming=False, read_only=False):
         yield image
 
 
+def adopted(image, *, read_only=False, held):
+    """What another process makes of a copy of an image's descriptor."""
+    return raw.RawImage.adopt(
+        image.path,
+        os.dup(image.fd),
+        read_only=read_only,
+        direct=False,
+        logical_block_size=512,
+        engine="auto",
+        held=held,
+    )
+
+
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(raw, "HANDOVER_LIMIT", 0.1)
@@ -62,6 +75,30 @@ async def test_the_lock_goes_over_and_the_descriptor_stays(disk):
         assert locks(ours) == []
         assert locks(theirs)
         assert not os.get_inheritable(theirs.fd)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_copy_of_the_descriptor_keeps_no_lock(disk):
+    async with opened(disk) as ours, opened(disk, incoming=True) as theirs:
+        with os.fdopen(os.dup(ours.fd)):  # as another process may have one
+            await ours.hand_over()
+            await theirs.claim()
+        assert theirs.held
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_an_image_that_comes_locked_is_looked_at_and_not_locked(disk, read_only):
+    async with opened(disk, read_only=read_only) as ours:
+        theirs = adopted(ours, read_only=read_only, held=True)
+        theirs.close()
+        assert locks(ours)
+
+
+async def test_an_image_that_was_to_come_locked_is_refused_without(disk):
+    async with opened(disk, incoming=True) as ours:
+        with pytest.raises(ImageError, match="came without the lock"):
+            adopted(ours, held=True)
+        assert locks(ours) == []
 
 
 async def test_both_steps_may_be_asked_for_twice(disk):

@@ -17,8 +17,8 @@ from guestmem cimport GuestMemory
 from inflight cimport (
     INFLIGHT_VERSION, Inflight, MAX_ENTRIES, PackedEntry, PackedRegion, add_again, order_again,
 )
-from layouts cimport PackedDesc
-from packed cimport add_packed, is_available, packed_ring
+from layouts cimport PACKED_F_AVAIL, PACKED_F_USED, PackedDesc
+from packed cimport add_packed, is_available, is_used, packed_ring
 from virtq cimport Chain, Segment, UsedChain, Virtq
 
 cdef enum:                      # bits to the left of a word's lowest
@@ -216,6 +216,22 @@ cdef inline int end_last_batch(Inflight *f, Virtq *vq) noexcept nogil:
     return 0
 
 
+cdef inline void withdraw_used(Virtq *vq, uint32_t descriptors) noexcept nogil:
+    """Make all that is in flight, so many descriptors, look available again.
+
+    Who died in the middle of showing a batch had marked all but its first one used; the driver
+    would take them for given back as soon as it came there.
+    """
+    cdef UsedPosition position = used_position(vq)
+    cdef uint16_t *flags
+    cdef uint32_t _
+    for _ in range(descriptors):
+        flags = &packed_ring(vq)[position.index].flags
+        if is_used(load_relaxed_u16(flags), position.wrap):
+            store_release_u16(flags, PACKED_F_AVAIL if position.wrap else PACKED_F_USED)
+        position = advanced(vq, position, 1)
+
+
 cdef inline int read_free_list(Inflight *f, bint *seen) noexcept nogil:
     """Copy the links, and note what is free: 0, or -ELOOP."""
     cdef PackedEntry *entries = packed_entries(f)
@@ -278,6 +294,7 @@ cdef inline int recover_packed(Inflight *f, Virtq *vq) noexcept nogil:
         store_release_u64(&packed_entries(f)[f.again[i].entry].counter, i)
     if not descriptors and based.index == vq.next_used and based.wrap == vq.used_wrap:
         return 0
+    withdraw_used(vq, descriptors)
     avail = advanced(vq, used_position(vq), descriptors)
     vq.next_avail, vq.avail_wrap = avail.index, avail.wrap
     return 0

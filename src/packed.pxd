@@ -99,6 +99,14 @@ cdef inline bint is_available(uint16_t flags, bint wrap) noexcept nogil:
     )
 
 
+cdef inline bint is_used(uint16_t flags, bint wrap) noexcept nogil:
+    """Whether we have marked a descriptor used in this round (2.8.1)."""
+    return (
+        (flags & PACKED_F_AVAIL != 0) == (wrap != 0)
+        and (flags & PACKED_F_USED != 0) == (wrap != 0)
+    )
+
+
 cdef inline bint packed_has_more(const Virtq *vq) noexcept nogil:
     """Whether the driver has made more available than was fetched."""
     return is_available(load_relaxed_u16(&packed_ring(vq)[vq.next_avail].flags), vq.avail_wrap)

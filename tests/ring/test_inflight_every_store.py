@@ -74,7 +74,22 @@ class Life:
         return bytes(region.memory), bytes(self.region)
 
     def recovered(self, state):
-        """What an heir to that state finds in flight, and where it would go on."""
+        """What an heir to that state finds in flight, and where it would go on.
+
+        Whichever of that it gives back first, the driver must see that and nothing else.
+        """
+        seen = self.seen_by_driver(state)
+        heir, guest, found = self.heir_to(state)
+        assert self.seen_by_driver([guest]) == seen
+        for n, chain in enumerate(found):
+            other, its_guest, _ = self.heir_to(state)
+            other.walk_again(n)
+            other.give_back(chain)
+            assert self.seen_by_driver([its_guest]) == [*seen, chain[0]]
+        return found, heir.position()
+
+    def heir_to(self, state):
+        """A device that goes on with a copy of that state, the copy, and what it is to do again."""
         guest, record = map(bytearray, state)
         (region,) = self.memory.regions
         heir = self.device_on([(region.gpa, guest)], record)
@@ -82,8 +97,8 @@ class Life:
         if not self.packed:
             at = self.ring.used - region.gpa + 2
             base = int.from_bytes(guest[at : at + 2], "little")
-        found = [heir.walk_again(n)[:2] for n in range(len(heir.recover(base)))]
-        return found, heir.position()
+        again = range(len(heir.recover(base)))
+        return heir, guest, [heir.walk_again(n)[:2] for n in again]
 
     def seen_by_driver(self, state):
         """The ids that the driver would take from the used ring in that state."""

@@ -5,12 +5,13 @@ import contextlib
 import mmap
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from blkd import ring
 from blkd.errors import RequestRefused
+from blkd.fds import close_all
 from blkd.vhost_user.wire import LogBase, MemoryRegion
 
 EVENTFD: Final = "anon_inode:[eventfd]"
@@ -99,9 +100,3 @@ def map_file(
         )
     except OSError as error:
         raise RequestRefused(f"{what}: cannot be mapped: {error.strerror}") from error
-
-
-def close_all(fds: Iterable[int]) -> None:
-    """Close every one of `fds`."""
-    for fd in fds:
-        os.close(fd)

@@ -12,7 +12,7 @@ import structlog
 from blkd import ring
 from blkd.dataplane import inflight
 from blkd.dataplane.inflight import InflightRegion
-from blkd.dataplane.memory import Shared, close_all, map_log, require_eventfd, share_all
+from blkd.dataplane.memory import Shared, map_log, require_eventfd, share_all
 from blkd.dataplane.worker import (
     NOT_RECORDED,
     LiveRing,
@@ -23,6 +23,7 @@ from blkd.dataplane.worker import (
     place,
 )
 from blkd.errors import DataPlaneError, DrainTimeout, RequestRefused
+from blkd.fds import close_all
 from blkd.image.base import Image
 from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.rings import GivenRing, HeldInflight, HeldRing, VringSetup

@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """One side of a handover's socket; plays `exchange.Channel`."""
 
-import array
 import asyncio
 import contextlib
 import functools
-import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from blkd.errors import HandoverError
+from blkd.fds import ancillary_bytes, close_all, passed, readable, writable
 from blkd.handover import models
 from blkd.handover.descriptors import Incoming
 from blkd.handover.framing import BATCH, FILLER, Header, batched, frame, read
 
 SAY_LIMIT: Final = 2.0  # seconds that the other side may leave us unread
-INT_BYTES: Final = array.array("i").itemsize
-ANCILLARY_BYTES: Final = socket.CMSG_SPACE(BATCH * INT_BYTES)
+ANCILLARY_BYTES: Final = ancillary_bytes(BATCH)
 
 Kind = TypeVar("Kind", bound=models.Document)
 Result = TypeVar("Result")
@@ -107,14 +105,11 @@ class HandoverChannel:
         data, ancillary, flags, _ = self._sock.recvmsg(
             len(FILLER), ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
         )
-        fds = array.array("i")
-        for level, kind, content in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                fds.frombytes(content[: len(content) - len(content) % INT_BYTES])
+        fds = list(passed(ancillary))
         if not data or flags & socket.MSG_CTRUNC:
             close_all(fds)
             raise HandoverError("descriptors were lost on the way, or are more than we can hold")
-        return list(fds)
+        return fds
 
     async def _retried(self, attempt: Callable[[], Result], *, writes: bool = False) -> Result:
         """What `attempt` returns, once the socket lets it."""
@@ -122,19 +117,4 @@ class HandoverChannel:
             try:
                 return attempt()
             except BlockingIOError:
-                await self._ready(writes=writes)
-
-    async def _ready(self, *, writes: bool) -> None:
-        loop = asyncio.get_running_loop()
-        ready = asyncio.Event()
-        (loop.add_writer if writes else loop.add_reader)(self._sock, ready.set)
-        try:
-            await ready.wait()
-        finally:
-            (loop.remove_writer if writes else loop.remove_reader)(self._sock)
-
-
-def close_all(fds: Sequence[int]) -> None:
-    """Close every one of `fds`."""
-    for fd in fds:
-        os.close(fd)
+                await (writable if writes else readable)(self._sock)

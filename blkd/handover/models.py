@@ -17,7 +17,7 @@ PROTOCOL: Final = "blkd-handover"
 
 MAX_DESCRIPTORS: Final = 1024  # 509 regions, 64 rings of 3, and some sockets
 MAX_RINGS: Final = 64
-MAX_REGIONS: Final = 509
+MAX_REGIONS: Final = 509  # what KVM gives a guest, and other back ends offer
 MAX_SECTORS: Final = 2**54 - 1  # what off_t counts
 MAX_TEXT: Final = 4096  # bytes of a reason or a path
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernel's word that an open file was modified (inotify(7))."""
 
-import asyncio
 import contextlib
 import ctypes
 import os
 import struct
 from typing import Final
+
+from blkd.fds import readable
 
 IN_MODIFY: Final = 0x00000002
 IN_IGNORED: Final = 0x00008000
@@ -48,14 +49,8 @@ class Modification:
 
     async def wait(self) -> None:
         """Return once the file was modified after it was armed."""
-        loop = asyncio.get_running_loop()
         while self._armed:
-            readable = asyncio.Event()
-            loop.add_reader(self._fd, readable.set)
-            try:
-                await readable.wait()
-            finally:
-                loop.remove_reader(self._fd)
+            await readable(self._fd)
             self._armed = not self._is_spent()
 
     def close(self) -> None:

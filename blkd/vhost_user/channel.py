@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """One socket: whole messages with their descriptors, received without blocking the loop."""
 
-import array
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
 from blkd.errors import ProtocolError
+from blkd.fds import ancillary_bytes, close_all, passed, readable, writable
 from blkd.vhost_user.wire import MAX_FDS, Header
 
-FD_BYTES = array.array("i").itemsize
-ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_FDS * FD_BYTES)
+ANCILLARY_BYTES = ancillary_bytes(MAX_FDS)
 
 
 class Fds:
@@ -59,8 +57,7 @@ class Fds:
 
     def close(self) -> None:
         """Close what nobody took."""
-        for fd in self.take():
-            os.close(fd)
+        close_all(self.take())
 
 
 async def receive(sock: socket.socket, longest: int) -> tuple[Header, bytes, Fds] | None:
@@ -116,41 +113,11 @@ async def read_some(sock: socket.socket, size: int) -> tuple[bytes, Fds]:
             return b"", Fds()
         else:
             break
-    fds = Fds(descriptors(ancillary))
+    fds = Fds(passed(ancillary))
     if flags & socket.MSG_CTRUNC:
         fds.close()
         raise ProtocolError(f"more than {MAX_FDS} descriptors at once, or more than we can hold")
     return piece, fds
-
-
-def descriptors(ancillary: Iterable[tuple[int, int, bytes]]) -> Iterable[int]:
-    """The descriptors among ancillary data."""
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            whole = len(data) - len(data) % FD_BYTES
-            yield from array.array("i", data[:whole])
-
-
-async def readable(sock: socket.socket) -> None:
-    """Wait until the socket can be read, for as long as the peer keeps silent."""
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(sock, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(sock)
-
-
-async def writable(sock: socket.socket) -> None:
-    """Wait until the socket takes more, for as long as the peer does not read."""
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_writer(sock, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_writer(sock)
 
 
 async def send(sock: socket.socket, message: bytes, fds: Fds) -> bool:

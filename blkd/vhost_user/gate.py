@@ -6,7 +6,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 
-from blkd.vhost_user.channel import readable
+from blkd.fds import readable
 
 
 class Gate:

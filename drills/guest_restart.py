@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""blkd is killed under fio in a guest, which goes on, verifies and sees no error."""
+"""blkd is killed under fio in a guest, which goes on, verifies and sees no error.
+
+Never while QEMU is only connecting: QEMU 7.2 that loses its back end at GET_FEATURES looks for no
+other.
+"""
 
 import asyncio
 
@@ -9,8 +13,8 @@ from drills.killing import Killer, image, unreliable
 from drills.outcome import Outcome
 
 SIZE = 64 << 20
-LONGEST_LIFE = 2.0  # seconds; QEMU looks for the next back end once a second
-LIFE = 2.2  # seconds of a life and a start, roughly: what a load is planned by
+LONGEST_LIFE = 1.0  # seconds, of those in which QEMU is connected: it looks once a second
+LIFE = 2.5  # seconds from kill to kill, roughly: what a load is planned by
 KILLS = 27  # of one load, at the most: fio comes to an end only in a life that is long enough
 JOBS = 4
 LIMIT = 300.0
@@ -30,7 +34,7 @@ async def drill(rounds: int, *, packed: bool = False) -> Outcome:
                 seed += 1
                 kills = min(KILLS, rounds - figures["kills"])
                 load = asyncio.ensure_future(_load(guest, kills * LIFE))
-                killer = Killer(server, LONGEST_LIFE, seed)
+                killer = Killer(server, LONGEST_LIFE, seed, in_handshake=False)
                 await killer.run(kills, load)
                 seen = await load
                 figures["kills"] += killer.kills

@@ -37,8 +37,12 @@ START_LIMIT = 20.0  # seconds until a load has begun
 class Killer:
     """Kills a server again and again, and counts."""
 
-    def __init__(self, server: Server, longest: float, seed: int) -> None:
+    def __init__(
+        self, server: Server, longest: float, seed: int, *, in_handshake: bool = True
+    ) -> None:
+        """With `in_handshake` it also kills while a front end is only connecting."""
         self.kills = 0
+        self._in_handshake = in_handshake
         self._server = server
         self._longest = longest
         self._random = random.Random(seed)  # noqa: S311 - no secret
@@ -50,6 +54,8 @@ class Killer:
         """
         await self._under_load(load)
         for _ in range(rounds):
+            if not self._in_handshake:
+                await self._served(load)
             moment = self._random.uniform(0, self._longest)
             await asyncio.wait([load], timeout=moment)
             if load.done():
@@ -68,3 +74,11 @@ class Killer:
     async def _answered(self) -> int:
         counted = (await self._server.call("stats"))["total"]
         return int(counted["reads"] + counted["writes"])
+
+    async def _served(self, load: asyncio.Task[object]) -> None:
+        """Wait until the front end has its rings running again."""
+        async with asyncio.timeout(START_LIMIT):
+            while not load.done():
+                front_end = (await self._server.call("show"))["front_end"]
+                if front_end and any(ring["started"] for ring in front_end["rings"]):
+                    return

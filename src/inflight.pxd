@@ -2,7 +2,7 @@
 """Requests in flight, recorded where they outlive us (vhost-user, "Inflight I/O tracking").
 
 The front end keeps the region; who serves the ring next recovers from it what was fetched and
-never given back.  It is written here and read in one place only, when a ring starts: all that
+never given back.  It is read in one place only, when a ring is first served: all that
 is needed in between has a copy of our own, so nothing that is done to the region does harm.
 """
 

@@ -33,6 +33,17 @@ Record = tuple[int, int]
 NOT_RECORDED: Final[Record] = (0, 0)
 NO_FD: Final = -1
 
+WAITS: Final = "reset the device or reboot the guest: until then its requests wait"
+REPORTS: Final = {
+    errno.EBADMSG: ("in-flight region damaged: what was in flight is not known", WAITS),
+    errno.ESTALE: ("packed ring served before, its front end does not know how far", WAITS),
+    errno.ENOSPC: (
+        "ring broken: it writes beyond the dirty log",
+        "its front end has no log for that memory: cancel, and reboot the guest",
+    ),
+}
+"""What to log of a ring that stands still, and what helps, by the errno that says why."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
@@ -266,26 +277,9 @@ class LiveRing:
 
     def report(self, reason: int) -> None:
         """Log that the worker stopped fetching from the ring."""
-        if reason == errno.EBADMSG:
-            log.warning(
-                "in-flight region damaged: what was in flight is not known",
-                ring=self.index,
-                hint="reset the device or reboot the guest: until then its requests wait",
-            )
-            return
-        if reason == errno.ESTALE:
-            log.warning(
-                "packed ring served before, its front end does not know how far",
-                ring=self.index,
-                hint="reset the device or reboot the guest: until then its requests wait",
-            )
-            return
-        if reason == errno.ENOSPC:
-            log.warning(
-                "ring broken: it writes beyond the dirty log",
-                ring=self.index,
-                hint="its front end has no log for that memory: cancel, and reboot the guest",
-            )
+        if reason in REPORTS:
+            what, hint = REPORTS[reason]
+            log.warning(what, ring=self.index, hint=hint)
             return
         name = errno.errorcode.get(reason, str(reason))
         what = "ring lost its memory" if reason == errno.ENXIO else "ring broken by its driver"

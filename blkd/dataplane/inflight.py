@@ -10,7 +10,7 @@ from typing import Final, Self
 from blkd import ring
 from blkd.dataplane.memory import map_file
 from blkd.errors import DataPlaneError, RequestRefused
-from blkd.vhost_user.inflight import HEAD, VERSION, Inflight, part_bytes
+from blkd.vhost_user.inflight import HEAD, VERSION, Inflight, part_entries
 from blkd.vhost_user.rings import HeldInflight, VringSetup
 
 NOTE: Final = struct.Struct("=8s?7x")
@@ -39,24 +39,38 @@ def make(region: Inflight) -> int:
 
 
 class InflightRegion:
-    """A mapped region, which has been found fit to start rings from."""
+    """A mapped region.  Rings start from what it says, if blkd can have written that."""
 
-    def __init__(self, held: HeldInflight, mapping: ring.Mapping) -> None:
+    def __init__(self, held: HeldInflight, mapping: ring.Mapping, entries: int) -> None:
         self.held = held
         """What it is; the descriptor is kept for a successor."""
+        self.entries = entries
+        """Of each ring's part; 0 where another kind of back end made the region."""
         self._mapping = mapping
 
     @classmethod
-    def adopt(cls, region: Inflight, fd: int, *, packed: bool) -> Self:
-        """Map a region from its file, which is taken.  Raises RequestRefused."""
+    def adopt(cls, region: Inflight, fd: int, largest: int, *, packed: bool) -> Self:
+        """Map a region from its file, which is taken.
+
+        Args:
+            region: Where it lies in the file, and for which rings the front end has it.
+            fd: The file.
+            largest: Descriptors of the largest ring that is served.
+            packed: Whether it is laid out for packed rings.
+
+        Raises:
+            RequestRefused: There is no such memory.
+        """
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, fd)
             mapping = map_file(fd, region.mmap_offset, region.mmap_size, "in-flight region")
-            step = part_bytes(region.queue_size, packed=packed)
-            for index in range(region.queues):
-                _check(index, _head(fd, region.mmap_offset + index * step), region.queue_size)
+            entries = part_entries(region, largest, packed=packed)
+            step = region.mmap_size // region.queues
+            heads = (_head(fd, region.mmap_offset + step * n) for n in range(region.queues))
+            if not all(_is_ours(head, entries) for head in heads):
+                entries = 0
             undo.pop_all()
-        return cls(HeldInflight(region, packed, fd), mapping)
+        return cls(HeldInflight(region, packed, fd), mapping, entries)
 
     def close(self) -> None:
         """Close the descriptor; the mapping ends when nothing uses it any more."""
@@ -83,33 +97,34 @@ class InflightRegion:
         except OSError:
             return b""
 
-    def part(self, index: int, setup: VringSetup) -> tuple[int, int]:
-        """Where ring `index` is recorded, and its entries.  Raises RequestRefused."""
-        region, packed = self.held.region, self.held.packed
-        if index >= region.queues or setup.size > region.queue_size or setup.packed != packed:
-            kind = "packed" if packed else "split"
-            raise RequestRefused(
-                f"ring {index} of {setup.size} descriptors, and an in-flight region for"
-                f" {region.queues} {kind} rings of {region.queue_size}"
-            )
-        step = part_bytes(region.queue_size, packed=packed)
-        return self._mapping.address + index * step, region.queue_size
+    def part(self, index: int, setup: VringSetup) -> tuple[int, int] | None:
+        """Where ring `index` is recorded, and its entries; None if there is no room for it."""
+        region = self.held.region
+        fits = index < region.queues and setup.size <= self.entries
+        if not fits or setup.packed != self.held.packed:
+            return None
+        return self._mapping.address + index * (region.mmap_size // region.queues), self.entries
+
+    def __str__(self) -> str:
+        """For which rings it has room, in words."""
+        region, kind = self.held.region, "packed" if self.held.packed else "split"
+        if not self.entries:
+            return f"an in-flight region of {region.mmap_size} bytes that blkd cannot have made"
+        return f"an in-flight region for {region.queues} {kind} rings of {self.entries} descriptors"
 
 
 def _head(fd: int, at: int) -> bytes:
+    """What a ring's part begins with.  Raises RequestRefused where that cannot be read any more."""
     try:
-        return os.pread(fd, HEAD.size, at)
+        head = os.pread(fd, HEAD.size, at)
     except OSError as error:
         raise RequestRefused(f"in-flight region: cannot be read: {error.strerror}") from error
-
-
-def _check(index: int, head: bytes, queue_size: int) -> None:
-    """Raise RequestRefused unless a ring's part is fresh, or written as we write it."""
     if len(head) < HEAD.size:
-        raise RequestRefused(f"in-flight region: its file ends before the part of ring {index}")
-    features, version, entries = HEAD.unpack(head)
-    if version and (version, features, entries) != (VERSION, 0, queue_size):
-        raise RequestRefused(
-            f"in-flight region of version {version}, features {features:#x}, {entries} entries for"
-            f" ring {index}, not version {VERSION}, 0 and {queue_size}"
-        )
+        raise RequestRefused(f"in-flight region: its file ends before {at + HEAD.size:#x}")
+    return head
+
+
+def _is_ours(head: bytes, entries: int) -> bool:
+    """Whether a ring's part is fresh, or written as blkd writes one of so many entries."""
+    features, version, written = HEAD.unpack(head)
+    return version == 0 or (version, features, written) == (VERSION, 0, entries)

@@ -72,6 +72,7 @@ class DataPlane:
         self._shared: dict[MemoryRegion, Shared] = {}
         self._memory: ring.MemoryMap | None = None
         self._inflight: InflightRegion | None = None
+        self._said_unrecorded = False
         self._log: ring.Mapping | None = None
         self._log_fd: int | None = None
         self._logs_data = False
@@ -187,7 +188,8 @@ class DataPlane:
 
     async def use_inflight(self, region: Inflight, fd: int, *, packed: bool) -> None:
         """Record what is in flight in this region, from the next ring that is started on."""
-        self._replace_inflight(adopted := InflightRegion.adopt(region, fd, packed=packed))
+        largest = self._device.queue_size
+        self._replace_inflight(adopted := InflightRegion.adopt(region, fd, largest, packed=packed))
         if adopted.notes_write_through:
             self._device.choose(write_back=False)
             await self.refresh()
@@ -196,9 +198,26 @@ class DataPlane:
         if self._inflight is not None:
             self._inflight.close()
         self._inflight = region
+        self._said_unrecorded = False
 
     def _record(self, index: int, setup: VringSetup) -> Record:
-        return self._inflight.part(index, setup) if self._inflight else NOT_RECORDED
+        """Where a ring is recorded.  One that cannot be is served all the same, which is said once.
+
+        A refusal would cost a guest its disk, now; this costs it requests, if blkd ever dies.
+        """
+        if self._inflight is None:
+            return NOT_RECORDED
+        record = self._inflight.part(index, setup)
+        if record is None and not self._said_unrecorded:
+            self._said_unrecorded = True
+            log.warning(
+                "requests in flight not recorded",
+                ring=index,
+                size=setup.size,
+                reason=str(self._inflight),
+                hint="if blkd is killed they are lost: reset the guest then",
+            )
+        return record or NOT_RECORDED
 
     # ---- the dirty log ----
 
@@ -324,8 +343,10 @@ class DataPlane:
         return {region: shared.fd for region, shared in self._shared.items()}
 
     def held_inflight(self) -> HeldInflight | None:
-        """The in-flight region, if there is one."""
-        return None if self._inflight is None else self._inflight.held
+        """The in-flight region, if there is one that anything can be recorded in."""
+        if self._inflight is None or not self._inflight.entries:
+            return None
+        return self._inflight.held
 
     def held_log(self) -> int | None:
         """The descriptor behind the dirty log, borrowed."""

@@ -2,7 +2,7 @@
 """What a session checks of rings, memory and logs, beyond what their layouts say."""
 
 from blkd.errors import RequestRefused
-from blkd.vhost_user.inflight import Inflight, region_bytes
+from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.rings import VringSetup
 from blkd.vhost_user.wire import LARGEST_OFFSET, LogBase, MemoryRegion, VirtioFeature, VringAddr
 
@@ -27,13 +27,11 @@ def refuse_no_rings(region: Inflight, rings: int, limit: int) -> None:
         )
 
 
-def refuse_unfit(region: Inflight, *, packed: bool) -> None:
-    """Raise RequestRefused unless an in-flight region is as large as its rings need."""
-    wanted = region_bytes(region, packed=packed)
-    if region.mmap_size != wanted or not region.fits_a_file:
+def refuse_unfit(region: Inflight) -> None:
+    """Raise RequestRefused unless a file can have an in-flight region where it is said to be."""
+    if not region.mmap_size or not region.fits_a_file:
         raise RequestRefused(
-            f"an in-flight region of {region.mmap_size} bytes at {region.mmap_offset:#x}, not"
-            f" {wanted}, for {region.queues} rings of {region.queue_size} descriptors"
+            f"an in-flight region of {region.mmap_size} bytes at {region.mmap_offset:#x}"
         )
 
 

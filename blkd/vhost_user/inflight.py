@@ -31,7 +31,9 @@ class Inflight:
     mmap_offset: int
     queues: int
     queue_size: int
-    """Descriptors of each ring."""
+    """Descriptors of each ring, as the front end has it: its rings may be larger.
+
+    QEMU 10 names its `queue-size` here, and has rings of 1024 whatever that is."""
     padded: bool = False
     """Whether the message has the padding of a C structure, as QEMU's do."""
 
@@ -56,12 +58,18 @@ class Inflight:
         )
 
 
-def part_bytes(queue_size: int, *, packed: bool) -> int:
-    """Bytes of a ring's part of the region."""
+def part_bytes(entries: int, *, packed: bool) -> int:
+    """Bytes of a ring's part of the region: an entry for each descriptor."""
     head, entry = PACKED_BYTES if packed else SPLIT_BYTES
-    return -(-(head + entry * queue_size) // ALIGNMENT) * ALIGNMENT
+    return -(-(head + entry * entries) // ALIGNMENT) * ALIGNMENT
 
 
-def region_bytes(region: Inflight, *, packed: bool) -> int:
-    """Bytes of a region for so many rings of such a size."""
-    return region.queues * part_bytes(region.queue_size, packed=packed)
+def part_entries(region: Inflight, largest: int, *, packed: bool) -> int:
+    """Entries of each ring's part, found by the region's size; 0 for a size that blkd never made.
+
+    A part has room for the `largest` ring that is served.  In a region that an older blkd
+    made, or another back end, it has room for a ring of `queue_size`.
+    """
+    sizes = (region.queue_size, largest)
+    fits = (n for n in sizes if region.mmap_size == region.queues * part_bytes(n, packed=packed))
+    return next(fits, 0)

@@ -172,7 +172,7 @@ REQUESTS: Final = MappingProxyType(
             needs=ProtocolFeature.INFLIGHT_SHMFD,
             replies=True,
             refusal=NO_REGION,
-            note="a new region, sealed; payload of 20 or 24 bytes",
+            note="a new region, sealed, with room for rings of any size; payload of 20 or 24 bytes",
         ),
         Request.SET_INFLIGHT_FD: Declaration(
             Inflight,

@@ -39,7 +39,7 @@ from blkd.vhost_user.commands import (
     StopRing,
     UseInflight,
 )
-from blkd.vhost_user.inflight import Inflight, region_bytes
+from blkd.vhost_user.inflight import Inflight, part_bytes
 from blkd.vhost_user.requests import (
     MAX_MEM_SLOTS,
     NOT_ZERO,
@@ -331,10 +331,13 @@ class Session:
     # Requests in flight
 
     def get_inflight_fd(self, wanted: Inflight) -> Plan:
-        """Make a region that has room for the requests in flight of all rings."""
+        """Make a region that has room for the requests in flight of all rings.
+
+        The front end may start larger rings than it names here: each part is for the largest.
+        """
         refuse_no_rings(wanted, len(self.rings), self.device.queue_size)
-        packed = self._has(VirtioFeature.RING_PACKED)
-        region = replace(wanted, mmap_size=region_bytes(wanted, packed=packed), mmap_offset=0)
+        part = part_bytes(self.device.queue_size, packed=self._has(VirtioFeature.RING_PACKED))
+        region = replace(wanted, mmap_size=wanted.queues * part, mmap_offset=0)
         yield OfferInflight(region)
         return region
 
@@ -342,7 +345,7 @@ class Session:
         """Take a region, of an earlier back end or fresh: rings start from what it says."""
         packed = self._has(VirtioFeature.RING_PACKED)
         refuse_no_rings(region, len(self.rings), self.device.queue_size)
-        refuse_unfit(region, packed=packed)
+        refuse_unfit(region)
         for ring in self.rings:
             yield from self._end_disabled(ring)
             if ring.started:

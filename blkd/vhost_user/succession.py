@@ -17,7 +17,7 @@ from blkd.vhost_user.checks import (
     refuse_unfit,
     refuse_unlogged,
 )
-from blkd.vhost_user.inflight import Inflight
+from blkd.vhost_user.inflight import Inflight, part_entries
 from blkd.vhost_user.requests import MAX_MEM_SLOTS, OFFERED_PROTOCOL_FEATURES
 from blkd.vhost_user.rings import GivenRing, HeldRing, Rings
 from blkd.vhost_user.session import MAX_INDEX, MAX_STATUS, OURS, Ring, Session
@@ -102,13 +102,23 @@ def written_log(session: Session, rings: Rings, out: Outgoing) -> models.Log | N
 
 
 def given_inflight(session: Session, given: models.Inflight) -> Inflight:
-    """The in-flight region to go on with.  Raises HandoverError."""
+    """The in-flight region to go on with.
+
+    Raises HandoverError, also where it is none that requests could be recorded in: the other
+    process does that, and serves on.
+    """
     region = Inflight(given.mmap_size, given.mmap_offset, given.queues, given.queue_size)
+    largest = session.device.queue_size
     try:
-        refuse_no_rings(region, len(session.rings), session.device.queue_size)
-        refuse_unfit(region, packed=given.packed)
+        refuse_no_rings(region, len(session.rings), largest)
+        refuse_unfit(region)
     except RequestRefused as error:
         raise HandoverError(f"cannot be taken over: {error}") from error
+    if not part_entries(region, largest, packed=given.packed):
+        raise HandoverError(
+            f"cannot be taken over: an in-flight region of {region.mmap_size} bytes for"
+            f" {region.queues} rings of {region.queue_size} descriptors"
+        )
     return region
 
 

@@ -245,6 +245,19 @@ def test_what_is_in_flight_is_recorded_as_before(path, tmp_path, upgrade, packed
             assert [disk.read(n, 512)[1] for n, disk in enumerate(disks)] == [sector(7), sector(8)]
 
 
+def test_a_region_that_nothing_is_recorded_in_keeps_no_disk_where_it_is(daemon, front_end, upgrade):
+    front_end.prepare()
+    front_end.track_inflight(1, 64)
+    _, fd = front_end.inflight
+    os.pwrite(fd, struct.pack("=H", 2), 8)  # the version of another kind of back end
+    front_end.set(Request.SET_INFLIGHT_FD, front_end.inflight[0], [fd])
+    disk = front_end.make_disk(0, 64)
+    assert disk.write(0, sector(1)) == OK
+    new = upgrade(daemon)
+    assert disk.read(0, 512) == (OK, sector(1))
+    assert new.end() == 0
+
+
 def test_a_serving_process_may_have_all_the_descriptors_that_it_is_allowed(path, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))

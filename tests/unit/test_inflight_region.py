@@ -23,7 +23,7 @@ def test_a_file_that_shrinks_while_it_is_adopted_is_refused(monkeypatch):
         return mapping
 
     monkeypatch.setattr(inflight, "map_file", shrunk_meanwhile)
-    with pytest.raises(RequestRefused, match="ends before the part of ring 1"):
-        InflightRegion.adopt(Inflight(size, 0, 2, 128), fd, packed=False)
+    with pytest.raises(RequestRefused, match="its file ends before 0x84c"):
+        InflightRegion.adopt(Inflight(size, 0, 2, 128), fd, 1024, packed=False)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)  # it was taken, and is closed

@@ -7,12 +7,14 @@ import pytest
 
 from blkd.errors import ProtocolError
 from blkd.vhost_user.commands import OfferInflight, StopRing, UseInflight
-from blkd.vhost_user.inflight import Inflight, part_bytes
+from blkd.vhost_user.inflight import Inflight, part_bytes, part_entries
 from blkd.vhost_user.wire import U64, Request, VirtioFeature, VringState
 from tests.conversation import BIT_30, VERSION_1, Conversation
 
 PACKED = BIT_30 | VERSION_1 | VirtioFeature.RING_PACKED
-REGION = Inflight(2 * 2112, 0, 2, 128)  # 16 bytes and 16 an entry, in whole cache lines
+LARGEST = 256  # descriptors: what the toy device serves
+REGION = Inflight(2 * 4160, 0, 2, 128)  # 16 bytes and 16 an entry, in whole cache lines
+OLD = Inflight(2 * 2112, 0, 2, 128)  # as blkd made it once: for rings as they were asked for
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def test_each_part_begins_on_a_cache_line_of_its_own():
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["20 bytes", "24 bytes"])
-def test_a_region_is_made_as_large_as_the_rings_need(talk, padded):
+def test_a_region_is_made_for_the_largest_rings_whatever_is_asked(talk, padded):
     wanted = Inflight(0, 0, 2, 128, padded)
     reply = talk.say(Request.GET_INFLIGHT_FD, wanted)
     assert reply == replace(REGION, padded=padded).encode()
@@ -41,9 +43,9 @@ def test_a_region_for_packed_rings_is_larger():
     talk.say(Request.SET_PROTOCOL_FEATURES, U64(talk.number(Request.GET_PROTOCOL_FEATURES)))
     talk.say(Request.SET_FEATURES, U64(PACKED))
     reply = talk.say(Request.GET_INFLIGHT_FD, Inflight(0, 0, 1, 128))
-    assert Inflight.decode(reply) == Inflight(4160, 0, 1, 128)
-    talk.say(Request.SET_INFLIGHT_FD, Inflight(4160, 0, 1, 128), fds=1)
-    assert talk.commands == [UseInflight(Inflight(4160, 0, 1, 128), packed=True)]
+    assert Inflight.decode(reply) == Inflight(8256, 0, 1, 128)
+    talk.say(Request.SET_INFLIGHT_FD, Inflight(8256, 0, 1, 128), fds=1)
+    assert talk.commands == [UseInflight(Inflight(8256, 0, 1, 128), packed=True)]
 
 
 @pytest.mark.parametrize(
@@ -55,29 +57,45 @@ def test_a_region_for_rings_that_we_do_not_have_is_not_made(talk, queues, size):
     assert talk.commands == []
 
 
-def test_a_region_is_taken(talk):
-    assert talk.say(Request.SET_INFLIGHT_FD, REGION, fds=1, need_reply=True) == bytes(8)
-    assert talk.commands == [UseInflight(REGION, packed=False)]
+@pytest.mark.parametrize("region", [REGION, OLD, replace(REGION, mmap_size=64)], ids=str)
+def test_a_region_is_taken_whoever_made_it(talk, region):
+    assert talk.say(Request.SET_INFLIGHT_FD, region, fds=1, need_reply=True) == bytes(8)
+    assert talk.commands == [UseInflight(region, packed=False)]
+
+
+@pytest.mark.parametrize(
+    ("region", "entries"),
+    [
+        (REGION, 256),
+        (OLD, 128),
+        (replace(REGION, queue_size=256), 256),
+        (replace(REGION, queues=1), 0),
+        (replace(REGION, queues=3), 0),
+        (replace(REGION, mmap_size=REGION.mmap_size - 64), 0),
+        (replace(REGION, mmap_size=REGION.mmap_size + 64), 0),
+        (replace(OLD, mmap_size=1), 0),
+    ],
+    ids=str,
+)
+def test_the_size_of_a_region_tells_how_large_its_rings_may_be(region, entries):
+    assert part_entries(region, LARGEST, packed=False) == entries
 
 
 @pytest.mark.parametrize(
     "region",
     [
-        replace(REGION, mmap_size=REGION.mmap_size - 64),
-        replace(REGION, mmap_size=REGION.mmap_size + 64),
         replace(REGION, mmap_size=0),
         replace(REGION, mmap_size=2**64 - 1),
         replace(REGION, mmap_offset=4),
         replace(REGION, mmap_offset=2**63),
         replace(REGION, mmap_offset=2**64 - 64),
-        replace(REGION, queues=1),
-        replace(REGION, queues=3),
+        replace(REGION, queues=0),
         replace(REGION, queues=5),
-        replace(REGION, queue_size=256),
+        replace(REGION, queue_size=257),
     ],
     ids=str,
 )
-def test_a_region_of_another_size_or_for_other_rings_is_refused(talk, region):
+def test_a_region_that_cannot_be_is_refused(talk, region):
     assert talk.say(Request.SET_INFLIGHT_FD, region, fds=1, need_reply=True) != bytes(8)
     assert talk.commands == []
 

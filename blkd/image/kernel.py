@@ -102,7 +102,36 @@ def filesystem(fd: int) -> str:
     """The type of the file system that holds `fd`, as mountinfo names it."""
     # By mount and not by device number: that of a btrfs file is in no list of mounts.
     mount = str(_statx(fd, _Statx.MNT_ID).mnt_id)
-    return next((m.filesystem for m in _mounts() if m.mount_id == mount), "unknown")
+    named = (m.filesystem for m in _mounts() if m.mount_id == mount)
+    return next(named, None) or FILESYSTEMS.get(_filesystem_magic(fd), "unknown")
+
+
+FILESYSTEMS: Final = {
+    0xEF53: "ext4",  # and its elders
+    0x58465342: "xfs",
+    0x9123683E: "btrfs",
+    0xCA451A4E: "bcachefs",
+    0xF2F52010: "f2fs",
+    0x2FC12FC1: "zfs",
+    0x01021994: "tmpfs",
+    0x858458F6: "ramfs",
+    0x958458F6: "hugetlbfs",
+    0x794C7630: "overlay",
+    0x65735546: "fuse",
+    0x6969: "nfs",
+}
+"""By what statfs(2) says of them: a mount above a chroot's own root is in no list of mounts."""
+
+_STATFS_BYTES: Final = 120  # struct statfs where a word has 64 bits; f_type comes first
+
+
+def _filesystem_magic(fd: int) -> int:
+    answer = ctypes.create_string_buffer(_STATFS_BYTES)
+    if _libc.fstatfs(fd, answer) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    magic: int = struct.unpack_from("=q", answer)[0]
+    return magic
 
 
 def device_name(number: int) -> str:

@@ -7,6 +7,7 @@ import mmap
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,25 @@ async def test_alignment_is_found_where_the_kernel_does_not_tell(place, request)
             assert os.pwritev(image.fd, [page], block) == block
     assert path.read_bytes()[block : 2 * block] == b"x" * block
     assert (await store.info(str(path))).filesystem == place
+
+
+BEHIND_A_CHROOT = """
+import os, sys
+from blkd.image import kernel
+image = os.open(sys.argv[1], os.O_RDONLY)
+os.chroot(sys.argv[2])
+print(kernel.filesystem(image))
+"""
+
+
+@pytest.mark.parametrize("place", ["btrfs", "xfs", "tmpfs"])
+async def test_a_file_system_is_known_where_its_mount_is_in_no_list(place, request, tmp_path):
+    path = request.getfixturevalue(place) / "disk.img"
+    await store.create(str(path), MIB, preallocate=False)
+    (tmp_path / "root" / "proc").mkdir(parents=True)
+    mount_and_go = 'mount -t proc none "$4/proc" && exec "$1" -c "$2" "$3" "$4"'
+    command = ["unshare", "--mount", "--propagation=private", "sh", "-c", mount_and_go, "sh"]
+    assert run(*command, sys.executable, BEHIND_A_CHROOT, path, tmp_path / "root") == place
 
 
 async def test_a_read_only_file_system_is_served_only_read_only(tmpfs):

@@ -365,20 +365,11 @@ def test_rings_that_are_larger_than_the_front_end_says_are_recorded(heir, packed
     assert "not recorded" not in heir.daemon.errors()
 
 
-def old_region(front_end, *, packed):
-    """Have requests recorded in a region as blkd made it once: for two rings of 128."""
-    fd = os.memfd_create("region")
-    size = 4160 if packed else 2112
-    os.ftruncate(fd, 2 * size)
-    front_end.inflight = (INFLIGHT.pack(2 * size, 0, 2, 128), fd)
-    front_end.set(Request.SET_INFLIGHT_FD, *front_end.inflight[:1], [fd])
-
-
 @both
 def test_a_region_of_an_older_blkd_is_recovered(heir, packed):
     front_end = heir.first()
     front_end.prepare(packed=packed)
-    old_region(front_end, packed=packed)
+    front_end.track_inflight_as_of_old(packed=packed)
     disk = front_end.make_disk(1, 128)
     slow = disk.submit(OUT, 0, b"s" * 4096)
     assert disk.write(8 * 20, b"f" * 4096) == OK
@@ -390,7 +381,7 @@ def test_a_region_of_an_older_blkd_is_recovered(heir, packed):
 def test_a_ring_that_the_region_has_no_room_for_is_served_and_that_is_said_once(heir):
     front_end = heir.first()
     front_end.prepare()
-    old_region(front_end, packed=False)
+    front_end.track_inflight_as_of_old(packed=False)
     disks = [front_end.make_disk(index, 256) for index in range(2)]
     base = front_end.stop_ring(0)
     front_end.start_ring(0, ring=disks[0].ring, base=base)
@@ -402,7 +393,7 @@ def test_a_ring_that_the_region_has_no_room_for_is_served_and_that_is_said_once(
 def test_a_small_ring_is_recorded_beside_one_that_has_no_room(heir, packed):
     front_end = heir.first()
     front_end.prepare(packed=packed)
-    old_region(front_end, packed=packed)
+    front_end.track_inflight_as_of_old(packed=packed)
     large, small = front_end.make_disk(0, 256), front_end.make_disk(1, 64)
     slow = small.submit(OUT, 0, b"s" * 4096)
     assert large.write(8 * 20, b"f" * 4096) == OK

@@ -225,12 +225,16 @@ def test_hundreds_of_memory_regions_come_along(daemon, front_end, upgrade):
     assert disk.write(0, sector(1)) == OK
 
 
+@pytest.mark.parametrize("old_region", [False, True], ids=["region", "region of old"])
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-def test_what_is_in_flight_is_recorded_as_before(path, tmp_path, upgrade, packed):
+def test_what_is_in_flight_is_recorded_as_before(path, tmp_path, upgrade, packed, old_region):
     slow = f"faulty:delay=1000s@any+0-64K:{path}"  # what touches that is never done
     with Daemon(slow, tmp_path) as old, FrontEnd.connect(old.socket) as front_end:
         front_end.prepare(packed=packed)
-        front_end.track_inflight(2, 64)
+        if old_region:
+            front_end.track_inflight_as_of_old(packed=packed)
+        else:
+            front_end.track_inflight(2, 64)
         disks = [front_end.make_disk(index, 64) for index in range(2)]
         assert [disk.write(256 + n, sector(1)) for n, disk in enumerate(disks)] == [OK, OK]
         new = upgrade(old)

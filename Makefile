@@ -4,13 +4,21 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-GUEST := build/guest
+# Both that are supported: this one, and the other in a directory of its own.
+DEBIAN := $(shell . /etc/os-release && echo $$VERSION_CODENAME)
+OTHER_DEBIAN := $(if $(filter bookworm,$(DEBIAN)),trixie,bookworm)
+OTHER_ROOT := build/debian/$(OTHER_DEBIAN)
+OTHER_VENV := build/venv/$(OTHER_DEBIAN)
+IN_OTHER_DEBIAN := tests/other-debian run $(OTHER_ROOT)
+GUEST := build/guest/$(DEBIAN)
 
 # All that is taken from Debian, besides make: to build, to run guests, to test.
 BUILD_PACKAGES := gcc libc6-dev liburing-dev python3-dev python3-venv
 GUEST_PACKAGES := qemu-system-x86 qemu-utils fio busybox-static cpio kmod
 # qemu-storage-daemon is in qemu-system-common on Debian 12, and in qemu-utils from Debian 13 on.
-TEST_PACKAGES := btrfs-progs e2fsprogs fdisk qemu-system-common strace util-linux valgrind xfsprogs
+TEST_PACKAGES := btrfs-progs e2fsprogs fdisk qemu-system-common strace util-linux util-linux-extra valgrind xfsprogs
+OTHER_DEBIAN_PACKAGES := debootstrap util-linux
+INSIDE_OTHER_DEBIAN := make $(BUILD_PACKAGES) $(GUEST_PACKAGES) $(TEST_PACKAGES)
 BENCH_PACKAGES := git
 # Unpacked under build/, never installed: the kernel that guests boot.
 KERNEL_PACKAGE := linux-image-cloud-amd64
@@ -22,13 +30,25 @@ RESULTS := bench/results
 # The page of the quick run is not the one that is kept.
 QUICK_PAGE := build/bench/benchmarks.md
 
-.PHONY: demo test check build sanitize drills bench bench-quick bench-guest profile clean
+# Of pytest: what to run, here and in the other Debian; there all but what needs two of them.
+TESTS := tests
+OTHER_TESTS := tests --ignore=tests/guest/test_two_debians.py
+
+.PHONY: demo test test-here test-other check build sanitize drills bench bench-quick bench-guest profile clean
 
 demo: build $(GUEST)/kernel/version packages-guest
 	$(BIN)/python -m demo.run
 
-test: build $(VENV)/tested $(GUEST)/kernel/version packages-guest packages-test
-	$(BIN)/pytest
+# In this Debian, and in the other one with its Python, liburing, QEMU and kernel.
+test: other-debian
+	$(MAKE) test-here
+	$(MAKE) test-other
+
+test-here: build $(VENV)/tested $(GUEST)/kernel/version packages-guest packages-test
+	$(BIN)/pytest $(TESTS)
+
+test-other: other-debian
+	$(IN_OTHER_DEBIAN) $(MAKE) VENV=$(OTHER_VENV) TESTS="$(OTHER_TESTS)" test-here
 
 check: $(VENV)/checked
 	$(BIN)/ruff check $(PYTHON_FILES)
@@ -100,7 +120,12 @@ $(VENV)/checked: $(VENV)/tested
 $(GUEST)/kernel/version: demo/fetch_kernel.sh | packages-guest
 	demo/fetch_kernel.sh $(KERNEL_PACKAGE) $(GUEST)/kernel
 
-.PHONY: packages-build packages-guest packages-test packages-bench
+# A minute, once.
+.PHONY: other-debian
+other-debian: packages-other-debian
+	tests/other-debian make $(OTHER_DEBIAN) $(OTHER_ROOT) $(INSIDE_OTHER_DEBIAN)
+
+.PHONY: packages-build packages-guest packages-test packages-bench packages-other-debian
 packages-build:
 	@packaging/install-packages $(BUILD_PACKAGES)
 packages-guest:
@@ -109,3 +134,5 @@ packages-test:
 	@packaging/install-packages $(TEST_PACKAGES)
 packages-bench:
 	@packaging/install-packages $(BENCH_PACKAGES)
+packages-other-debian:
+	@packaging/install-packages $(OTHER_DEBIAN_PACKAGES)

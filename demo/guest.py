@@ -236,12 +236,17 @@ class Machine:
     qemu_version: tuple[int, ...]
     accelerator: str
     """"kvm" where a guest was seen to boot under it, else "tcg"."""
+    qemu: tuple[str, ...] = (QEMU,)
+    """The command that QEMU is started by."""
+    model: str = "q35"
+    """QEMU's name of the machine: one with a version is the same in later QEMUs."""
+    cpu: str = "max"
 
     @classmethod
-    async def prepare(cls) -> Self:
+    async def prepare(cls, qemu: tuple[str, ...] = (QEMU,)) -> Self:
         """Build what is not built yet and try KVM.  Raises MissingPart."""
         kernel = Kernel.fetched()
-        machine = cls(kernel, build(kernel), await ask_version(), "kvm")
+        machine = cls(kernel, build(kernel), await ask_version(qemu), "kvm", qemu)
         if os.access("/dev/kvm", os.R_OK | os.W_OK):
             with contextlib.suppress(GuestError):
                 async with machine._boot((), 1, None, KVM_PROBE_LIMIT):
@@ -293,7 +298,7 @@ class Machine:
             with theirs, their_qmp, (logs / "qemu").open("wb") as log:
                 ends = {"agent": theirs.fileno(), "qmp": their_qmp.fileno()}
                 process = await spawn(
-                    *(QEMU, *self._arguments(disks, cpus, spare, logs / "serial"), *more),
+                    *(*self.qemu, *self._arguments(disks, cpus, spare, logs / "serial"), *more),
                     *(w for n, fd in ends.items() for w in ("-chardev", f"socket,id={n},fd={fd}")),
                     pass_fds=tuple(ends.values()),
                     stdout=log,
@@ -311,9 +316,9 @@ class Machine:
         self, disks: tuple[Disk, ...], cpus: int, spare: SpareMemory | None, serial: Path
     ) -> Iterator[str]:
         yield from ("-nodefaults", "-no-user-config", "-display", "none")
-        yield from ("-accel", self.accelerator, "-cpu", "max", "-smp", f"{cpus}")
+        yield from ("-accel", self.accelerator, "-cpu", self.cpu, "-smp", f"{cpus}")
         room = f",slots={spare.slots},maxmem={spare.most}" if spare else ""
-        yield from ("-machine", "q35,memory-backend=memory", "-m", MEMORY + room)
+        yield from ("-machine", f"{self.model},memory-backend=memory", "-m", MEMORY + room)
         yield from ("-object", f"memory-backend-memfd,id=memory,size={MEMORY},share=on")
         yield from ("-kernel", f"{self.kernel.image}", "-initrd", f"{self.initramfs}")
         movable = " memhp_default_state=online_movable" if spare else ""
@@ -332,11 +337,11 @@ class Machine:
             yield from ("-device", f"vhost-user-blk-pci,chardev=disk{n},{ring}")
 
 
-async def ask_version() -> tuple[int, ...]:
-    """QEMU's version.  Raises MissingPart without a QEMU."""
+async def ask_version(qemu: tuple[str, ...]) -> tuple[int, ...]:
+    """The version of the QEMU that this command starts.  Raises MissingPart without one."""
     try:
-        process = await asyncio.create_subprocess_exec(QEMU, "--version", stdout=PIPE)
+        process = await asyncio.create_subprocess_exec(*qemu, "--version", stdout=PIPE)
     except FileNotFoundError as error:
-        raise MissingPart(f"no {QEMU} on this host", hint="install qemu-system-x86") from error
+        raise MissingPart(f"no {qemu[-1]} on this host", hint="install qemu-system-x86") from error
     words, _ = await process.communicate()
     return tuple(map(int, re.findall(r"\d+", words.decode())[:3]))

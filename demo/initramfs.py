@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the guest's initramfs: programs of this host and the kernel's virtio drivers.
 
-The archive is kept under build/guest and made anew when one of its inputs changes.
+The archive is kept under build/guest, a folder for each release of Debian that the programs and
+the kernel come from, and made anew when one of its inputs changes.
 """
 
 import hashlib
 import io
 import lzma
+import platform
 import re
 import shutil
 import stat
@@ -16,7 +18,8 @@ from pathlib import Path
 
 from blkd.errors import BlkdError
 
-GUEST = Path(__file__).parent.parent / "build" / "guest"
+RELEASE = platform.freedesktop_os_release()["VERSION_CODENAME"]
+GUEST = Path(__file__).parent.parent / "build" / "guest" / RELEASE
 INIT = Path(__file__).with_name("init")
 PROGRAMS = ("fio", "blkdiscard", "flock")
 MODULES = ("virtio_pci", "virtio_console", "virtio_blk", "virtio_mem")

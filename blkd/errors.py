@@ -35,6 +35,15 @@ class ImageBusy(ImageError):
     """False where no process is seen to have it: its last I/O may outlive one that was killed."""
 
 
+class SyncFailed(ImageError):
+    """What was written to an image could not be made durable, and may be lost."""
+
+    def __init__(self, message: str, error: int, *, hint: str | None = None) -> None:
+        """`error` is the errno."""
+        super().__init__(message, hint=hint)
+        self.error = error
+
+
 class ConfigError(BlkdError):
     """A setting that is out of range or contradicts another or the image."""
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Final, Literal, cast
 
@@ -22,6 +22,7 @@ from blkd.errors import (
     HandoverError,
     ImageError,
     RequestRefused,
+    SyncFailed,
 )
 from blkd.frontends import FrontEnds
 from blkd.handover import models
@@ -90,6 +91,7 @@ class Export:
                 undo.callback(inherited.close)
             elif config.socket is None:
                 raise ConfigError("no socket to serve on")
+            self._crew = crew(config)
             self._image = await open_image(
                 config.image,
                 read_only=config.read_only,
@@ -97,6 +99,7 @@ class Export:
                 logical_block_size=config.logical_block_size,
                 engine=config.engine,
                 incoming=config.incoming,
+                workers=self._crew.workers,
             )
             self._make_disk(undo)
             self._admit_from(inherited or self._listen(undo))
@@ -106,7 +109,6 @@ class Export:
         """Make the image a device with a data path."""
         undo.callback(self._image.close)
         self._device = BlkDevice(parameters(self.config, self._image))
-        self._crew = crew(self.config)
         self._plane = DataPlane(self._image, self._device, self.config.queue_size, self._crew)
         undo.callback(self._plane.close)
 
@@ -183,11 +185,30 @@ class Export:
     async def _hand_image_over(self) -> None:
         """Give the image's lock up: the guest goes on elsewhere, or comes back to claim it."""
         try:
-            await self._image.hand_over()
+            with self._sync_failures_noted():
+                await self._image.hand_over()
         except ImageError as error:
             log.error("image not handed over", export=self.config.name, reason=str(error))  # noqa: TRY400
         finally:
             self.on_lock_change()
+
+    @contextlib.contextmanager
+    def _sync_failures_noted(self) -> Iterator[None]:
+        """Do within what syncs the image: not after a sync of it has failed.
+
+        Raises SyncFailed.
+        """
+        if error := self._plane.sync_error:
+            raise SyncFailed(
+                f"{self._image.path}: a sync of it has failed before: {os.strerror(error)}",
+                error,
+                hint="acknowledged writes are lost; end blkd, and start it anew",
+            )
+        try:
+            yield
+        except SyncFailed as failure:
+            self._plane.fail_sync(failure.error)
+            raise
 
     # ---- size ----
 
@@ -211,12 +232,15 @@ class Export:
                         hint="shrinking loses what is beyond: --force does it all the same",
                     )
                 async with self._drained():
-                    await self._image.resize(size)
-                    await self._take_size()
+                    await self._resize_image(size)
             else:
-                await self._image.resize(size)
-                await self._take_size()
+                await self._resize_image(size)
             return ResizeResult(size, present, await self._announce())
+
+    async def _resize_image(self, size: int) -> None:
+        with self._sync_failures_noted():
+            await self._image.resize(size)
+        await self._take_size()
 
     async def refresh_size(self) -> ResizeResult:
         """Notice that the image grew by other means, and tell the front end.
@@ -336,7 +360,13 @@ class Export:
         began = time.monotonic_ns()
         await self._plane.pause(REST_LIMIT)
         self.require_rest()
+        self._look_for_write_errors()
         return self._written(began, out)
+
+    def _look_for_write_errors(self) -> None:
+        """Take note of what could not be written back: the taker's own syncs may not be told."""
+        if not self._image.direct and (error := self._image.write_error()):
+            self._plane.fail_sync(error)
 
     def _written(self, began: int, out: Outgoing) -> models.State:
         connection = self._front_ends.connection
@@ -350,6 +380,7 @@ class Export:
             capacity=self._device.capacity,
             generation=self._device.generation,
             write_back=self._device.writeback_field,
+            sync_error=self._plane.sync_error,
             rings=rings,
             front_end=front_end,
         )
@@ -388,6 +419,7 @@ class Export:
             undo.callback(listening.close)
             if not listener.is_listening(listening):
                 raise HandoverError("front ends cannot connect to the socket that came")
+            self._crew = crew(config)
             self._image = adopt_image(
                 config.image,
                 fds.take_any(offer.image),
@@ -396,6 +428,7 @@ class Export:
                 logical_block_size=offer.logical_block_size,
                 engine=config.engine,
                 held=offer.image_locked,
+                workers=self._crew.workers,
             )
             self._make_disk(undo)
             self._admit_from(listening)
@@ -415,6 +448,8 @@ class Export:
         self._device.restore(
             capacity=state.capacity, generation=state.generation, write_back=state.write_back
         )
+        if state.sync_error:
+            self._plane.fail_sync(state.sync_error)
         self._require_rings(ring.index for ring in state.rings)
         if state.front_end is None:
             await self._plane.adopt_rings(given_rings(None, state.rings, fds))
@@ -465,6 +500,7 @@ class Export:
             poll_us=self._crew.poll_us,
             memory_registered=self._plane.memory_is_registered,
             discard=device.discard,
+            sync_error=os.strerror(error) if (error := self._plane.sync_error) else None,
             features=device.features,
             in_flight=self._plane.in_flight,
             broken_rings=self._plane.broken_rings,

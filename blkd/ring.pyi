@@ -28,6 +28,13 @@ class MemoryMap:
     def locate(self, address: int, length: int) -> int: ...
     def guest_address(self, address: int) -> int: ...
 
+SYNC_FAILED: int
+
+class SyncState:
+    @property
+    def error(self) -> int: ...
+    def fail(self, error: int) -> bool: ...
+
 class Worker:
     answers_fd: int
     in_flight: int
@@ -38,6 +45,7 @@ class Worker:
         largest: int,
         longest_chain: int,
         longest_poll: int,
+        sync: SyncState,
         register_memory: bool = False,
     ) -> None: ...
     def run(self, name: str) -> None: ...
@@ -49,6 +57,8 @@ class Worker:
         *,
         engine: str,
         fd: int,
+        sync_fd: int,
+        direct: bool,
         nowait: bool,
         capacity: int,
         block_size: int,

@@ -53,6 +53,8 @@ class ExportState:
     poll_us: int
     memory_registered: bool
     discard: bool
+    sync_error: str | None
+    """Why a sync failed: no flush succeeds any more.  None while none has."""
     features: int
     in_flight: int
     broken_rings: tuple[int, ...]

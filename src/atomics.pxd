@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads, stores and fences on memory that another thread or the guest writes, as named verbs."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
 cdef extern from *:
@@ -25,6 +25,12 @@ cdef extern from *:
     #define blkd_pause()             __asm__ volatile("" ::: "memory")
     #endif
 
+    /* Store `value` if nobody has stored anything but 0: whether that was done. */
+    static inline int blkd_store_once(int32_t *p, int32_t value) {
+        int32_t none = 0;
+        return __atomic_compare_exchange_n(p, &none, value, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+    }
+
     /* Copy out of memory that its owner may rewrite meanwhile. The barrier keeps the
        compiler from fetching a field a second time after the copy has been checked. */
     static inline void blkd_copy_once(void *to, const void *from, size_t bytes) {
@@ -35,6 +41,8 @@ cdef extern from *:
     uint16_t load_relaxed_u16 "blkd_load_relaxed"(const uint16_t *p) noexcept nogil
     uint16_t load_acquire_u16 "blkd_load_acquire"(const uint16_t *p) noexcept nogil
     uint32_t load_acquire_u32 "blkd_load_acquire"(const uint32_t *p) noexcept nogil
+    int32_t load_acquire_i32 "blkd_load_acquire"(const int32_t *p) noexcept nogil
+    bint store_once "blkd_store_once"(int32_t *p, int32_t value) noexcept nogil
     uint64_t load_relaxed_u64 "blkd_load_relaxed"(const uint64_t *p) noexcept nogil
     void store_relaxed_u16 "blkd_store_relaxed"(uint16_t *p, uint16_t v) noexcept nogil
     void store_relaxed_u32 "blkd_store_relaxed"(uint32_t *p, uint32_t v) noexcept nogil

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests that are carried out at once, on the worker's own thread and without io_uring."""
 
-from libc.stdint cimport int64_t, uint32_t
+from libc.errno cimport errno
+from libc.stdint cimport int32_t, int64_t, uint32_t
 
 from dirtylog cimport mark_segments, seldom
+from durable cimport sync_result
+from failures cimport note_failure
 from guestmem cimport GuestMemory
+from layouts cimport BLK_S_IOERR, BLK_S_OK
 from logged cimport give_back_logged
 from requests cimport Vring, count_answer, give_back, unfit_for_direct
 from uring cimport RWF_DSYNC, iovec
@@ -66,8 +70,24 @@ cdef inline bint transferred(Worker *w, const Operation *op) noexcept nogil:
     return n == <ssize_t>op.length
 
 
-cdef inline bint carried_out(Worker *w, const Operation *op) noexcept nogil:
-    """Whether an operation that is in order could be done here and now."""
+cdef inline bint synced(Worker *w, Operation *op) noexcept nogil:
+    """Whether a flush could be done here: not while another sync would hear of its errors.
+
+    A failure is the answer: asked again, the kernel would know of none.
+    """
+    cdef int32_t result
+    if w.syncing or w.first_unsynced != NULL:
+        return False
+    result = sync_result(w, 0 if fdatasync(w.limits.sync_fd) == 0 else -errno)
+    if result < 0:
+        note_failure(w, op.kind, op.offset, result)
+        op.status = BLK_S_IOERR
+    return True
+
+
+cdef inline bint carried_out(Worker *w, Operation *op) noexcept nogil:
+    """Whether an operation that is in order could be done here and now; `op.status` says how."""
+    op.status = BLK_S_OK
     if w.limits.engine == ENGINE_NULL:
         return True
     if w.limits.engine != ENGINE_INLINE:
@@ -78,7 +98,7 @@ cdef inline bint carried_out(Worker *w, const Operation *op) noexcept nogil:
         return False            # of a file that might wait, only reads are sure not to
     if op.kind == OP_WRITE:
         return transferred(w, op)
-    return op.kind == OP_FLUSH and fdatasync(w.limits.fd) == 0
+    return op.kind == OP_FLUSH and synced(w, op)
 
 
 cdef inline void answer_logged(

@@ -54,7 +54,7 @@ cdef struct Request:
     iovec *iov                  # what is left to transfer
     uint8_t *bounce             # an aligned buffer in its place, or NULL
     BlkRange *range             # DISCARD, WRITE_ZEROES: the one being done
-    Request *next_waiting       # for a bounce buffer
+    Request *next_waiting       # for a bounce buffer, or for a sync
     Vring *vring
     uint64_t offset             # bytes; of what is left
     uint64_t left               # bytes
@@ -66,6 +66,7 @@ cdef struct Request:
     Chain chain
     OperationKind kind
     Step step                   # what the kernel is doing
+    bint durable                # is answered once the disk has it
     bint unfit                  # for direct I/O: goes through a bounce buffer
     bint shorten                # a faulty image has the kernel asked for a part first
     bint unmarked               # it has written where the dirty log has no bit

@@ -6,13 +6,14 @@ sleeps in one place, `polling.sleep`; kicks, commands and disk completions wake 
 """
 
 from libc.errno cimport EBUSY, EINVAL, errno
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from atomics cimport load_relaxed_u64, store_relaxed_u64
+from atomics cimport load_acquire_i32, load_relaxed_u64, store_once, store_relaxed_u64
 from commands cimport MemoryChange, Placement, VringStart, settle, take_commands
 from dirtylog cimport DirtyLog
+from durable cimport start_sync
 from faults cimport forget_mapping, install_fault_handler, watch_mapping
 from guestmem cimport GuestMemory, MemoryView, Region
 from inflight cimport Again
@@ -43,8 +44,9 @@ from virtio_blk cimport (
 )
 from virtq cimport Segment, UsedChain
 from worker cimport (
-    BOUNCE_BUFFERS, BOUNCE_BYTES, FETCH_BUDGET, MAX_IOVECS, TAG_CALL, TAG_ERROR, TAG_KICK,
-    TAG_MAILBOX, TAG_REQUEST, Worker as WorkerState, ZERO_BYTES, pointer_of, tag_of,
+    BOUNCE_BUFFERS, BOUNCE_BYTES, FETCH_BUDGET, MAX_IOVECS, REPORT_SYNC, TAG_CALL,
+    TAG_ERROR, TAG_KICK, TAG_MAILBOX, TAG_REQUEST, Worker as WorkerState, ZERO_BYTES, pointer_of,
+    tag_of,
 )
 
 cdef enum:
@@ -109,6 +111,7 @@ cdef int turn(WorkerState *w, bint *more) noexcept nogil:
     reap(w)
     take_commands(w)
     more[0] = serve_rings(w)
+    start_sync(w)
     settle(w)
     if w.mailbox.staged != w.mailbox.delivered:
         # No answer may overtake a call or the use of a descriptor.
@@ -160,6 +163,24 @@ cdef extern from "<sys/prctl.h>" nogil:
 include "arguments.pxi"
 
 
+SYNC_FAILED = REPORT_SYNC
+
+
+cdef class SyncState:
+    """What all workers of an image know of its syncs: the first failure, which stays."""
+
+    cdef int32_t state          # -errno, or 0; the first to write it is the last
+
+    @property
+    def error(self) -> int:
+        """The errno of the first sync that failed, 0 without one."""
+        return -load_acquire_i32(&self.state)
+
+    def fail(self, int32_t error) -> bool:
+        """Note that a sync failed with this errno: whether it is the first."""
+        return bool(store_once(&self.state, -error))
+
+
 cdef class Worker:
     """A data path thread to be: `run` is its body, all else is for the control thread.
 
@@ -176,9 +197,10 @@ cdef class Worker:
     cdef dict kept              # ticket -> what the worker may still point to
     cdef View view
     cdef Mapping log
+    cdef SyncState sync
 
     def __cinit__(self, uint32_t rings, uint32_t largest, uint32_t longest_chain,
-                  uint64_t longest_poll, bint register_memory=False):
+                  uint64_t longest_poll, SyncState sync not None, bint register_memory=False):
         cdef uint32_t i, room = max(largest, longest_chain) + 16
         cdef size_t of_ring = largest * (
             sizeof(Request) + sizeof(uint32_t) + room * sizeof(iovec)
@@ -197,6 +219,8 @@ cdef class Worker:
         # What a disk takes is no matter of some microseconds: a sleep costs less than to look on.
         self.state.with_disk.longest = longest_poll // DISK_PART
         self.state.one = self.state.failure_round = 1
+        self.sync = sync
+        self.state.sync_error = &sync.state
         self.state.segment_room = room
         self.state.vrings = <Vring *>calloc(rings, sizeof(Vring))
         self.state.segments = <Segment *>calloc(room, sizeof(Segment))
@@ -282,7 +306,7 @@ cdef class Worker:
         """What the worker has answered since: (ticket, ring, result) each.
 
         Ticket 0 is a report: that the ring was broken, with the -errno that says why; or, above 0,
-        which kind of request failed, as `failures` numbers them.
+        which kind of request failed, as `failures` numbers them; or SYNC_FAILED, see SyncState.
         """
         cdef Answer a
         heard = []
@@ -339,15 +363,16 @@ cdef class Worker:
         self.log = log          # the old one is kept under the ticket until the answer
         return ticket
 
-    def set_limits(self, *, str engine, int fd, bint nowait, uint64_t capacity,
-                   uint32_t block_size, uint32_t memory_alignment, uint32_t max_discard_sectors,
-                   uint32_t max_zero_sectors, uint32_t max_ranges, bint read_only,
-                   bint write_through, bytes serial, faults=()) -> int:
+    def set_limits(self, *, str engine, int fd, int sync_fd, bint direct, bint nowait,
+                   uint64_t capacity, uint32_t block_size, uint32_t memory_alignment,
+                   uint32_t max_discard_sectors, uint32_t max_zero_sectors, uint32_t max_ranges,
+                   bint read_only, bint write_through, bytes serial, faults=()) -> int:
         """Replace what the device allows; capacity in bytes.  Holds from the next request on.
 
         An `engine` other than "uring" does at once what it can; with `nowait` the file is
-        asked not to wait then.  A fault is a tuple of action, operations, every, start, end
-        and delay in nanoseconds, as `image.base.Fault` has them.
+        asked not to wait then.  `sync_fd` is the image as no other worker has it open, and
+        `direct` whether `fd` is open for direct I/O.  A fault is a tuple of action, operations,
+        every, start, end and delay in nanoseconds, as `image.base.Fault` has them.
         """
         cdef BlkLimits limits
         if max_ranges > MAX_RANGES:
@@ -356,6 +381,7 @@ cdef class Worker:
         limits.engine = ENGINES[engine]
         limits.inline_flags = RWF_NOWAIT if nowait else 0
         limits.fd, limits.capacity = fd, capacity
+        limits.sync_fd, limits.direct = sync_fd, direct
         limits.block_mask, limits.memory_mask = block_size - 1, memory_alignment - 1
         limits.max_discard_sectors = max_discard_sectors
         limits.max_zero_sectors = max_zero_sectors

@@ -11,7 +11,6 @@ from inflight_packed cimport (
 )
 from inflight_split cimport link_split, record_split, settle_split, unrecord_split
 from injected cimport put_off, strike
-from layouts cimport BLK_S_OK
 from logged cimport logged_areas
 from notify cimport break_ring, call_driver
 from packed cimport (
@@ -64,7 +63,6 @@ cdef inline int begin(Worker *w, Vring *r, const Chain *chain) noexcept nogil:
     if op.kind == OP_ANSWER:
         answer_at_once(w, r, chain, &op)
     elif fault == NULL and carried_out(w, &op):
-        op.status = BLK_S_OK
         answer_at_once(w, r, chain, &op)
         if w.limits.engine == ENGINE_INLINE:
             return 1 + <int>(op.length >> INLINE_SHARE)

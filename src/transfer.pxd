@@ -5,22 +5,24 @@ from libc.errno cimport EAGAIN, EINTR, EOPNOTSUPP
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from dirtylog cimport mark_iovecs, seldom
+from durable cimport submit_sync, sync_error, sync_result, wait_for_sync
 from failures cimport note_failure
 from fixed cimport chunk_of
 from layouts cimport BLK_S_IOERR, BLK_S_OK, RANGE_F_UNMAP, SECTOR_SHIFT
 from logged cimport give_back_logged
 from requests cimport (
-    STEP_DELAY, STEP_RANGE, STEP_SYNC, STEP_TRANSFER, STEP_ZEROES, Request, Step, Vring, advance,
-    copy_bounced, count_answer, give_back, give_request_back,
+    STEP_DELAY, STEP_RANGE, STEP_SYNC, STEP_TRANSFER, STEP_ZEROES, Request, Step,
+    Vring, advance, copy_bounced, count_answer, give_back, give_request_back,
 )
 from uring cimport (
-    IORING_FSYNC_DATASYNC, RWF_DSYNC, io_uring_prep_fallocate, io_uring_prep_fsync,
-    io_uring_prep_read, io_uring_prep_read_fixed, io_uring_prep_readv, io_uring_prep_write,
-    io_uring_prep_write_fixed, io_uring_prep_writev, io_uring_sqe,
+    RWF_DSYNC, io_uring_prep_fallocate, io_uring_prep_read, io_uring_prep_read_fixed,
+    io_uring_prep_readv, io_uring_prep_write, io_uring_prep_write_fixed,
+    io_uring_prep_writev, io_uring_sqe,
 )
 from virtio_blk cimport ENGINE_NULL, OP_DISCARD, OP_FLUSH, OP_READ, OP_WRITE
 from worker cimport (
-    BOUNCE_BYTES, MAX_IOVECS, TAG_REQUEST, Worker, ZERO_BYTES, next_sqe, tagged,
+    BOUNCE_BYTES, MAX_IOVECS, TAG_REQUEST, Worker, ZERO_BYTES,
+    next_sqe, tagged,
 )
 
 cdef extern from "<linux/falloc.h>" nogil:
@@ -132,16 +134,28 @@ cdef inline void submit_transfer(Worker *w, Request *q) noexcept nogil:
         submit_bounced(w, q, sqe)
     else:
         submit_direct(w, q, sqe)
-    if q.kind == OP_WRITE and w.limits.write_through:
-        sqe.rw_flags = RWF_DSYNC
+    if q.durable and w.limits.direct:
+        sqe.rw_flags = RWF_DSYNC            # else a sync follows, see durable.pxd
     sent(q, STEP_TRANSFER, sqe)
 
 
-cdef inline void submit_sync(Worker *w, Request *q) noexcept nogil:
-    """Make durable all that was completed before (virtio 1.3, 5.2.6.2)."""
-    cdef io_uring_sqe *sqe = next_sqe(w)
-    io_uring_prep_fsync(sqe, w.limits.fd, IORING_FSYNC_DATASYNC)
-    sent(q, STEP_SYNC, sqe)
+cdef inline void fail_unsynced(Worker *w, Request *q, int32_t error) noexcept nogil:
+    """Give the guest its answer that what was written is not durable: -errno."""
+    note_failure(w, q.kind, q.offset - q.length if q.kind == OP_WRITE else q.offset, error)
+    end_request(w, q, BLK_S_IOERR)
+
+
+cdef inline void end_written(Worker *w, Request *q) noexcept nogil:
+    """Answer a request that has done its work, now or once a sync has made it durable."""
+    cdef int32_t error
+    if not q.durable:
+        end_request(w, q, BLK_S_OK)
+        return
+    error = sync_error(w)
+    if error < 0:
+        fail_unsynced(w, q, error)
+    else:
+        wait_for_sync(w, q)
 
 
 cdef inline void submit_zeroes(Worker *w, Request *q) noexcept nogil:
@@ -160,10 +174,7 @@ cdef inline void submit_range(Worker *w, Request *q) noexcept nogil:
         q.range += 1
         q.ranges_left -= 1
     if q.ranges_left == 0:
-        if w.limits.write_through:
-            submit_sync(w, q)
-        else:
-            end_request(w, q, BLK_S_OK)
+        end_written(w, q)
         return
     q.offset = q.range.sector << SECTOR_SHIFT
     q.left = <uint64_t>q.range.sectors << SECTOR_SHIFT
@@ -182,6 +193,7 @@ cdef inline void sent(Request *q, Step step, io_uring_sqe *sqe) noexcept nogil:
 
 cdef inline void submit(Worker *w, Request *q) noexcept nogil:
     """Start a request's first step."""
+    q.durable = q.kind == OP_FLUSH or (w.limits.write_through and q.kind != OP_READ)
     if w.limits.engine == ENGINE_NULL:
         q.written = <uint32_t>q.length if q.kind == OP_READ else q.written
         q.left = 0
@@ -190,13 +202,13 @@ cdef inline void submit(Worker *w, Request *q) noexcept nogil:
         if not q.unfit or take_bounce(w, q):
             submit_transfer(w, q)
     elif q.kind == OP_FLUSH:
-        submit_sync(w, q)
+        end_written(w, q)
     else:
         submit_range(w, q)
 
 
 cdef inline void repeat_step(Worker *w, Request *q) noexcept nogil:
-    """Ask again for a step that the kernel gave up without having done anything."""
+    """Ask again for a step in which the kernel has done nothing."""
     if q.step == STEP_TRANSFER:
         submit_transfer(w, q)
     elif q.step == STEP_RANGE:
@@ -205,6 +217,14 @@ cdef inline void repeat_step(Worker *w, Request *q) noexcept nogil:
         submit_zeroes(w, q)
     else:
         submit_sync(w, q)
+
+
+cdef inline bint is_undone(const Request *q, int32_t result) noexcept nogil:
+    """Whether the kernel gave a step up before it did anything.
+
+    EAGAIN from a sync may be what a write-back ended with, and would not be told again.
+    """
+    return result == -EINTR or (result == -EAGAIN and q.step != STEP_SYNC)
 
 
 cdef inline void complete_transfer(Worker *w, Request *q, uint32_t n) noexcept nogil:
@@ -218,6 +238,8 @@ cdef inline void complete_transfer(Worker *w, Request *q, uint32_t n) noexcept n
     advance(q, n)
     if q.left:
         submit_transfer(w, q)
+    elif q.durable and not w.limits.direct:
+        end_written(w, q)
     else:
         end_request(w, q, BLK_S_OK)
 
@@ -244,21 +266,41 @@ cdef inline void complete_range(Worker *w, Request *q, int32_t result) noexcept 
         submit_range(w, q)
 
 
-cdef inline void complete(Worker *w, Request *q, int32_t result) noexcept nogil:
-    """Take the result of a request's present step: the next step, or the answer."""
+cdef inline void complete_sync(Worker *w, Request *q, int32_t result) noexcept nogil:
+    """Answer all whom a sync was for: `q` and those that are chained behind it."""
+    cdef Request *following
+    w.syncing = False
+    result = sync_result(w, result)
+    while q != NULL:
+        following = q.next_waiting
+        if result < 0:
+            fail_unsynced(w, q, result)
+        else:
+            end_request(w, q, BLK_S_OK)
+        q = following
+
+
+cdef inline void complete_rarely(Worker *w, Request *q, int32_t result) noexcept nogil:
+    """Take any result but that a transfer has moved something."""
     if q.step == STEP_DELAY:
         submit(w, q)            # it is over, in whatever way
-    elif result == -EINTR or result == -EAGAIN:
+    elif is_undone(q, result):
         repeat_step(w, q)
     elif q.step == STEP_RANGE:
         complete_range(w, q, result)
-    elif q.step == STEP_SYNC and result == 0:
-        end_request(w, q, BLK_S_OK)
-    elif result <= 0:
+    elif q.step == STEP_SYNC:
+        complete_sync(w, q, result)
+    elif result > 0:
+        complete_zeroes(w, q, result)
+    else:
         if w.log.of_data and q.step == STEP_TRANSFER:
             log_read(w, q)
         fail_request(w, q, result)          # 0: the file ends before the disk does
-    elif q.step == STEP_TRANSFER:
+
+
+cdef inline void complete(Worker *w, Request *q, int32_t result) noexcept nogil:
+    """Take the result of a request's present step: the next step, or the answer."""
+    if result > 0 and q.step == STEP_TRANSFER:
         complete_transfer(w, q, result)
     else:
-        complete_zeroes(w, q, result)
+        complete_rarely(w, q, result)

@@ -61,6 +61,8 @@ cdef struct Fault:
 cdef struct BlkLimits:
     # The device as the data path needs it; a copy of the worker's own.
     int fd                      # the image; -1 for a null one
+    int sync_fd                 # the same, open once more for this worker's syncs alone
+    bint direct                 # open for direct I/O: writes have their own errors
     Engine engine
     int inline_flags            # RWF_NOWAIT where the file might block without it
     uint64_t capacity           # bytes

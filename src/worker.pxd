@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One worker: its io_uring, its rings and the buffers they share."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from dirtylog cimport DirtyLog
 from guestmem cimport MemoryView
@@ -29,6 +29,8 @@ cdef enum:
     TAG_NOBODY = 5
     TAG_MASK = 7
     ROUND_SHIFT = 48
+
+    REPORT_SYNC = 64            # a report's result: a sync has failed, the image's first
 
 
 cdef struct Patience:
@@ -63,6 +65,10 @@ cdef struct Worker:
     uint32_t free_bounce_count
     Request *first_waiting      # for a bounce buffer
     Request *last_waiting
+    Request *first_unsynced     # for the next sync
+    Request *last_unsynced
+    bint syncing                # a sync is in the kernel; one at a time
+    int32_t *sync_error         # shared by all workers: -errno of the first failed sync, or 0
     Failure failures[OPERATION_KINDS]
     uint64_t failure_round      # control thread: each one has the first of a kind reported
     uint64_t fault_hits[MAX_FAULTS]     # requests that each rule has touched

@@ -66,8 +66,9 @@ class DataPlane:
         self._image = image
         self._device = device
         self._crew = crew
+        self._syncs = ring.SyncState()
         self._settings = WorkerSettings(
-            longest_chain, crew.poll_us * NANOSECONDS, crew.register_memory, image.path
+            longest_chain, crew.poll_us * NANOSECONDS, crew.register_memory, image.path, self._syncs
         )
         self._shared: dict[MemoryRegion, Shared] = {}
         self._memory: ring.MemoryMap | None = None
@@ -125,7 +126,12 @@ class DataPlane:
         rings = len(range(worker, self._device.queues, self._crew.workers))
         try:
             return WorkerThread(
-                f"blkd-io-{worker}", rings, self._settings, self._crew.cpu(worker), self._fail
+                worker,
+                rings,
+                self._settings,
+                self._crew.cpu(worker),
+                on_end=self._fail,
+                on_sync_failure=self._report_sync_failure,
             )
         except (OSError, RuntimeError) as error:
             raise DataPlaneError(f"no worker can be started for ring {index}: {error}") from error
@@ -396,6 +402,8 @@ class DataPlane:
                 engine=engine.name,
                 nowait=engine.nowait,
                 fd=self._image.fd,
+                sync_fd=self._image.sync_fd(thread.number),
+                direct=self._image.direct,
                 capacity=device.capacity * SECTOR_BYTES,
                 block_size=limits.logical_block_size,
                 memory_alignment=limits.memory_alignment,
@@ -407,6 +415,31 @@ class DataPlane:
                 serial=device.serial,
                 faults=self._image.faults,
             )
+        )
+
+    @property
+    def sync_error(self) -> int:
+        """The errno of the first sync that failed, 0 without one.
+
+        Acknowledged data is lost then: no flush and no write-through write succeeds any more.
+        """
+        return self._syncs.error
+
+    def fail_sync(self, error: int) -> None:
+        """Have it known to all workers that a sync of ours failed with this errno.
+
+        Of an image open for direct I/O nothing is kept: a later sync of it tells the truth.
+        """
+        if not self._image.direct and self._syncs.fail(error):
+            self._report_sync_failure()
+
+    def _report_sync_failure(self) -> None:
+        log.error(
+            "sync failed",
+            image=self._image.path,
+            reason=os.strerror(self._syncs.error),
+            hint="acknowledged writes are lost: no flush succeeds until blkd is started anew;"
+            " check the guest's file systems",
         )
 
     async def pause(self, deadline: float) -> None:

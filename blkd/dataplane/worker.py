@@ -57,6 +57,8 @@ class WorkerSettings:
     """Whether guest memory is to be pinned once and for all, where the kernel lets us."""
     image: str
     """Its name, for the log."""
+    syncs: ring.SyncState
+    """What is known of the image's syncs."""
 
 
 class WorkerThread:
@@ -64,17 +66,21 @@ class WorkerThread:
 
     def __init__(
         self,
-        name: str,
+        number: int,
         rings: int,
         settings: WorkerSettings,
         cpu: int | None,
+        *,
         on_end: Callable[[OSError], None],
+        on_sync_failure: Callable[[], None],
     ) -> None:
+        self.number = number
         self.worker = ring.Worker(
             rings=rings,
             largest=MAX_QUEUE_SIZE,
             longest_chain=settings.longest_chain,
             longest_poll=settings.longest_poll,
+            sync=settings.syncs,
             register_memory=settings.register_memory,
         )
         self.rings: dict[int, LiveRing] = {}
@@ -85,8 +91,10 @@ class WorkerThread:
         self._waiting: dict[int, asyncio.Future[int]] = {}
         self._left = False
         self._on_end = on_end
+        self._on_sync_failure = on_sync_failure
         self._failures = FailureLog(self.worker, settings.image)
         self._loop.add_reader(self.worker.answers_fd, self._hear)
+        name = f"blkd-io-{number}"
         self._thread = threading.Thread(target=self._run, args=(name, cpu), name=name, daemon=True)
         self._thread.start()
 
@@ -130,6 +138,9 @@ class WorkerThread:
 
     def _hear(self) -> None:
         for ticket, number, result in self.worker.answers():
+            if ticket == 0 and result == ring.SYNC_FAILED:
+                self._on_sync_failure()
+                continue
             if ticket == 0 and result > 0:
                 self._failures.hear(result)
                 continue

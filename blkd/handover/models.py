@@ -20,6 +20,7 @@ MAX_RINGS: Final = 64
 MAX_REGIONS: Final = 509  # what KVM gives a guest, and other back ends offer
 MAX_SECTORS: Final = 2**54 - 1  # what off_t counts
 MAX_TEXT: Final = 4096  # bytes of a reason or a path
+MAX_ERRNO: Final = 4095  # of Linux
 
 BlockSize = Literal[512, 4096]  # bytes
 Number = Annotated[int, msgspec.Meta(ge=0)]
@@ -180,6 +181,8 @@ class State(
     """Of the configuration space."""
     write_back: bool
     """The driver's last choice of a cache mode."""
+    sync_error: Annotated[int, msgspec.Meta(ge=0, le=MAX_ERRNO)] = 0
+    """The errno of the image's first failed sync; 0 without one."""
     rings: Annotated[tuple[Ring, ...], msgspec.Meta(max_length=MAX_RINGS)] = ()
     front_end: FrontEnd | None = None
 

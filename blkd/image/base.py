@@ -55,6 +55,18 @@ class Image(Protocol):
     def fd(self) -> int:
         """Open for the data path, with O_DIRECT where asked; owned by the image.  -1 for none."""
 
+    def sync_fd(self, worker: int) -> int:
+        """The image as only this worker has it open, for syncs; owned by the image.  -1 for none.
+
+        The number stays the same, as that of `fd` does.
+        """
+
+    def write_error(self) -> int:
+        """The errno of what could not be written and no resize or hand-over has told of, else 0.
+
+        Returns at once: what is still to be written may fail later.
+        """
+
     @property
     def read_only(self) -> bool:
         """Whether it is never written to."""
@@ -89,14 +101,18 @@ class Image(Protocol):
     async def hand_over(self) -> None:
         """Make durable what was written and give up the lock, until `claim`; nothing is in flight.
 
-        Raises ImageError, and keeps the lock, where that cannot be.
+        Raises ImageError, and keeps the lock, where that cannot be: SyncFailed if what was
+        written may be lost.
         """
 
     def refresh(self) -> bool:
         """Ask the kernel for the size again; whether `limits` changed."""
 
     async def resize(self, size: int) -> None:
-        """Make the image `size` bytes long.  Raises ImageError where that cannot be."""
+        """Make the image `size` bytes long.  Raises ImageError where that cannot be.
+
+        SyncFailed says that also what was written before may be lost.
+        """
 
     def close(self) -> None:
         """Give up the descriptor and the lock; may be called twice."""

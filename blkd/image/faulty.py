@@ -48,6 +48,14 @@ class FaultyImage:
         """The image's own."""
         return self._inner.fd
 
+    def sync_fd(self, worker: int) -> int:
+        """The image's own."""
+        return self._inner.sync_fd(worker)
+
+    def write_error(self) -> int:
+        """The image's own."""
+        return self._inner.write_error()
+
     @property
     def read_only(self) -> bool:
         """The image's own."""

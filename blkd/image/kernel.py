@@ -71,6 +71,28 @@ def fallocate(fd: int, mode: Fallocate, offset: int, length: int) -> None:
             raise OSError(error, os.strerror(error))
 
 
+_WAIT_BEFORE: Final = 1  # SYNC_FILE_RANGE_WAIT_BEFORE
+_NO_DATA_THERE: Final = 1 << 62  # bytes; beyond any image
+_libc.sync_file_range.argtypes = [
+    ctypes.c_int,
+    ctypes.c_int64,
+    ctypes.c_int64,
+    ctypes.c_uint,
+]
+
+
+def write_error(fd: int) -> int:
+    """The errno of a write-back that failed and that the open file was not told of, else 0.
+
+    Asked by waiting for what is written back where nothing can be: it returns at once.  A
+    kernel that refuses the question knows of none.
+    """
+    if _libc.sync_file_range(fd, _NO_DATA_THERE, 1, _WAIT_BEFORE) == 0:
+        return 0
+    error = ctypes.get_errno()
+    return 0 if error in {errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ESPIPE} else error
+
+
 class _Statx(ctypes.Structure):
     """struct statx up to the fields asked for; the kernel writes all 256 bytes."""
 

@@ -20,6 +20,7 @@ async def open_image(
     logical_block_size: int | None,
     engine: EngineChoice,
     incoming: bool = False,
+    workers: int = 1,
 ) -> Image:
     """The image called `name`; the caller closes it.  For the rest see `raw.open_raw`.
 
@@ -35,6 +36,7 @@ async def open_image(
             logical_block_size=logical_block_size,
             engine=engine,
             incoming=incoming,
+            workers=workers,
         )
         return FaultyImage(name, opened, faults)
     if name.startswith(null.PREFIX):
@@ -46,6 +48,7 @@ async def open_image(
         logical_block_size=logical_block_size,
         engine=engine,
         incoming=incoming,
+        workers=workers,
     )
 
 
@@ -58,6 +61,7 @@ def adopt_image(
     logical_block_size: int,
     engine: EngineChoice,
     held: bool,
+    workers: int = 1,
 ) -> Image:
     """The image called `name`, which another process has open as `fd`, taken; None for null.
 
@@ -73,6 +77,7 @@ def adopt_image(
             logical_block_size=logical_block_size,
             engine=engine,
             held=held,
+            workers=workers,
         )
         return FaultyImage(name, adopted, faults)
     if name.startswith(null.PREFIX):
@@ -90,4 +95,5 @@ def adopt_image(
         logical_block_size=logical_block_size,
         engine=engine,
         held=held,
+        workers=workers,
     )

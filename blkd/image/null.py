@@ -41,6 +41,14 @@ class NullImage:
             is_block_device=False,
         )
 
+    def sync_fd(self, worker: int) -> int:  # noqa: ARG002 - one as good as another
+        """There is nothing to sync."""
+        return -1
+
+    def write_error(self) -> int:
+        """Nothing is ever lost that was there."""
+        return 0
+
     def _whole(self, size: int, block: int) -> int:
         if size <= 0 or size % block:
             raise ImageError(f"{self.path}: {size} bytes are not one or more blocks of {block}")

@@ -16,10 +16,11 @@ from typing import Final, Self, TypeVar
 
 import structlog
 
-from blkd.errors import ImageBusy, ImageError
+from blkd.errors import ImageBusy, ImageError, SyncFailed
 from blkd.image import kernel, lock
 from blkd.image.base import Fault, Limits
 from blkd.image.engine import Engine, EngineChoice, choose
+from blkd.image.syncing import SyncFiles
 
 log = structlog.get_logger()
 
@@ -54,6 +55,7 @@ class RawImage:
         self,
         path: str,
         fd: int,
+        syncs: SyncFiles,
         *,
         read_only: bool,
         direct: bool,
@@ -63,6 +65,7 @@ class RawImage:
     ) -> None:
         self.path = path
         self.fd = fd
+        self._syncs = syncs
         self.read_only = read_only
         self.direct = direct
         self.limits = limits
@@ -79,6 +82,7 @@ class RawImage:
         logical_block_size: int | None,
         engine: EngineChoice,
         incoming: bool,
+        workers: int = 1,
     ) -> Self:
         """Open, lock and measure what is at `path`; blocks, `open_raw` does not."""
         held = read_only or not incoming  # readers do not mind each other
@@ -92,10 +96,12 @@ class RawImage:
             if not facts.is_block_device and (found := kernel.foreign_format(fd)):
                 log.warning("image begins like another format", path=path, format=found)
             chosen = choose(fd, engine, direct=direct)
+            syncs = SyncFiles(fd, path, workers)
             undo.pop_all()
         return cls(
             path,
             fd,
+            syncs,
             read_only=read_only,
             direct=direct,
             limits=limits,
@@ -115,12 +121,25 @@ class RawImage:
         """Make all writes durable and give up the lock.  One that is only read stays as it is."""
         if not self.held or self.read_only:
             return
-        try:
-            await asyncio.to_thread(os.fsync, self.fd)
-        except OSError as error:
-            raise ImageError(f"{self.path}: cannot be made durable: {error.strerror}") from error
+        await self._sync()
         await asyncio.to_thread(self._reopen, held=False)
         log.info("image unlocked", path=self.path)
+
+    def sync_fd(self, worker: int) -> int:
+        """The image as only this worker has it open, for syncs."""
+        return self._syncs.fd(worker)
+
+    def write_error(self) -> int:
+        """The errno of what could not be written and no resize or hand-over has told of."""
+        return self._syncs.error()
+
+    async def _sync(self) -> None:
+        try:
+            await asyncio.to_thread(self._syncs.sync)
+        except OSError as error:
+            raise SyncFailed(
+                f"{self.path}: cannot be made durable: {error.strerror}", error.errno or errno.EIO
+            ) from error
 
     def _reopen(self, *, held: bool) -> None:
         """Open what `fd` is open for once more, locked or not, in its place."""
@@ -137,9 +156,10 @@ class RawImage:
                 lock.acquire(fd, self.path, lock.WRITER)
                 # Of what the page cache has, another host may have written something else.
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            elif self.held:
-                lock.release(self.fd, self.path)  # whose open file another process may have as well
-            os.dup2(fd, self.fd, inheritable=False)
+            with self._syncs.following(fd):
+                if self.held:  # with an open file that another process may have as well
+                    lock.release(self.fd, self.path)
+                os.dup2(fd, self.fd, inheritable=False)
         self.held = held
 
     @classmethod
@@ -153,6 +173,7 @@ class RawImage:
         logical_block_size: int,
         engine: EngineChoice,
         held: bool,
+        workers: int = 1,
     ) -> Self:
         """Go on with what another process has opened; takes `fd`, and its lock comes with it.
 
@@ -169,10 +190,12 @@ class RawImage:
             whole = facts.size // logical_block_size * logical_block_size
             limits = limits_of(dataclasses.replace(facts, size=whole), path, logical_block_size)
             chosen = choose(fd, engine, direct=direct)
+            syncs = SyncFiles(fd, path, workers)
             undo.pop_all()
         return cls(
             path,
             fd,
+            syncs,
             read_only=read_only,
             direct=direct,
             limits=limits,
@@ -209,15 +232,17 @@ class RawImage:
         if size <= 0 or size % block:
             raise ImageError(f"{self.path}: {size} bytes are not one or more blocks of {block}")
         try:
-            await asyncio.to_thread(_truncate, self.fd, size)
+            await asyncio.to_thread(os.ftruncate, self.fd, size)
         except OSError as error:
             raise ImageError(
                 f"{self.path}: cannot be made {size} bytes long: {error.strerror}"
             ) from error
+        await self._sync()
         self.refresh()
 
     def close(self) -> None:
         """Give up the descriptor and with it the lock; may be called twice."""
+        self._syncs.close()
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
@@ -231,6 +256,7 @@ async def open_raw(
     logical_block_size: int | None,
     engine: EngineChoice = "auto",
     incoming: bool = False,
+    workers: int = 1,
 ) -> RawImage:
     """The image at `path`, locked and measured; the caller closes it.
 
@@ -241,6 +267,7 @@ async def open_raw(
         logical_block_size: 512, 4096 or None for the smallest that can be served.
         engine: How to do I/O; `auto` asks the image.
         incoming: Leave the lock to somebody else until `claim`.
+        workers: How many are to sync, each through a description of its own.
 
     Raises:
         ImageBusy: Somebody else uses it in a way that excludes ours.
@@ -254,6 +281,7 @@ async def open_raw(
         logical_block_size=logical_block_size,
         engine=engine,
         incoming=incoming,
+        workers=workers,
     )
     return await _patiently(
         lambda: _in_thread(opened), LINGER_LIMIT, unless=lambda busy: busy.holder_known
@@ -398,11 +426,6 @@ def _refusal(path: str, error: OSError, *, read_only: bool, direct: bool) -> Ima
         case errno.EINVAL if direct:
             hint = f"its file system may not know direct I/O; {BUFFERED_HINT}"
     return ImageError(f"{path}: cannot be opened: {error.strerror}", hint=hint)
-
-
-def _truncate(fd: int, size: int) -> None:
-    os.ftruncate(fd, size)
-    os.fsync(fd)
 
 
 def _close_unwanted(opening: asyncio.Future[RawImage]) -> None:

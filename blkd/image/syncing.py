@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image opened for syncs alone: once for each worker, and once for the control thread.
+
+The kernel tells each open file description once that something could not be written back,
+whatever it was: two that sync through the same one take each other's errors away.  An error
+that nobody has been told of yet, also a description opened later is told.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+
+from blkd.errors import ImageError
+from blkd.image import kernel
+
+
+class SyncFiles:
+    """Further descriptions of an open image; they have no lock and no claim on it."""
+
+    def __init__(self, fd: int, path: str, workers: int) -> None:
+        """Open the image at `path`, which `fd` is.  Raises ImageError: nothing is open then."""
+        self._path = path
+        self._own, *self._workers = _open_again(fd, path, 1 + workers)
+
+    def fd(self, worker: int) -> int:
+        """Where a worker, counted from 0, syncs; borrowed.  The number never changes."""
+        return self._workers[worker]
+
+    @contextlib.contextmanager
+    def following(self, fd: int) -> Iterator[None]:
+        """Open anew what `fd` is; in the old ones' places if the body succeeds.
+
+        Raises ImageError before the body.
+        """
+        fresh = _open_again(fd, self._path, 1 + len(self._workers))
+        try:
+            yield
+            for new, old in zip(fresh, (self._own, *self._workers), strict=True):
+                os.dup2(new, old, inheritable=False)
+        finally:
+            for new in fresh:
+                os.close(new)
+
+    def sync(self) -> None:
+        """Make all durable that was written through any description; blocks.  Raises OSError."""
+        os.fsync(self._own)
+
+    def error(self) -> int:
+        """The errno of a write-back that failed since the last `sync` or `error`, else 0.
+
+        Writes nothing and waits for nothing: what is still to be written may fail later.
+        """
+        return kernel.write_error(self._own)
+
+    def close(self) -> None:
+        """Close them; may be called twice."""
+        while self._workers:
+            os.close(self._workers.pop())
+        own, self._own = self._own, -1
+        if own >= 0:
+            os.close(own)
+
+
+def _open_again(fd: int, path: str, count: int) -> list[int]:
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_DIRECT)
+    with contextlib.ExitStack() as undo:
+        found = []
+        for _ in range(count):
+            try:
+                found.append(os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC))
+            except OSError as error:
+                raise ImageError(f"{path}: cannot be opened again: {error.strerror}") from error
+            undo.callback(os.close, found[-1])
+        undo.pop_all()
+    return found

@@ -31,6 +31,7 @@ cdef enum Step:
     STEP_ZEROES                 # zeroes written where fallocate cannot do it
     STEP_SYNC                   # all that came before made durable
     STEP_DELAY                  # nothing yet: a faulty image has it wait
+    STEP_PAUSE                  # nothing for a moment: the kernel wanted to be asked again
 
 
 cdef struct Counters:
@@ -66,6 +67,8 @@ cdef struct Request:
     Chain chain
     OperationKind kind
     Step step                   # what the kernel is doing
+    Step paused_step            # ... and will again after STEP_PAUSE
+    uint32_t repeats            # of the present step, since it last did anything
     bint durable                # is answered once the disk has it
     bint unfit                  # for direct I/O: goes through a bounce buffer
     bint shorten                # a faulty image has the kernel asked for a part first

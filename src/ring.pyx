@@ -44,7 +44,7 @@ from virtio_blk cimport (
 )
 from virtq cimport Segment, UsedChain
 from worker cimport (
-    BOUNCE_BUFFERS, BOUNCE_BYTES, FETCH_BUDGET, MAX_IOVECS, REPORT_SYNC, TAG_CALL,
+    BOUNCE_BUFFERS, BOUNCE_BYTES, FETCH_BUDGET, MAX_IOVECS, REPEAT_DELAYS, REPORT_SYNC, TAG_CALL,
     TAG_ERROR, TAG_KICK, TAG_MAILBOX, TAG_REQUEST, Worker as WorkerState, ZERO_BYTES, pointer_of,
     tag_of,
 )
@@ -221,6 +221,10 @@ cdef class Worker:
         self.state.one = self.state.failure_round = 1
         self.sync = sync
         self.state.sync_error = &sync.state
+        for i in range(<uint32_t>REPEAT_DELAYS):
+            self.state.delays[i].tv_sec, self.state.delays[i].tv_nsec = divmod(
+                1000000 << i, 1000000000
+            )
         self.state.segment_room = room
         self.state.vrings = <Vring *>calloc(rings, sizeof(Vring))
         self.state.segments = <Segment *>calloc(room, sizeof(Segment))

@@ -11,17 +11,17 @@ from fixed cimport chunk_of
 from layouts cimport BLK_S_IOERR, BLK_S_OK, RANGE_F_UNMAP, SECTOR_SHIFT
 from logged cimport give_back_logged
 from requests cimport (
-    STEP_DELAY, STEP_RANGE, STEP_SYNC, STEP_TRANSFER, STEP_ZEROES, Request, Step,
+    STEP_DELAY, STEP_PAUSE, STEP_RANGE, STEP_SYNC, STEP_TRANSFER, STEP_ZEROES, Request, Step,
     Vring, advance, copy_bounced, count_answer, give_back, give_request_back,
 )
 from uring cimport (
     RWF_DSYNC, io_uring_prep_fallocate, io_uring_prep_read, io_uring_prep_read_fixed,
-    io_uring_prep_readv, io_uring_prep_write, io_uring_prep_write_fixed,
+    io_uring_prep_readv, io_uring_prep_timeout, io_uring_prep_write, io_uring_prep_write_fixed,
     io_uring_prep_writev, io_uring_sqe,
 )
 from virtio_blk cimport ENGINE_NULL, OP_DISCARD, OP_FLUSH, OP_READ, OP_WRITE
 from worker cimport (
-    BOUNCE_BYTES, MAX_IOVECS, TAG_REQUEST, Worker, ZERO_BYTES,
+    BOUNCE_BYTES, MAX_IOVECS, REPEATS_AT_ONCE, REPEAT_DELAYS, TAG_REQUEST, Worker, ZERO_BYTES,
     next_sqe, tagged,
 )
 
@@ -193,6 +193,7 @@ cdef inline void sent(Request *q, Step step, io_uring_sqe *sqe) noexcept nogil:
 
 cdef inline void submit(Worker *w, Request *q) noexcept nogil:
     """Start a request's first step."""
+    q.repeats = 0
     q.durable = q.kind == OP_FLUSH or (w.limits.write_through and q.kind != OP_READ)
     if w.limits.engine == ENGINE_NULL:
         q.written = <uint32_t>q.length if q.kind == OP_READ else q.written
@@ -219,6 +220,26 @@ cdef inline void repeat_step(Worker *w, Request *q) noexcept nogil:
         submit_sync(w, q)
 
 
+cdef inline void pause_step(Worker *w, Request *q) noexcept nogil:
+    """Have a step repeated after a moment, the longer the oftener that has been in vain."""
+    cdef io_uring_sqe *sqe = next_sqe(w)
+    io_uring_prep_timeout(sqe, &w.delays[q.repeats - REPEATS_AT_ONCE - 1], 0, 0)
+    q.paused_step = q.step
+    sent(q, STEP_PAUSE, sqe)
+
+
+cdef inline bint try_again(Worker *w, Request *q) noexcept nogil:
+    """Have a step repeated, at once or after a moment: whether it is, or was too often."""
+    if q.repeats == REPEATS_AT_ONCE + REPEAT_DELAYS:
+        return False
+    q.repeats += 1
+    if q.repeats <= REPEATS_AT_ONCE:
+        repeat_step(w, q)
+    else:
+        pause_step(w, q)
+    return True
+
+
 cdef inline bint is_undone(const Request *q, int32_t result) noexcept nogil:
     """Whether the kernel gave a step up before it did anything.
 
@@ -237,6 +258,7 @@ cdef inline void complete_transfer(Worker *w, Request *q, uint32_t n) noexcept n
         log_read(w, q)
     advance(q, n)
     if q.left:
+        q.repeats = 0
         submit_transfer(w, q)
     elif q.durable and not w.limits.direct:
         end_written(w, q)
@@ -248,6 +270,7 @@ cdef inline void complete_zeroes(Worker *w, Request *q, uint32_t n) noexcept nog
     """Account `n` bytes zeroed of a range."""
     q.offset += n
     q.left -= n
+    q.repeats = 0
     if q.left:
         submit_zeroes(w, q)
     else:
@@ -263,6 +286,7 @@ cdef inline void complete_range(Worker *w, Request *q, int32_t result) noexcept 
     else:
         q.range += 1
         q.ranges_left -= 1
+        q.repeats = 0
         submit_range(w, q)
 
 
@@ -284,8 +308,11 @@ cdef inline void complete_rarely(Worker *w, Request *q, int32_t result) noexcept
     """Take any result but that a transfer has moved something."""
     if q.step == STEP_DELAY:
         submit(w, q)            # it is over, in whatever way
-    elif is_undone(q, result):
+    elif q.step == STEP_PAUSE:
+        q.step = q.paused_step
         repeat_step(w, q)
+    elif is_undone(q, result) and try_again(w, q):
+        return
     elif q.step == STEP_RANGE:
         complete_range(w, q, result)
     elif q.step == STEP_SYNC:

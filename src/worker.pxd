@@ -8,7 +8,7 @@ from guestmem cimport MemoryView
 from mailbox cimport Mailbox
 from requests cimport Request, Vring
 from uring cimport io_uring, io_uring_get_sqe, io_uring_sqe, io_uring_submit, iovec
-from virtio_blk cimport BlkLimits, MAX_FAULTS, OPERATION_KINDS
+from virtio_blk cimport BlkLimits, KernelTimespec, MAX_FAULTS, OPERATION_KINDS
 from virtq cimport Segment
 
 
@@ -31,6 +31,8 @@ cdef enum:
     ROUND_SHIFT = 48
 
     REPORT_SYNC = 64            # a report's result: a sync has failed, the image's first
+    REPEATS_AT_ONCE = 16        # of a step that the kernel gave up with EAGAIN or EINTR
+    REPEAT_DELAYS = 12          # further ones, after 1, 2, 4 ... 2048 ms: 4 seconds in all
 
 
 cdef struct Patience:
@@ -69,6 +71,7 @@ cdef struct Worker:
     Request *last_unsynced
     bint syncing                # a sync is in the kernel; one at a time
     int32_t *sync_error         # shared by all workers: -errno of the first failed sync, or 0
+    KernelTimespec delays[REPEAT_DELAYS]    # constant
     Failure failures[OPERATION_KINDS]
     uint64_t failure_round      # control thread: each one has the first of a kind reported
     uint64_t fault_hits[MAX_FAULTS]     # requests that each rule has touched

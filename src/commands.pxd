@@ -5,12 +5,12 @@ from libc.errno cimport EBUSY, EFAULT
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 from dirtylog cimport DirtyLog, RingLog
-from fixed cimport register_memory
+from fixed cimport leave_registered, register_memory
 from guestmem cimport MemoryView
 from mailbox cimport (
-    CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR,
-    CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP, Command,
-    stage_answer, take_command,
+    CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_REGISTER, CMD_RESUME, CMD_SET_CALL,
+    CMD_SET_ERROR, CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START,
+    CMD_STOP, Command, stage_answer, take_command,
 )
 from notify cimport (
     arm_kick, call_driver, leave_call, leave_kick, lose_ring, use_call,
@@ -118,13 +118,23 @@ cdef inline int set_memory(Worker *w, uint64_t ticket, const MemoryChange *chang
         elif r.started and not r.lost:
             lose_ring(w, r)
     w.view = change.view
-    if w.wants_registered:
-        register_memory(w)
+    leave_registered(w)
     if old == NULL:
         return 0
     old.retired = ticket
     old.older = w.old_views
     w.old_views = old
+    return LATER
+
+
+cdef inline int register_view(Worker *w, uint64_t ticket) noexcept nogil:
+    """Register the present map once no request is on an older one: LATER, or -EBUSY."""
+    if w.register_ticket:
+        return -EBUSY
+    if w.registered == 1:
+        return 0
+    w.register_ticket = ticket
+    w.register_due = True
     return LATER
 
 
@@ -206,6 +216,8 @@ cdef inline int64_t apply(Worker *w, const Command *c) noexcept nogil:
     """Carry out one command: its result, -errno, or LATER."""
     if c.kind == CMD_SET_MEMORY:
         return set_memory(w, c.ticket, <const MemoryChange *>c.data)
+    if c.kind == CMD_REGISTER:
+        return register_view(w, c.ticket)
     if c.kind == CMD_SET_LOG:
         w.log = (<const DirtyLog *>c.data)[0]
     elif c.kind == CMD_SET_LIMITS:
@@ -276,3 +288,4 @@ cdef inline void settle(Worker *w) noexcept nogil:
         stage_answer(&w.mailbox, w.pause_ticket, 0, 0)
         w.pause_ticket = 0
     settle_views(w)
+    register_memory(w)

@@ -2,6 +2,11 @@
 # Part of ring.pyx: memory mapped on behalf of workers, owned by Python objects.
 
 cdef extern from "<sys/mman.h>" nogil:
+    """
+    #ifndef MADV_POPULATE_WRITE
+    #define MADV_POPULATE_WRITE 23
+    #endif
+    """
     enum:
         PROT_READ
         PROT_WRITE
@@ -10,6 +15,7 @@ cdef extern from "<sys/mman.h>" nogil:
         MAP_PRIVATE
         MAP_SHARED
         MADV_DONTDUMP
+        MADV_POPULATE_WRITE     # Linux 5.14
     void *MAP_FAILED
     void *mmap(void *at, size_t length, int protection, int flags, int fd, int64_t offset)
     int munmap(void *at, size_t length)
@@ -117,6 +123,20 @@ cdef class MemoryMap:
     def __dealloc__(self):
         free(self.regions)
         free(self.chunks)
+
+    def populate(self) -> None:
+        """Have every page there, so that to pin them is quick; blocks for as long as that takes.
+
+        Raises:
+            OSError: There is no room for all, or no such memory any more.
+        """
+        cdef Mapping mapping
+        cdef int rc
+        for mapping in self.mappings:
+            with nogil:
+                rc = madvise(mapping.base, mapping.length, MADV_POPULATE_WRITE)
+            if rc < 0:
+                raise OSError(errno, os.strerror(errno))
 
     def locate(self, address: int, length: int) -> int:
         """Where `length` bytes at the front end's own `address` are mapped here, or 0."""

@@ -72,6 +72,8 @@ cdef struct Request:
     bint durable                # is answered once the disk has it
     bint unfit                  # for direct I/O: goes through a bounce buffer
     bint shorten                # a faulty image has the kernel asked for a part first
+    bint fixed                  # its last entry named a registered chunk
+    bint plain                  # its entries are to name none
     bint unmarked               # it has written where the dirty log has no bit
     iovec few[FEW_IOVECS]
 
@@ -193,7 +195,7 @@ cdef inline Request *take_request(
     q.left = q.length = op.length
     q.written = op.written
     q.bounce = NULL
-    q.shorten = q.unmarked = False
+    q.shorten = q.unmarked = q.fixed = q.plain = False
     q.range = r.ranges + <size_t>number * MAX_RANGES
     q.ranges_left = <uint32_t>op.length
     q.iov = &q.few[0]

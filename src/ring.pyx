@@ -19,9 +19,9 @@ from guestmem cimport GuestMemory, MemoryView, Region
 from inflight cimport Again
 from layouts cimport BlkRange
 from mailbox cimport (
-    CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR,
-    CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP, Answer,
-    Command, CommandKind, MAILBOX_SLOTS, deliver, hear_answer, post_command,
+    CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_REGISTER, CMD_RESUME, CMD_SET_CALL,
+    CMD_SET_ERROR, CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START,
+    CMD_STOP, Answer, Command, CommandKind, MAILBOX_SLOTS, deliver, hear_answer, post_command,
 )
 from notify cimport end_call, end_kick_poll, watch
 from packed cimport packed_base
@@ -186,8 +186,7 @@ cdef class Worker:
 
     Commands return a ticket; `answers` gives it back with its result once `answers_fd` is
     readable.  A worker has `rings` rings, numbered from 0, of up to `largest` descriptors.
-    Before it sleeps it looks on for up to `longest_poll` nanoseconds, where that pays.  With
-    `register_memory` it pins all guest memory once, if the kernel lets it.
+    Before it sleeps it looks on for up to `longest_poll` nanoseconds, where that pays.
     """
 
     cdef WorkerState state
@@ -200,7 +199,7 @@ cdef class Worker:
     cdef SyncState sync
 
     def __cinit__(self, uint32_t rings, uint32_t largest, uint32_t longest_chain,
-                  uint64_t longest_poll, SyncState sync not None, bint register_memory=False):
+                  uint64_t longest_poll, SyncState sync not None):
         cdef uint32_t i, room = max(largest, longest_chain) + 16
         cdef size_t of_ring = largest * (
             sizeof(Request) + sizeof(uint32_t) + room * sizeof(iovec)
@@ -214,7 +213,6 @@ cdef class Worker:
         self.state.mailbox.commands_fd = self.state.mailbox.answers_fd = -1
         self.state.count = rings
         self.state.longest_chain = longest_chain
-        self.state.wants_registered = register_memory
         self.state.with_driver.longest = longest_poll
         # What a disk takes is no matter of some microseconds: a sleep costs less than to look on.
         self.state.with_disk.longest = longest_poll // DISK_PART
@@ -351,6 +349,13 @@ cdef class Worker:
         ticket = self.post(CMD_SET_MEMORY, 0, 0, (<char *>&change)[:sizeof(change)], self.view)
         self.view = view        # the old one is kept under the ticket until the answer
         return ticket
+
+    def register_memory(self) -> int:
+        """Pin the present memory map once, not at each request; its `populate` has come before.
+
+        Answered once that was tried, or another map has come; `registered` says how it went.
+        """
+        return self.post(CMD_REGISTER, 0, 0, None)
 
     def set_log(self, Mapping log, bint of_data) -> int:
         """Set bits in another dirty log, or in none; `of_data` for what requests write, too.

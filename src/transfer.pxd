@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A request's way through io_uring: one step is in the kernel at a time, until the answer."""
 
-from libc.errno cimport EAGAIN, EINTR, EOPNOTSUPP
+from libc.errno cimport EAGAIN, EFAULT, EINTR, EOPNOTSUPP
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from dirtylog cimport mark_iovecs, seldom
@@ -111,8 +111,9 @@ cdef inline void submit_direct(Worker *w, Request *q, io_uring_sqe *sqe) noexcep
         if q.shorten and count == 1 and first >= 2 * (w.limits.block_mask + 1):
             first = (first // 2) & ~w.limits.block_mask
         q.shorten = False
-        if w.registered == 1:
+        if w.registered == 1 and not q.plain:
             chunk = chunk_of(w.view.memory, <const uint8_t *>q.iov.iov_base, first)
+            q.fixed = chunk >= 0
         if chunk >= 0 and q.kind == OP_READ:
             io_uring_prep_read_fixed(sqe, w.limits.fd, q.iov.iov_base, first, q.offset, chunk)
         elif chunk >= 0:
@@ -313,6 +314,9 @@ cdef inline void complete_rarely(Worker *w, Request *q, int32_t result) noexcept
         repeat_step(w, q)
     elif is_undone(q, result) and try_again(w, q):
         return
+    elif result == -EFAULT and q.fixed:
+        q.fixed, q.plain = False, True
+        submit_transfer(w, q)       # the fault may be the registration's, not the front end's
     elif q.step == STEP_RANGE:
         complete_range(w, q, result)
     elif q.step == STEP_SYNC:

@@ -54,8 +54,10 @@ cdef struct Worker:
     BlkLimits limits            # worker, replaced by CMD_SET_LIMITS
     DirtyLog log                # worker, replaced by CMD_SET_LOG
     MemoryView *view            # worker; the map that new requests use
-    bint wants_registered       # control thread, before the worker runs
     int registered              # worker: 1 if the map of `view` is registered, 0 or -errno if not
+    bint has_registered         # worker: the kernel has a map registered, of `view` or an older one
+    bint register_due           # worker: an older one is to be unregistered, or `view`'s registered
+    uint64_t register_ticket    # worker: CMD_REGISTER to be answered, or 0
     MemoryView *old_views       # worker; wait for their pins, the latest first
     Vring *vrings               # `count` of them
     Segment *segments           # scratch for one chain

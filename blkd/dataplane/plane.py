@@ -13,6 +13,7 @@ from blkd import ring
 from blkd.dataplane import inflight
 from blkd.dataplane.inflight import InflightRegion
 from blkd.dataplane.memory import Shared, map_log, require_eventfd, share_all
+from blkd.dataplane.registration import Registration
 from blkd.dataplane.worker import (
     NOT_RECORDED,
     LiveRing,
@@ -68,8 +69,10 @@ class DataPlane:
         self._crew = crew
         self._syncs = ring.SyncState()
         self._settings = WorkerSettings(
-            longest_chain, crew.poll_us * NANOSECONDS, crew.register_memory, image.path, self._syncs
+            longest_chain, crew.poll_us * NANOSECONDS, image.path, self._syncs
         )
+        self._registration = Registration(self._register)
+        self._registrable = False
         self._shared: dict[MemoryRegion, Shared] = {}
         self._memory: ring.MemoryMap | None = None
         self._inflight: InflightRegion | None = None
@@ -144,6 +147,7 @@ class DataPlane:
             self._set_limits(thread),
             self._set_log(thread),
             thread.set_memory(self._memory),
+            *([thread.answer(thread.worker.register_memory())] if self._registrable else []),
         ]
 
     # ---- memory ----
@@ -167,9 +171,25 @@ class DataPlane:
         memory = ring.MemoryMap([s.mapping for s in shared.values()]) if shared else None
         for gone in set(self._shared.values()) - set(shared.values()):
             gone.close()
-        self._shared, self._memory = shared, memory
+        self._shared, self._memory, self._registrable = shared, memory, False
+        if self._crew.register_memory:
+            self._registration.want(memory)
         await self._everywhere(thread.set_memory(memory) for thread in self._crew_awake)
-        self._tell_unregistered()
+
+    def _register(self, error: OSError | None) -> None:
+        """Have every worker register the present memory, if its pages are there."""
+        if self._left:
+            return
+        if error is not None:
+            log.warning("guest memory not registered", reason=error.strerror)
+            return
+        self._registrable = True
+        told = []
+        with contextlib.suppress(OSError):  # one that does not answer goes on without
+            told = [thread.answer(thread.worker.register_memory()) for thread in self._crew_awake]
+        if told:
+            done = asyncio.gather(*told, return_exceptions=True)
+            done.add_done_callback(lambda _: self._tell_unregistered())
 
     def _tell_unregistered(self) -> None:
         """Log it where guest memory could not be registered as told; it is served all the same."""
@@ -486,6 +506,7 @@ class DataPlane:
         if self._left:
             return
         self._left = True
+        self._registration.want(None)
         asyncio.get_running_loop().remove_reader(self._faults)
         for thread in self._crew_awake:
             thread.leave()

@@ -53,8 +53,6 @@ class WorkerSettings:
     """Descriptors, where a ring is not longer itself."""
     longest_poll: int
     """Nanoseconds to look on before a sleep; 0 for never."""
-    register_memory: bool
-    """Whether guest memory is to be pinned once and for all, where the kernel lets us."""
     image: str
     """Its name, for the log."""
     syncs: ring.SyncState
@@ -81,7 +79,6 @@ class WorkerThread:
             longest_chain=settings.longest_chain,
             longest_poll=settings.longest_poll,
             sync=settings.syncs,
-            register_memory=settings.register_memory,
         )
         self.rings: dict[int, LiveRing] = {}
         """Those that a front end has had to do with, by the worker's own numbers."""

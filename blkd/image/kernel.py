@@ -207,11 +207,14 @@ def size(fd: int) -> int:
     return status.st_size
 
 
-def facts(fd: int) -> Facts:
-    """All that is to be known of `fd`, under the flags that it was opened with."""
+def facts(fd: int, *, ours: bool = True) -> Facts:
+    """All that is to be known of `fd`, under the flags that it was opened with.
+
+    Nothing is written to it unless it is `ours` to write to.
+    """
     if stat.S_ISBLK(os.fstat(fd).st_mode):
         return _device_facts(fd)
-    return _file_facts(fd)
+    return _file_facts(fd, ours=ours)
 
 
 FORMATS: Final = {
@@ -253,7 +256,7 @@ def _device_facts(fd: int) -> Facts:
     )
 
 
-def _file_facts(fd: int) -> Facts:
+def _file_facts(fd: int, *, ours: bool) -> Facts:
     offset, memory = _direct_alignment(fd) if _is_direct(fd) else (SECTOR_BYTES, 1)
     # The unit of allocation, where it is one: network file systems put other sizes there.
     unit = os.fstatvfs(fd).f_frsize
@@ -265,7 +268,7 @@ def _file_facts(fd: int) -> Facts:
         memory_alignment=memory,
         physical_block_size=max(offset, block),
         optimal_io_size=0,
-        discard_granularity=max(offset, block) if _can_punch(fd) else 0,
+        discard_granularity=max(offset, block) if _can_punch(fd, ours=ours) else 0,
     )
 
 
@@ -292,13 +295,60 @@ def _readable(fd: int, alignment: int) -> bool:
     return True
 
 
-def _can_punch(fd: int) -> bool:
-    """Whether the file system gives space back; asked just past the end, where no data is."""
+PUNCHING: Final = frozenset(
+    [
+        "bcachefs",
+        "btrfs",
+        "ceph",
+        "cifs",
+        "ext4",
+        "f2fs",
+        "fuse",
+        "gfs2",
+        "nfs4",
+        "ocfs2",
+        "smb3",
+        "tmpfs",
+        "xfs",
+    ]
+)
+"""File systems that give space back, as far as nothing can be tried."""
+
+
+def _can_punch(fd: int, *, ours: bool) -> bool:
+    """Whether the file system gives space back.
+
+    Asked just past the end, where no data is, of a file that is `ours`; of another one, which
+    may be growing, by a file without a name beside it.
+    """
     if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
         return False
-    past_end = -(-size(fd) // PAGE_BYTES) * PAGE_BYTES
+    if ours:
+        return _punches(fd, -(-size(fd) // PAGE_BYTES) * PAGE_BYTES)
     try:
-        fallocate(fd, Fallocate.PUNCH_HOLE, past_end, PAGE_BYTES)
+        beside = _nameless_beside(fd)
+    except OSError:
+        return filesystem(fd).partition(".")[0] in PUNCHING
+    try:
+        return _punches(beside, 0)
+    finally:
+        os.close(beside)
+
+
+def _nameless_beside(fd: int) -> int:
+    """A file without a name in the directory of `fd`.  Raises OSError where there can be none."""
+    directory = Path(f"/proc/self/fd/{fd}").readlink().parent
+    found = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    if os.fstat(found).st_dev != os.fstat(fd).st_dev:
+        os.close(found)
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+    return found
+
+
+def _punches(fd: int, offset: int) -> bool:
+    """Whether a page at `offset` could be given back."""
+    try:
+        fallocate(fd, Fallocate.PUNCH_HOLE, offset, PAGE_BYTES)
     except OSError:
         return False
     return True

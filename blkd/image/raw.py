@@ -91,7 +91,7 @@ class RawImage:
             undo.callback(os.close, fd)
             if held:
                 lock.acquire(fd, path, lock.READER if read_only else lock.WRITER)
-            facts = kernel.facts(fd)
+            facts = kernel.facts(fd, ours=held)
             limits = limits_of(facts, path, logical_block_size)
             if not facts.is_block_device and (found := kernel.foreign_format(fd)):
                 log.warning("image begins like another format", path=path, format=found)
@@ -185,7 +185,7 @@ class RawImage:
             require_open_as(fd, path, read_only=read_only, direct=direct)
             if held:  # nothing is locked here: the other process may let go of it any time
                 lock.require(fd, path, lock.READER if read_only else lock.WRITER)
-            facts = kernel.facts(fd)
+            facts = kernel.facts(fd, ours=False)  # it is the other process that serves it
             # It may have got a size meanwhile that is no whole blocks: a part is not served.
             whole = facts.size // logical_block_size * logical_block_size
             limits = limits_of(dataclasses.replace(facts, size=whole), path, logical_block_size)

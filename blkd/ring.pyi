@@ -64,6 +64,7 @@ class Worker:
         capacity: int,
         block_size: int,
         memory_alignment: int,
+        discard_by_command: bool,
         max_discard_sectors: int,
         max_zero_sectors: int,
         max_ranges: int,
@@ -104,3 +105,4 @@ class Worker:
 
 def fault_eventfd() -> int: ...
 def probe_io_uring() -> dict[str, bool]: ...
+def probe_discard(fd: int) -> bool: ...

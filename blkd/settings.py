@@ -4,7 +4,7 @@
 import os
 
 from blkd.config import ExportConfig
-from blkd.dataplane import Crew
+from blkd.dataplane import Crew, discards_by_command
 from blkd.errors import ConfigError
 from blkd.image.base import Image
 from blkd.image.raw import default_serial
@@ -28,12 +28,14 @@ def crew(config: ExportConfig) -> Crew:
 def parameters(config: ExportConfig, image: Image) -> BlkParameters:
     """The device that an image becomes under a configuration."""
     limits = image.limits
+    can_discard = limits.punches or discards_by_command(image)
     return BlkParameters(
         capacity=limits.size // SECTOR_BYTES,
         logical_block_size=limits.logical_block_size,
         physical_block_size=limits.physical_block_size,
         optimal_io_size=limits.optimal_io_size,
-        discard_granularity=limits.discard_granularity,
+        discard_granularity=limits.discard_granularity if can_discard else 0,
+        zeroes_unmap=limits.punches,
         read_only=config.read_only,
         write_back=config.cache != "writethrough",
         discard=config.discard,

@@ -29,3 +29,25 @@ def probe_io_uring() -> dict:
     finally:
         io_uring_free_probe(probe)
         io_uring_queue_exit(&ring)
+
+
+def probe_discard(int fd) -> bool:
+    """Whether this kernel's io_uring discards on the block device that `fd` is, open to write.
+
+    No byte is discarded: the kernel that knows the command refuses a range without any.
+
+    Raises:
+        OSError: There is no io_uring, or it is forbidden.
+    """
+    cdef io_uring ring
+    cdef io_uring_cqe *cqe
+    cdef int32_t result = 0
+    cdef int rc = open_uring(&ring)
+    if rc < 0:
+        raise OSError(-rc, os.strerror(-rc))
+    prep_discard(io_uring_get_sqe(&ring), fd, 0, 0)
+    rc = io_uring_submit_and_wait(&ring, 1)
+    if rc >= 0 and io_uring_peek_batch_cqe(&ring, &cqe, 1) == 1:
+        result = cqe.res
+    io_uring_queue_exit(&ring)
+    return result == -EINVAL

@@ -34,9 +34,10 @@ from uring cimport (
     IORING_OP_POLL_ADD, IORING_OP_READ, IORING_OP_READV, IORING_OP_WRITE, IORING_OP_WRITEV,
     IORING_SETUP_CQSIZE, IORING_SETUP_DEFER_TASKRUN, IORING_SETUP_SINGLE_ISSUER,
     IORING_SETUP_TASKRUN_FLAG, RWF_NOWAIT, io_uring, io_uring_cq_advance, io_uring_cqe,
-    io_uring_free_probe, io_uring_get_probe_ring, io_uring_opcode_supported, io_uring_params,
-    io_uring_peek_batch_cqe, io_uring_probe, io_uring_queue_exit, io_uring_queue_init_params,
-    io_uring_sq_ready, io_uring_submit, iovec,
+    io_uring_free_probe, io_uring_get_probe_ring, io_uring_get_sqe, io_uring_opcode_supported,
+    io_uring_params, io_uring_peek_batch_cqe, io_uring_probe, io_uring_queue_exit,
+    io_uring_queue_init_params, io_uring_sq_ready, io_uring_submit, io_uring_submit_and_wait, iovec,
+    prep_discard,
 )
 from virtio_blk cimport (
     BlkLimits, ENGINE_INLINE, ENGINE_NULL, ENGINE_URING, FAULT_DELAY, FAULT_FAIL, FAULT_SHORTEN,
@@ -374,14 +375,16 @@ cdef class Worker:
 
     def set_limits(self, *, str engine, int fd, int sync_fd, bint direct, bint nowait,
                    uint64_t capacity, uint32_t block_size, uint32_t memory_alignment,
-                   uint32_t max_discard_sectors, uint32_t max_zero_sectors, uint32_t max_ranges,
-                   bint read_only, bint write_through, bytes serial, faults=()) -> int:
+                   bint discard_by_command, uint32_t max_discard_sectors,
+                   uint32_t max_zero_sectors, uint32_t max_ranges, bint read_only,
+                   bint write_through, bytes serial, faults=()) -> int:
         """Replace what the device allows; capacity in bytes.  Holds from the next request on.
 
         An `engine` other than "uring" does at once what it can; with `nowait` the file is
         asked not to wait then.  `sync_fd` is the image as no other worker has it open, and
         `direct` whether `fd` is open for direct I/O.  A fault is a tuple of action, operations,
-        every, start, end and delay in nanoseconds, as `image.base.Fault` has them.
+        every, start, end and delay in nanoseconds, as `image.base.Fault` has them.  A block
+        device is discarded on `discard_by_command`, else by punching a hole.
         """
         cdef BlkLimits limits
         if max_ranges > MAX_RANGES:
@@ -392,6 +395,7 @@ cdef class Worker:
         limits.fd, limits.capacity = fd, capacity
         limits.sync_fd, limits.direct = sync_fd, direct
         limits.block_mask, limits.memory_mask = block_size - 1, memory_alignment - 1
+        limits.discard_by_command = discard_by_command
         limits.max_discard_sectors = max_discard_sectors
         limits.max_zero_sectors = max_zero_sectors
         limits.max_ranges = max_ranges

@@ -8,7 +8,7 @@ from dirtylog cimport mark_iovecs, seldom
 from durable cimport submit_sync, sync_error, sync_result, wait_for_sync
 from failures cimport note_failure
 from fixed cimport chunk_of
-from layouts cimport BLK_S_IOERR, BLK_S_OK, RANGE_F_UNMAP, SECTOR_SHIFT
+from layouts cimport BLK_S_IOERR, BLK_S_OK, BLK_S_UNSUPP, RANGE_F_UNMAP, SECTOR_SHIFT
 from logged cimport give_back_logged
 from requests cimport (
     STEP_DELAY, STEP_PAUSE, STEP_RANGE, STEP_SYNC, STEP_TRANSFER, STEP_ZEROES, Request, Step,
@@ -17,7 +17,7 @@ from requests cimport (
 from uring cimport (
     RWF_DSYNC, io_uring_prep_fallocate, io_uring_prep_read, io_uring_prep_read_fixed,
     io_uring_prep_readv, io_uring_prep_timeout, io_uring_prep_write, io_uring_prep_write_fixed,
-    io_uring_prep_writev, io_uring_sqe,
+    io_uring_prep_writev, io_uring_sqe, prep_discard,
 )
 from virtio_blk cimport ENGINE_NULL, OP_DISCARD, OP_FLUSH, OP_READ, OP_WRITE
 from worker cimport (
@@ -182,7 +182,10 @@ cdef inline void submit_range(Worker *w, Request *q) noexcept nogil:
     if q.kind == OP_DISCARD or q.range.flags & RANGE_F_UNMAP:
         mode = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
     sqe = next_sqe(w)
-    io_uring_prep_fallocate(sqe, w.limits.fd, mode, q.offset, q.left)
+    if q.kind == OP_DISCARD and w.limits.discard_by_command:
+        prep_discard(sqe, w.limits.fd, q.offset, q.left)
+    else:
+        io_uring_prep_fallocate(sqe, w.limits.fd, mode, q.offset, q.left)
     sent(q, STEP_RANGE, sqe)
 
 
@@ -279,10 +282,13 @@ cdef inline void complete_zeroes(Worker *w, Request *q, uint32_t n) noexcept nog
 
 
 cdef inline void complete_range(Worker *w, Request *q, int32_t result) noexcept nogil:
-    """Go on behind a range; what the file cannot do is done for it, or was only advice."""
+    """Go on behind a range; zeroes that the image cannot make are written."""
     if result == -EOPNOTSUPP and q.kind != OP_DISCARD:
         submit_zeroes(w, q)
-    elif result < 0 and result != -EOPNOTSUPP:
+    elif result == -EOPNOTSUPP:
+        note_failure(w, q.kind, q.offset, result)
+        end_request(w, q, BLK_S_UNSUPP)     # it was offered, so the image has changed
+    elif result < 0:
         fail_request(w, q, result)
     else:
         q.range += 1

@@ -17,12 +17,31 @@ cdef extern from "<sys/uio.h>" nogil:
 
 cdef extern from "<liburing.h>" nogil:
     """
+    #include <string.h>
+
     #ifndef RWF_DSYNC
     #define RWF_DSYNC 0x00000002
     #endif
     #ifndef RWF_NOWAIT
     #define RWF_NOWAIT 0x00000008
     #endif
+
+    /* Discard on a block device (Linux 6.12; liburing has it from 2.8 on, and older kernel
+       headers lack the numbers and the name of the entry's field for the length). */
+    #define BLKD_OP_URING_CMD 46
+    #define BLKD_CMD_DISCARD 0x1200     /* BLOCK_URING_CMD_DISCARD: _IO(0x12, 0) */
+    #define BLKD_SQE_ADDR3 48           /* bytes before it */
+    static inline void blkd_prep_discard(
+        struct io_uring_sqe *sqe, int fd, uint64_t offset, uint64_t n
+    ) {
+        uint32_t command = BLKD_CMD_DISCARD;
+        memset(sqe, 0, sizeof(*sqe));
+        sqe->opcode = BLKD_OP_URING_CMD;
+        sqe->fd = fd;
+        memcpy(&sqe->off, &command, sizeof(command));   /* cmd_op shares its place */
+        sqe->addr = offset;
+        memcpy((char *)sqe + BLKD_SQE_ADDR3, &n, sizeof(n));
+    }
 
     /* Completions to take, or to be had for a call (IORING_SETUP_TASKRUN_FLAG). */
     static inline int blkd_uring_has_news(const struct io_uring *ring) {
@@ -103,6 +122,9 @@ cdef extern from "<liburing.h>" nogil:
     )
     void io_uring_prep_fsync(io_uring_sqe *sqe, int fd, unsigned flags)
     void io_uring_prep_fallocate(io_uring_sqe *sqe, int fd, int mode, off_t offset, off_t n)
+    void prep_discard "blkd_prep_discard"(
+        io_uring_sqe *sqe, int fd, uint64_t offset, uint64_t n
+    )
     void io_uring_prep_timeout(io_uring_sqe *sqe, void *delay, unsigned count, unsigned flags)
     void io_uring_prep_poll_multishot(io_uring_sqe *sqe, int fd, unsigned events)
     void io_uring_prep_cancel64(io_uring_sqe *sqe, uint64_t user_data, int flags)

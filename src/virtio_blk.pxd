@@ -68,6 +68,7 @@ cdef struct BlkLimits:
     uint64_t capacity           # bytes
     uint32_t block_mask         # logical block size - 1
     uint32_t memory_mask        # alignment of buffers for the image's I/O - 1
+    bint discard_by_command         # by io_uring's command for block devices, not by a hole
     uint32_t max_discard_sectors    # 0: DISCARD is not offered
     uint32_t max_zero_sectors       # 0: WRITE_ZEROES is not offered
     uint32_t max_ranges

@@ -2,6 +2,6 @@
 """The asyncio face of the data path.  The only package that imports `blkd.ring`."""
 
 from blkd.dataplane.plane import Crew, DataPlane
-from blkd.dataplane.probe import probe_io_uring
+from blkd.dataplane.probe import discards_by_command, probe_io_uring
 
-__all__ = ["Crew", "DataPlane", "probe_io_uring"]
+__all__ = ["Crew", "DataPlane", "discards_by_command", "probe_io_uring"]

@@ -13,6 +13,7 @@ from blkd import ring
 from blkd.dataplane import inflight
 from blkd.dataplane.inflight import InflightRegion
 from blkd.dataplane.memory import Shared, map_log, require_eventfd, share_all
+from blkd.dataplane.probe import discards_by_command
 from blkd.dataplane.registration import Registration
 from blkd.dataplane.worker import (
     NOT_RECORDED,
@@ -67,6 +68,7 @@ class DataPlane:
         self._image = image
         self._device = device
         self._crew = crew
+        self._discards_by_command = discards_by_command(image)
         self._syncs = ring.SyncState()
         self._settings = WorkerSettings(
             longest_chain, crew.poll_us * NANOSECONDS, image.path, self._syncs
@@ -427,6 +429,7 @@ class DataPlane:
                 capacity=device.capacity * SECTOR_BYTES,
                 block_size=limits.logical_block_size,
                 memory_alignment=limits.memory_alignment,
+                discard_by_command=self._discards_by_command,
                 max_discard_sectors=device.max_discard_sectors,
                 max_zero_sectors=device.max_write_zeroes_sectors,
                 max_ranges=device.max_write_zeroes_segments,

@@ -23,6 +23,8 @@ class Limits:
     """Alignment that direct I/O asks of buffers; 1 without O_DIRECT."""
     discard_granularity: int
     """Unit in which space is given back, 0 where it cannot be."""
+    punches: bool
+    """Whether that may be done by punching holes, which then read as zeroes."""
     is_block_device: bool
 
 

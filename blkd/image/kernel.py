@@ -38,6 +38,8 @@ class Facts:
     """0 where unknown."""
     discard_granularity: int
     """0 where space cannot be given back, or not through a descriptor open for reading."""
+    punches: bool
+    """Whether a hole can be punched: a block device that discards may have no way to zero."""
 
 
 class _Ioctl(IntEnum):
@@ -253,6 +255,7 @@ def _device_facts(fd: int) -> Facts:
         discard_granularity=(
             max(logical, _queue_limit(number, "discard_granularity")) if can_discard else 0
         ),
+        punches=_queue_limit(number, "write_zeroes_max_bytes") > 0,
     )
 
 
@@ -260,6 +263,7 @@ def _file_facts(fd: int, *, ours: bool) -> Facts:
     offset, memory = _direct_alignment(fd) if _is_direct(fd) else (SECTOR_BYTES, 1)
     # The unit of allocation, where it is one: network file systems put other sizes there.
     unit = os.fstatvfs(fd).f_frsize
+    punches = _can_punch(fd, ours=ours)
     block = unit if unit in ALIGNMENTS else ALIGNMENTS[-1]
     return Facts(
         is_block_device=False,
@@ -268,7 +272,8 @@ def _file_facts(fd: int, *, ours: bool) -> Facts:
         memory_alignment=memory,
         physical_block_size=max(offset, block),
         optimal_io_size=0,
-        discard_granularity=max(offset, block) if _can_punch(fd, ours=ours) else 0,
+        discard_granularity=max(offset, block) if punches else 0,
+        punches=punches,
     )
 
 

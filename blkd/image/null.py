@@ -38,6 +38,7 @@ class NullImage:
             optimal_io_size=0,
             memory_alignment=1,
             discard_granularity=max(block, PAGE),
+            punches=True,
             is_block_device=False,
         )
 

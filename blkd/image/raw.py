@@ -390,6 +390,7 @@ def limits_of(facts: kernel.Facts, path: str, logical_block_size: int | None) ->
         optimal_io_size=0 if facts.optimal_io_size % physical else facts.optimal_io_size,
         memory_alignment=facts.memory_alignment,
         discard_granularity=facts.discard_granularity and max(block, facts.discard_granularity),
+        punches=facts.punches,
         is_block_device=facts.is_block_device,
     )
 

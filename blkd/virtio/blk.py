@@ -71,6 +71,8 @@ class BlkParameters:
     """0 where unknown."""
     discard_granularity: int = 0
     """0 where the image cannot give space back: DISCARD is not offered then."""
+    zeroes_unmap: bool = True
+    """Whether what is zeroed may be given back, and reads as zeroes all the same."""
     read_only: bool = False
     write_back: bool = True
     """The cache mode that the device starts with and that a driver without CONFIG_WCE gets."""
@@ -243,5 +245,5 @@ class BlkDevice:
             discard_sector_alignment=p.discard_granularity // SECTOR_BYTES if self.discard else 0,
             max_write_zeroes_sectors=self.max_write_zeroes_sectors,
             max_write_zeroes_seg=self.max_write_zeroes_segments,
-            write_zeroes_may_unmap=self.discard,
+            write_zeroes_may_unmap=self.discard and p.zeroes_unmap,
         )

@@ -125,6 +125,11 @@ def test_features_offered_are_exactly_those_that_work(changes, expected):
             },
             id="zeroes-without-unmap",
         ),
+        pytest.param(
+            {"zeroes_unmap": False},
+            {"max_discard_sectors": 1 << 21, "write_zeroes_may_unmap": 0},
+            id="discard-and-zeroes-without-unmap",
+        ),
         pytest.param({"write_back": False}, {"writeback": 0}, id="write-through"),
         pytest.param({"queue_size": 4}, {"seg_max": 2}, id="segments-in-the-smallest-ring"),
     ],

@@ -29,6 +29,7 @@ FACTS = kernel.Facts(
     physical_block_size=4096,
     optimal_io_size=0,
     discard_granularity=4096,
+    punches=True,
 )
 
 
@@ -277,6 +278,7 @@ async def test_refresh_sees_what_others_did_to_the_size(disk):
         physical_block_size=st.sampled_from([512, 4096, 65536]),
         optimal_io_size=st.integers(0, 1 << 24),
         discard_granularity=st.sampled_from([0, 512, 4096, 65536]),
+        punches=st.booleans(),
     ),
     st.sampled_from([None, 512, 4096]),
 )

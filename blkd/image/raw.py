@@ -20,7 +20,7 @@ from blkd.errors import ImageBusy, ImageError, SyncFailed
 from blkd.image import kernel, lock
 from blkd.image.base import Fault, Limits
 from blkd.image.engine import Engine, EngineChoice, choose
-from blkd.image.syncing import SyncFiles
+from blkd.image.syncing import SyncFiles, close_quietly
 
 log = structlog.get_logger()
 
@@ -245,7 +245,7 @@ class RawImage:
         self._syncs.close()
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            os.close(fd)
+            close_quietly(fd)
 
 
 async def open_raw(

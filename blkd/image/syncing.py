@@ -39,8 +39,7 @@ class SyncFiles:
             for new, old in zip(fresh, (self._own, *self._workers), strict=True):
                 os.dup2(new, old, inheritable=False)
         finally:
-            for new in fresh:
-                os.close(new)
+            close_quietly(*fresh)
 
     def sync(self) -> None:
         """Make all durable that was written through any description; blocks.  Raises OSError."""
@@ -55,11 +54,16 @@ class SyncFiles:
 
     def close(self) -> None:
         """Close them; may be called twice."""
-        while self._workers:
-            os.close(self._workers.pop())
-        own, self._own = self._own, -1
-        if own >= 0:
-            os.close(own)
+        fds = [fd for fd in (self._own, *self._workers) if fd >= 0]
+        self._own, self._workers = -1, []
+        close_quietly(*fds)
+
+
+def close_quietly(*fds: int) -> None:
+    """Close these; what a file system says of unwritten data then is for syncs to tell."""
+    for fd in fds:
+        with contextlib.suppress(OSError):  # it is closed whatever the answer (close(2))
+            os.close(fd)
 
 
 def _open_again(fd: int, path: str, count: int) -> list[int]:

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from tests.frontend import IN, IOERR, OK, OUT
-from tests.fuse import FSYNC, READ, WRITE, FileSystem, times
+from tests.fuse import FLUSH, FSYNC, READ, WRITE, FileSystem, times
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="FUSE is mounted as root")
 
@@ -72,6 +72,16 @@ def test_a_sync_that_failed_is_not_repeated(storage, serve):
     assert [disk.flush(), disk.flush()] == [IOERR, IOERR]
     assert storage.seen[FSYNC] == 1
     assert daemon.call("show")["sync_error"] == os.strerror(errno.EAGAIN)
+
+
+def test_a_file_system_that_complains_at_the_close_does_not_keep_the_process(storage, serve):
+    daemon, front_end = serve(storage.path, "--cache", "writeback")
+    assert front_end.disk().write(0, b"x" * 4096) == OK
+    storage.answers[FLUSH] = lambda: errno.EIO  # at each close(2)
+    front_end.close()
+    assert daemon.end() == 0
+    assert storage.seen[FLUSH] >= 3
+    assert "Traceback" not in daemon.errors()
 
 
 def test_a_flush_of_an_image_for_direct_io_has_an_error_of_its_own(storage, serve):

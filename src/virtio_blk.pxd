@@ -171,7 +171,7 @@ cdef inline void check_ranges(
 ) noexcept nogil:
     """Copy the segments of DISCARD or WRITE_ZEROES to `ranges`; one bad one refuses all.
 
-    `op.length` becomes their number.
+    `op.length` becomes their number.  More of them than offered are unsupported, as QEMU has it.
     """
     cdef uint32_t size, i
     cdef uint8_t status
@@ -181,7 +181,10 @@ cdef inline void check_ranges(
     size = take_bytes(
         &op.data, &op.data_count, <uint8_t *>ranges, dev.max_ranges * sizeof(BlkRange)
     )
-    if size == 0 or size & (sizeof(BlkRange) - 1) or op.data_count:
+    if op.data_count:
+        answer(op, BLK_S_UNSUPP)
+        return
+    if size == 0 or size & (sizeof(BlkRange) - 1):
         answer(op, BLK_S_IOERR)
         return
     op.length = size // sizeof(BlkRange)

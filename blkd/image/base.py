@@ -20,7 +20,8 @@ class Limits:
     optimal_io_size: int
     """Preferred size of a request, 0 where unknown."""
     memory_alignment: int
-    """Alignment that direct I/O asks of buffers; 1 without O_DIRECT."""
+    """Alignment that direct I/O asks of buffers; 1 where it asks nothing of them, not even of their
+    lengths, as without O_DIRECT."""
     discard_granularity: int
     """Unit in which space is given back, 0 where it cannot be."""
     punches: bool

@@ -21,6 +21,11 @@ SECTOR_BYTES: Final = 512
 PAGE_BYTES: Final = mmap.PAGESIZE
 ALIGNMENTS: Final = (512, 1024, 2048, 4096)
 """The offset alignments that direct I/O may ask, smallest first."""
+MEMORY_ALIGNMENTS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, *ALIGNMENTS)
+"""Those that it may ask of memory."""
+DEVICE_MEMORY_ALIGNMENT: Final = 2
+"""What a disk asks of memory at least.  Some ask nothing, but up to Linux 6.17 each buffer has to
+be whole blocks all the same; 1 says that buffers are as they please."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,7 @@ class Facts:
     offset_alignment: int
     """Smallest unit of I/O through this descriptor."""
     memory_alignment: int
-    """Alignment asked of buffers; 1 without O_DIRECT."""
+    """Alignment asked of buffers; 1 where nothing is asked of them, as without O_DIRECT."""
     physical_block_size: int
     optimal_io_size: int
     """0 where unknown."""
@@ -240,7 +245,7 @@ def foreign_format(fd: int) -> str | None:
 def _device_facts(fd: int) -> Facts:
     number = os.fstat(fd).st_rdev
     logical = _ask(fd, _Ioctl.BLKSSZGET, "i")
-    memory = _statx(fd, _Statx.DIOALIGN).dio_mem_align or logical
+    memory = max(_statx(fd, _Statx.DIOALIGN).dio_mem_align or logical, DEVICE_MEMORY_ALIGNMENT)
     # A device whose first physical block starts elsewhere cannot promise aligned ones.
     shifted = _ask(fd, _Ioctl.BLKALIGNOFF, "i") != 0
     physical = logical if shifted else _ask(fd, _Ioctl.BLKPBSZGET, "I")
@@ -281,18 +286,24 @@ def _direct_alignment(fd: int) -> tuple[int, int]:
     """What O_DIRECT asks of offsets and of memory: told by the kernel, else found by reading."""
     told = _statx(fd, _Statx.DIOALIGN)
     if told.mask & _Statx.DIOALIGN and told.dio_offset_align:
-        return told.dio_offset_align, told.dio_mem_align
+        return told.dio_offset_align, max(told.dio_mem_align, DEVICE_MEMORY_ALIGNMENT)
     # A hole may be read at any alignment, so what is known of the disk below comes first.
-    floor = _queue_limit(os.fstat(fd).st_dev, "logical_block_size")
-    offset = next((n for n in ALIGNMENTS if n >= floor and _readable(fd, n)), ALIGNMENTS[-1])
-    return offset, offset
+    disk = os.fstat(fd).st_dev
+    floor = _queue_limit(disk, "logical_block_size")
+    offset = next((n for n in ALIGNMENTS if n >= floor and _readable(fd, n, n, n)), ALIGNMENTS[-1])
+    if not floor:  # nor is there a disk below that could ask for anything
+        lowest = MEMORY_ALIGNMENTS[0]
+    else:
+        lowest = max(_queue_limit(disk, "dma_alignment") + 1, DEVICE_MEMORY_ALIGNMENT)
+    fitting = (n for n in MEMORY_ALIGNMENTS if lowest <= n < offset and _readable(fd, 0, offset, n))
+    return offset, next(fitting, offset)
 
 
-def _readable(fd: int, alignment: int) -> bool:
-    """Whether direct I/O serves `alignment` bytes, at that offset, into memory so aligned."""
-    with mmap.mmap(-1, 2 * PAGE_BYTES) as pages, memoryview(pages) as memory:
+def _readable(fd: int, offset: int, length: int, alignment: int) -> bool:
+    """Whether direct I/O serves `length` bytes at `offset` into memory aligned to no more."""
+    with mmap.mmap(-1, length + 2 * PAGE_BYTES) as pages, memoryview(pages) as memory:
         try:
-            os.preadv(fd, [memory[alignment : 2 * alignment]], alignment)
+            os.preadv(fd, [memory[alignment : alignment + length]], offset)
         except OSError as error:
             if error.errno == errno.EINVAL:
                 return False

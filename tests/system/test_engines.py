@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each way of doing I/O on an image serves the same disk."""
 
+import contextlib
 import os
 import random
 import struct
@@ -83,13 +84,9 @@ def test_a_block_device_is_not_in_memory_because_its_node_is(device, serve):
 def test_a_write_through_write_is_durable_when_it_is_done_at_once(in_memory, serve, tmp_path):
     daemon, front_end = serve(in_memory, "--cache", "writethrough")
     disk = front_end.disk()
-    calls = tmp_path / "calls"
-    command = ["strace", "-f", "-e", "trace=pwritev2", "-o", calls, "-p", daemon.process.pid]
-    with subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True) as tracer:
-        assert "attached" in tracer.stderr.readline()
+    with traced(daemon, "pwritev2", tmp_path / "calls"):
         assert disk.write(0, b"d" * 4096) == OK
-        tracer.terminate()
-    assert "RWF_DSYNC" in calls.read_text()
+    assert "RWF_DSYNC" in (tmp_path / "calls").read_text()
 
 
 def test_what_lies_beyond_a_shortened_file_fails(in_memory, serve):
@@ -127,6 +124,36 @@ def test_buffers_off_every_alignment_are_served(path, serve, engine):
         assert ring.wait_used() == [(head, 4097 if kind == IN else 1)]
     assert memory.read(data, 4096) == bytes(range(256)) * 16
     assert path.read_bytes()[4096:8192] == bytes(range(256)) * 16
+
+
+@contextlib.contextmanager
+def traced(daemon, calls, path):
+    """Has the system calls named `calls` of a process written to `path` meanwhile."""
+    command = ["strace", "-f", "-e", f"trace={calls}", "-o", path, "-p", daemon.process.pid]
+    with subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True) as tracer:
+        assert "attached" in tracer.stderr.readline()
+        yield
+        tracer.terminate()
+
+
+@pytest.mark.parametrize("cuts", [(4096,), (1000, 3096)], ids=["whole", "in-pieces"])
+def test_a_buffer_off_every_alignment_in_memory_is_read_at_once(in_memory, serve, tmp_path, cuts):
+    in_memory.write_bytes(bytes(range(256)) * (SIZE // 256))
+    daemon, front_end = serve(in_memory)
+    disk = front_end.disk()
+    memory, ring = front_end.memory, disk.ring
+    at = data = memory.alloc(8192) + 7
+    chain = [(struct.pack("<IIQ", IN, 0, 8), 16, 0)]
+    for length in cuts:
+        chain.append((at, length, DESC_WRITE))
+        at += length
+    with traced(daemon, "pread64,preadv2,preadv", tmp_path / "calls"):
+        head = ring.add([*chain, (memory.alloc(16), 1, DESC_WRITE)])
+        ring.publish(head)
+        ring.notify()
+        assert ring.wait_used() == [(head, 4097)]
+    assert memory.read(data, 4096) == bytes(range(256)) * 16
+    assert "= 4096" in (tmp_path / "calls").read_text()
 
 
 def test_a_request_of_a_thousand_buffers_is_served(in_memory, serve):

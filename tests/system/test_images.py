@@ -141,13 +141,14 @@ async def test_alignment_is_found_where_the_kernel_does_not_tell(place, request)
     path = request.getfixturevalue(place) / "disk.img"
     await store.create(str(path), MIB, preallocate=False)
     async with opened(path) as image:
-        assert image.limits.memory_alignment >= 1
+        aligned = image.limits.memory_alignment
+        assert aligned >= 1
         assert image.limits.discard_granularity == 4096
         # The alignment that was found must hold in earnest.
         block = image.limits.logical_block_size
-        with mmap.mmap(-1, block) as buffer, memoryview(buffer) as page:
-            page[:] = b"x" * block
-            assert os.pwritev(image.fd, [page], block) == block
+        with mmap.mmap(-1, block + aligned) as buffer, memoryview(buffer) as memory:
+            memory[aligned:] = b"x" * block
+            assert os.pwritev(image.fd, [memory[aligned:]], block) == block
     assert path.read_bytes()[block : 2 * block] == b"x" * block
     assert (await store.info(str(path))).filesystem == place
 
@@ -169,6 +170,22 @@ async def test_a_file_system_is_known_where_its_mount_is_in_no_list(place, reque
     mount_and_go = 'mount -t proc none "$4/proc" && exec "$1" -c "$2" "$3" "$4"'
     command = ["unshare", "--mount", "--propagation=private", "sh", "-c", mount_and_go, "sh"]
     assert run(*command, sys.executable, BEHIND_A_CHROOT, path, tmp_path / "root") == place
+
+
+async def test_a_file_in_memory_asks_nothing_of_buffers(tmpfs):
+    await store.create(str(tmpfs / "disk.img"), MIB, preallocate=False)
+    found = await limits(tmpfs / "disk.img")
+    assert (found.logical_block_size, found.memory_alignment) == (512, 1)
+
+
+async def test_a_file_on_a_disk_asks_of_buffers_what_the_disk_does(ext2):
+    """The kernel tells of no alignment there, and a hole may be read at any."""
+    await store.create(str(ext2 / "disk.img"), MIB, preallocate=False)
+    disk = (ext2 / "disk.img").stat().st_dev
+    queue = Path(f"/sys/dev/block/{os.major(disk)}:{os.minor(disk)}/queue")
+    asked = int((queue / "dma_alignment").read_text()) + 1
+    found = await limits(ext2 / "disk.img")
+    assert found.memory_alignment == min(max(asked, 2), found.logical_block_size)
 
 
 async def test_a_read_only_file_system_is_served_only_read_only(tmpfs):

@@ -22,6 +22,8 @@ class ExportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     image: str
     """Path of a raw image or a block device."""
+    image_format: Literal["raw"] | None = None
+    """None refuses an image that looks like one of another format."""
     socket: str | None = None
     """Path of the listening UNIX socket; None when a descriptor is handed over instead."""
     name: str

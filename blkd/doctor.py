@@ -13,6 +13,7 @@ from typing import Final
 
 from blkd.errors import DataPlaneError, ImageError
 from blkd.image import store
+from blkd.image.raw import CONVERT_HINT, is_refused
 
 OLDEST_KERNEL: Final = (6, 1)
 """The first with IORING_SETUP_DEFER_TASKRUN and with statx telling direct I/O's alignment."""
@@ -130,7 +131,12 @@ def _image(path: str) -> Iterator[Check]:
         return
     place = f" on {image.filesystem}" if image.filesystem else ""
     good = image.size > 0 and image.size % image.logical_block_size == 0
-    hint = None if good else f"its size must be whole blocks of {image.logical_block_size}"
+    # One of another format need not be whole blocks, and nobody is to pad it.
+    hint = (
+        None
+        if good or image.foreign_format
+        else f"its size must be whole blocks of {image.logical_block_size}"
+    )
     yield Check("image", good, f"{image.kind}{place}, {image.size} bytes", hint)
     yield Check(
         "direct I/O",
@@ -145,8 +151,10 @@ def _image(path: str) -> Iterator[Check]:
         hint = "end that before a writable export; read-only ones share with read-only users"
         yield Check("lock", None, f"held by {holder}", hint)
     if image.foreign_format is not None:
-        hint = f"qemu-img convert -O raw makes a raw image of a {image.foreign_format} one"
-        yield Check("format", None, f"begins like {image.foreign_format}", hint)
+        hint = f"{CONVERT_HINT}; if its guest wrote that to a raw disk: --format raw"
+        refused = is_refused(image.foreign_format, is_block_device=image.kind == "block device")
+        verdict = False if refused else None
+        yield Check("format", verdict, f"looks like {image.foreign_format}", hint)
 
 
 def _space(image: store.ImageInfo) -> Iterator[Check]:

@@ -100,6 +100,7 @@ class Export:
                 engine=config.engine,
                 incoming=config.incoming,
                 workers=self._crew.workers,
+                image_format=config.image_format,
             )
             self._make_disk(undo)
             self._admit_from(inherited or self._listen(undo))

@@ -24,7 +24,7 @@ def run() -> NoReturn:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options that the conventions name, and no others."""
+    """The options that the conventions name; and one for what they leave open."""
     options = argparse.ArgumentParser(
         prog="vhost-user-blkd",
         description="Serve a raw image or a block device as a vhost-user-blk device.",
@@ -40,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--blk-file", metavar="PATH", required=True, help="the image or device")
     options.add_argument("--read-only", action="store_true", help="never write to it")
+    options.add_argument(
+        "--format", choices=["raw"], help="serve it also if it looks like another format"
+    )
     return options
 
 
@@ -57,6 +60,7 @@ def serve(arguments: argparse.Namespace) -> None:
     log.configure()
     config = ExportConfig(
         image=arguments.blk_file,
+        image_format=arguments.format,
         socket=arguments.socket_path,
         name=Path(arguments.blk_file).stem,
         read_only=arguments.read_only,

@@ -43,6 +43,12 @@ def _cpus(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tu
 @click.command()
 @click.argument("image", metavar="IMAGE")
 @click.option("--socket", metavar="PATH", required=True, help="Where the VMM is to connect.")
+@click.option(
+    "--format",
+    "image_format",
+    type=click.Choice(["raw"]),
+    help="Serve IMAGE as it is, also if it looks like an image of another format.",
+)
 @click.option("--name", help="What to call the disk; from the image if not given.")
 @click.option("--read-only", is_flag=True, help="Never write; others may read the image too.")
 @click.option(

@@ -228,18 +228,39 @@ FORMATS: Final = {
     b"QFI\xfb": "qcow2",
     b"QED\0": "qed",
     b"KDMV": "vmdk",
+    b"COWD": "vmdk",
+    b"# Disk DescriptorFile": "vmdk",
     b"vhdxfile": "vhdx",
+    b"conectix": "vhd",
     b"<<< ": "vdi",
+    b"WithoutFreeSpace": "parallels",
+    b"WithouFreSpacExt": "parallels",
+    b"LUKS\xba\xbe": "luks",
 }
-"""How images of other formats begin."""
+"""How images of other formats begin.  A CD's image (ISO 9660) is a raw one."""
+
+VHD_FOOTER: Final = b"conectix"
+"""How the last sector of any VHD begins, also of one that is raw before it."""
 
 
 def foreign_format(fd: int) -> str | None:
-    """The image format that `fd` begins like; also a raw disk may, if its guest wrote so."""
+    """The image format that `fd` looks like; also a raw disk may, if its guest wrote so."""
+    head = _page(fd, 0)[:SECTOR_BYTES]
+    found = next((name for magic, name in FORMATS.items() if head.startswith(magic)), None)
+    status = os.fstat(fd)
+    if found is None and stat.S_ISREG(status.st_mode) and status.st_size >= 2 * SECTOR_BYTES:
+        last = status.st_size - SECTOR_BYTES
+        start = last // PAGE_BYTES * PAGE_BYTES
+        tail = _page(fd, start) + _page(fd, start + PAGE_BYTES)
+        if tail[last - start :].startswith(VHD_FOOTER):
+            return "vhd"
+    return found
+
+
+def _page(fd: int, offset: int) -> bytes:
+    """What there is of a page, read as direct I/O wants it."""
     with mmap.mmap(-1, PAGE_BYTES) as page:
-        os.preadv(fd, [page], 0)
-        head = page[:SECTOR_BYTES]
-    return next((name for magic, name in FORMATS.items() if head.startswith(magic)), None)
+        return page[: os.preadv(fd, [page], offset)]
 
 
 def _device_facts(fd: int) -> Facts:

@@ -9,7 +9,7 @@ from blkd.image.base import Image
 from blkd.image.engine import EngineChoice
 from blkd.image.faulty import FaultyImage
 from blkd.image.null import NullImage
-from blkd.image.raw import RawImage, open_raw
+from blkd.image.raw import ImageFormat, RawImage, open_raw
 
 
 async def open_image(
@@ -21,6 +21,7 @@ async def open_image(
     engine: EngineChoice,
     incoming: bool = False,
     workers: int = 1,
+    image_format: ImageFormat | None = None,
 ) -> Image:
     """The image called `name`; the caller closes it.  For the rest see `raw.open_raw`.
 
@@ -37,6 +38,7 @@ async def open_image(
             engine=engine,
             incoming=incoming,
             workers=workers,
+            image_format=image_format,
         )
         return FaultyImage(name, opened, faults)
     if name.startswith(null.PREFIX):
@@ -49,6 +51,7 @@ async def open_image(
         engine=engine,
         incoming=incoming,
         workers=workers,
+        image_format=image_format,
     )
 
 

@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import Final, Literal, Self, TypeVar
 
 import structlog
 
@@ -37,6 +37,10 @@ LINGER_PERIOD: Final = 0.02  # seconds between two tries
 
 HANDOVER_LIMIT: Final = 5.0
 """Seconds to wait for an image that is to be handed over, whoever holds it."""
+
+ImageFormat = Literal["raw"]
+
+CONVERT_HINT: Final = "qemu-img convert -O raw makes a raw image of it"
 
 BUFFERED_HINT: Final = "--cache writeback goes through the host's page cache instead"
 
@@ -83,6 +87,7 @@ class RawImage:
         engine: EngineChoice,
         incoming: bool,
         workers: int = 1,
+        image_format: ImageFormat | None,
     ) -> Self:
         """Open, lock and measure what is at `path`; blocks, `open_raw` does not."""
         held = read_only or not incoming  # readers do not mind each other
@@ -92,9 +97,9 @@ class RawImage:
             if held:
                 lock.acquire(fd, path, lock.READER if read_only else lock.WRITER)
             facts = kernel.facts(fd, ours=held)
+            if image_format is None:
+                refuse_foreign(path, fd, is_block_device=facts.is_block_device)
             limits = limits_of(facts, path, logical_block_size)
-            if not facts.is_block_device and (found := kernel.foreign_format(fd)):
-                log.warning("image begins like another format", path=path, format=found)
             chosen = choose(fd, engine, direct=direct)
             syncs = SyncFiles(fd, path, workers)
             undo.pop_all()
@@ -257,6 +262,7 @@ async def open_raw(
     engine: EngineChoice = "auto",
     incoming: bool = False,
     workers: int = 1,
+    image_format: ImageFormat | None = None,
 ) -> RawImage:
     """The image at `path`, locked and measured; the caller closes it.
 
@@ -268,6 +274,8 @@ async def open_raw(
         engine: How to do I/O; `auto` asks the image.
         incoming: Leave the lock to somebody else until `claim`.
         workers: How many are to sync, each through a description of its own.
+        image_format: `raw` where the bytes are the disk's whatever they look like; None refuses
+            what looks like an image of another format.
 
     Raises:
         ImageBusy: Somebody else uses it in a way that excludes ours.
@@ -282,6 +290,7 @@ async def open_raw(
         engine=engine,
         incoming=incoming,
         workers=workers,
+        image_format=image_format,
     )
     return await _patiently(
         lambda: _in_thread(opened), LINGER_LIMIT, unless=lambda busy: busy.holder_known
@@ -358,6 +367,28 @@ def require_open_as(fd: int, path: str, *, read_only: bool, direct: bool) -> Non
     access = os.O_RDONLY if read_only else os.O_RDWR
     if flags & os.O_ACCMODE != access or bool(flags & os.O_DIRECT) != direct:
         raise ImageError(f"{path}: its descriptor is open in another way: flags {flags:#o}")
+
+
+def is_refused(found: str, *, is_block_device: bool) -> bool:
+    """Whether an image that looks like `found`, another format, is served only as told.
+
+    A guest that encrypts its whole disk puts LUKS there, as is common on block devices; a file
+    that begins so may as well be an image that QEMU encrypts.
+    """
+    return not (found == "luks" and is_block_device)
+
+
+def refuse_foreign(path: str, fd: int, *, is_block_device: bool) -> None:
+    """Raise ImageError if the image looks like one of another format."""
+    try:
+        found = kernel.foreign_format(fd)
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read: {error.strerror}") from error
+    if found is not None and is_refused(found, is_block_device=is_block_device):
+        raise ImageError(
+            f"{path}: looks like a {found} image, not a raw one",
+            hint=f"if its guest wrote that to a raw disk, take --format raw; else {CONVERT_HINT}",
+        )
 
 
 def limits_of(facts: kernel.Facts, path: str, logical_block_size: int | None) -> Limits:

@@ -36,7 +36,7 @@ class ImageInfo:
     direct: bool
     """Whether O_DIRECT can be had; the alignments are those without it if not."""
     foreign_format: str | None
-    """Another format that the first bytes look like: it is served as raw all the same."""
+    """Another format that it looks like: then it is served only as told, by `--format raw`."""
     locked_by: list[lock.Holder]
 
 

@@ -118,6 +118,20 @@ async def test_a_second_writer_of_a_block_device_is_told_who_the_first_is(device
         assert f"pid {os.getpid()}" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("head", "served"),
+    [pytest.param(b"LUKS\xba\xbe", True, id="luks"), pytest.param(b"QFI\xfb", False, id="qcow2")],
+)
+async def test_of_what_a_block_device_looks_like_only_luks_is_the_guests(device, head, served):
+    """Virtualisation puts qcow2 on logical volumes; whole disks are encrypted by their guests."""
+    with device.open("r+b") as file:
+        file.write(head)
+    if served:
+        assert (await limits(device)).is_block_device
+    else:
+        assert "--format raw" in (await refusal(device)).hint
+
+
 async def test_a_read_only_block_device_is_served_only_read_only(backing):
     with loop_device(backing, "--read-only") as device:
         assert "--read-only" in (await refusal(device)).hint

@@ -99,6 +99,25 @@ def test_requests_go_on_before_during_and_after(daemon, front_end, path, packed,
         assert new.end() == 0
 
 
+def test_a_guest_that_writes_like_another_format_goes_on_until_the_next_start(
+    daemon, front_end, path, upgrade, tmp_path
+):
+    header = b"QFI\xfb".ljust(512, b"\0")
+    disk = front_end.disk()
+    assert disk.write(0, header) == OK
+    new = upgrade(daemon)
+    assert disk.read(0, 512) == (OK, header)
+    assert new.end() == 0
+    command = ["serve", path, "--socket", tmp_path / "disk.sock"]
+    refused = run(*command)
+    assert refused.returncode == 1
+    assert "--format raw" in refused.stderr
+    with Daemon(path, tmp_path, "--format", "raw") as again:
+        again.ready()
+        with FrontEnd.connect(again.socket) as other:
+            assert other.disk().read(0, 512) == (OK, header)
+
+
 def test_requests_of_the_moment_are_answered_by_one_of_the_two(daemon, front_end, upgrade):
     disk = front_end.disk()
     daemon.call("pause")

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,9 +41,13 @@ def disk(tmp_path):
 
 
 @contextlib.asynccontextmanager
-async def opened(path, *, read_only=False, direct=False, block=None):
+async def opened(path, *, read_only=False, direct=False, block=None, image_format=None):
     image = await raw.open_raw(
-        str(path), read_only=read_only, direct=direct, logical_block_size=block
+        str(path),
+        read_only=read_only,
+        direct=direct,
+        logical_block_size=block,
+        image_format=image_format,
     )
     with contextlib.closing(image):
         yield image
@@ -84,12 +87,62 @@ async def test_closing_twice_closes_once(disk):
         image.close()
 
 
-async def test_a_file_of_another_format_is_served_with_a_warning(disk):
-    disk.write_bytes(b"QFI\xfb".ljust(MIB, b"\0"))
-    with structlog.testing.capture_logs() as logs:
-        async with opened(disk):
-            pass
-    assert [(entry["log_level"], entry["format"]) for entry in logs] == [("warning", "qcow2")]
+BEGINNINGS = {
+    "qcow2": b"QFI\xfb\0\0\0\x03",
+    "qed": b"QED\0",
+    "vmdk": b"KDMV",
+    "vhdx": b"vhdxfile",
+    "vhd": b"conectix",
+    "vdi": b"<<< Oracle VM VirtualBox Disk Image >>>",
+    "parallels": b"WithouFreSpacExt",
+    "luks": b"LUKS\xba\xbe\0\x02",
+}
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["cached", "direct"])
+@pytest.mark.parametrize("read_only", [False, True], ids=["writing", "reading"])
+@pytest.mark.parametrize("name", BEGINNINGS)
+async def test_a_file_of_another_format_is_refused_unless_it_is_said_to_be_raw(
+    disk, name, read_only, direct
+):
+    disk.write_bytes(BEGINNINGS[name].ljust(MIB, b"\0"))
+    error = await refusal(disk, read_only=read_only, direct=direct)
+    assert f"like a {name} image" in str(error)
+    assert "--format raw" in error.hint
+    assert "qemu-img convert" in error.hint
+    async with opened(disk, read_only=read_only, direct=direct, image_format="raw") as image:
+        assert image.limits.size == MIB
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["cached", "direct"])
+@pytest.mark.parametrize("size", [1, 512, 1000, 4096, 196616])
+async def test_nobody_is_told_to_pad_an_image_of_another_format(disk, size, direct):
+    disk.write_bytes(b"QFI\xfb".ljust(size, b"\0")[: max(size, 4)])
+    error = await refusal(disk, direct=direct)
+    assert "qcow2" in str(error)
+    assert "truncate" not in error.hint
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["cached", "direct"])
+@pytest.mark.parametrize("size", [1024, 4096 + 512, MIB + 512, MIB])
+async def test_a_raw_disk_with_a_vhd_behind_it_is_refused(disk, size, direct):
+    disk.write_bytes(bytes(size - 512) + b"conectix".ljust(512, b"\0"))
+    assert "vhd" in str(await refusal(disk, direct=direct))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"\xebc\x90".ljust(510, b"\0") + b"\x55\xaa", id="boot-record"),
+        pytest.param(bytes(32768) + b"\x01CD001", id="iso-9660"),
+        pytest.param(b" QFI\xfb", id="qcow2-elsewhere"),
+    ],
+)
+async def test_a_raw_disk_is_taken_for_what_it_is(disk, head):
+    disk.write_bytes(head.ljust(MIB, b"\0"))
+    async with opened(disk):
+        pass
 
 
 async def test_measuring_leaves_the_content_as_it_was(disk):
@@ -371,6 +424,14 @@ def test_the_doctor_finds_a_good_image_good(disk):
     assert checks["image"].ok
     assert checks["kernel"].ok
     assert "to allocate" in checks["space"].detail
+
+
+def test_the_doctor_knows_other_formats(disk):
+    disk.write_bytes(b"QFI\xfb".ljust(1000, b"\0"))
+    checks = {check.name: check for check in examine(str(disk))}
+    assert checks["format"].ok is False
+    assert "qcow2" in checks["format"].detail
+    assert not any("blocks" in (check.hint or "") for check in checks.values())
 
 
 def test_the_doctor_says_why_an_image_cannot_be_served(tmp_path):

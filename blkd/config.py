@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The settings of an export: one set of models for the command line, the API and files."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -34,6 +34,8 @@ class ExportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     segment limit follows from it.  Any up to MAX_QUEUE_SIZE is served."""
     serial: Annotated[str, msgspec.Meta(max_length=SERIAL_BYTES)] | None = None
     """What the guest sees as the disk's serial; None derives one from the image."""
+    features_as: str | None = None
+    """The version of blkd whose set of features is offered; None for the newest."""
     cache: CacheMode = "none"
     """`none`: O_DIRECT, write-back; `writeback`: the host's page cache, write-back;
     `writethrough`: the host's page cache, each write durable."""
@@ -55,6 +57,31 @@ class ExportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     max_discard_segments: Annotated[int, msgspec.Meta(ge=1, le=256)] = 32
     control: str | None = None
     """Path of the control API's UNIX socket."""
+
+
+SETTINGS_OF_0_1: Final = frozenset(
+    {
+        *("image", "socket", "control", "name", "serial", "read_only", "incoming"),
+        *("queues", "queue_size", "logical_block_size", "cache", "discard", "max_discard_segments"),
+        *("engine", "workers", "cpus", "poll_us", "register_memory"),
+    }
+)
+"""Every version knows them, and may have other defaults."""
+
+
+def for_successor(config: ExportConfig, serial: str) -> bytes:
+    """The settings as JSON for a process of any version that takes the open export over.
+
+    It has the serial that the guest knows, and nothing that matters only to a start.  What
+    older versions do not know is left out where it has its default.
+    """
+    config = msgspec.structs.replace(config, serial=serial, image_format=None)
+    told = msgspec.to_builtins(config)
+    fresh = msgspec.to_builtins(ExportConfig(image="", name=""))
+    for name in told.keys() - SETTINGS_OF_0_1:
+        if told[name] == fresh[name]:
+            del told[name]
+    return msgspec.json.encode(told)
 
 
 def cpu_list(text: str) -> tuple[int, ...]:

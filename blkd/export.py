@@ -7,14 +7,14 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 import msgspec
 import structlog
 
 from blkd import __version__, listener
-from blkd.config import ExportConfig
+from blkd.config import ExportConfig, for_successor
 from blkd.dataplane import DataPlane, probe_io_uring
 from blkd.errors import (
     ConfigError,
@@ -28,6 +28,7 @@ from blkd.frontends import FrontEnds
 from blkd.handover import models
 from blkd.handover.descriptors import Incoming, Outgoing
 from blkd.image.kinds import adopt_image, open_image
+from blkd.image.raw import default_serial
 from blkd.image.watch import looks
 from blkd.settings import crew, parameters
 from blkd.vhost_user.succession import given_rings, written_rings
@@ -40,7 +41,7 @@ from blkd.views import (
     ResizeResult,
     RingStats,
 )
-from blkd.virtio.blk import SECTOR_BYTES, BlkDevice
+from blkd.virtio.blk import OLDEST_SET, SECTOR_BYTES, BlkDevice, Shown
 
 if TYPE_CHECKING:
     from blkd.image.base import Image
@@ -106,10 +107,10 @@ class Export:
             self._admit_from(inherited or self._listen(undo))
             self._resources = undo.pop_all()
 
-    def _make_disk(self, undo: contextlib.ExitStack) -> None:
-        """Make the image a device with a data path."""
+    def _make_disk(self, undo: contextlib.ExitStack, shown: Shown | None = None) -> None:
+        """Make the image a device with a data path, one that goes on showing what it showed."""
         undo.callback(self._image.close)
-        self._device = BlkDevice(parameters(self.config, self._image))
+        self._device = BlkDevice(parameters(self.config, self._image), shown)
         self._plane = DataPlane(self._image, self._device, self.config.queue_size, self._crew)
         undo.callback(self._plane.close)
 
@@ -322,8 +323,8 @@ class Export:
 
     # ---- handed to another process ----
 
-    def offer(self, control: int, out: Outgoing) -> models.Offer:
-        """Describe what is served to who may take it over; `control` listens for the API.
+    def offer(self, hello: models.Hello, control: int, out: Outgoing) -> models.Offer:
+        """Describe what is served to `hello`, who may take it over; `control` listens for the API.
 
         Raises HandoverError where it cannot be given away.
         """
@@ -334,8 +335,9 @@ class Export:
             version=__version__,
             pid=os.getpid(),
             directory=_directory(),
-            config=msgspec.Raw(msgspec.json.encode(self.config)),
+            config=msgspec.Raw(for_successor(self.config, self._serial)),
             logical_block_size=cast("models.BlockSize", self._image.limits.logical_block_size),
+            device=self._shown if models.DEVICE in hello.knows else None,
             image=out.add_any(self._image.fd if self._image.fd >= 0 else None),
             image_locked=self._image.held,
             listener=out.add(self._listener.fileno()),
@@ -413,6 +415,8 @@ class Export:
 
     async def adopt(self, offer: models.Offer, fds: Incoming) -> None:
         """Open what another process serves; `restore` follows.  Raises BlkdError."""
+        if offer.device is None:
+            self.config = _as_0_1(self.config)
         config = self.config
         probe_io_uring()
         with contextlib.ExitStack() as undo:
@@ -431,7 +435,7 @@ class Export:
                 held=offer.image_locked,
                 workers=self._crew.workers,
             )
-            self._make_disk(undo)
+            self._make_disk(undo, _shown(offer.device))
             self._admit_from(listening)
             self._require_rings(offer.rings)
             await self._plane.prepare(offer.rings)
@@ -490,10 +494,10 @@ class Export:
             read_only=device.read_only,
             cache=self.config.cache,
             logical_block_size=limits.logical_block_size,
-            physical_block_size=limits.physical_block_size,
+            physical_block_size=device.shown.physical_block_size,
             queues=device.queues,
             queue_size=self.config.queue_size,
-            serial=device.serial.rstrip(b"\0").decode(),
+            serial=self._serial,
             engine=self._image.engine.name,
             engine_reason=self._image.engine.reason,
             workers=self._crew.workers,
@@ -507,6 +511,14 @@ class Export:
             broken_rings=self._plane.broken_rings,
             front_end=connection.snapshot() if connection else None,
         )
+
+    @property
+    def _serial(self) -> str:
+        return self._device.serial.rstrip(b"\0").decode()
+
+    @property
+    def _shown(self) -> models.Device:
+        return models.Device(**asdict(self._device.shown))
 
     def _state(self) -> Literal["serving", "paused", "stopping"]:
         if self._ending.is_set():
@@ -522,6 +534,18 @@ class Export:
             total=Counts(**total),
             rings=tuple(RingStats(ring=i, **counts) for i, counts in enumerate(rings)),
         )
+
+
+def _shown(device: models.Device | None) -> Shown | None:
+    return None if device is None else Shown(**msgspec.structs.asdict(device))
+
+
+def _as_0_1(config: ExportConfig) -> ExportConfig:
+    """The settings with what version 0.1 made of them, which tells nobody what it has shown."""
+    serial = config.serial
+    if serial is None:
+        serial = default_serial(os.path.realpath(config.image))  # also of a block device
+    return msgspec.structs.replace(config, serial=serial, features_as=OLDEST_SET)
 
 
 def _directory() -> str:

@@ -8,7 +8,7 @@ from blkd.dataplane import Crew, discards_by_command
 from blkd.errors import ConfigError
 from blkd.image.base import Image
 from blkd.image.raw import default_serial
-from blkd.virtio.blk import SECTOR_BYTES, BlkParameters
+from blkd.virtio.blk import NEWEST_SET, SECTOR_BYTES, BlkParameters
 
 
 def crew(config: ExportConfig) -> Crew:
@@ -42,5 +42,6 @@ def parameters(config: ExportConfig, image: Image) -> BlkParameters:
         max_discard_segments=config.max_discard_segments,
         queues=config.queues,
         queue_size=config.queue_size,
-        serial=config.serial if config.serial is not None else default_serial(image.path),
+        serial=config.serial if config.serial is not None else default_serial(image.identity),
+        feature_set=config.features_as or NEWEST_SET,
     )

@@ -60,10 +60,10 @@ class Gift:
         systemd.main_pid(taker.pid)
         return taker
 
-    def offer(self, out: Outgoing) -> models.Offer:
-        """Describe what is served."""
+    def offer(self, hello: models.Hello, out: Outgoing) -> models.Offer:
+        """Describe what is served, as far as the taker understands."""
         self._withdrawal = None
-        return self._export.offer(self._control.fileno(), out)
+        return self._export.offer(hello, self._control.fileno(), out)
 
     def _withdraw(self, channel: HandoverChannel) -> None:
         """Break off: the image was opened anew, and what was offered is the open file before."""
@@ -104,7 +104,12 @@ class Inheritance:
         It is ours when this returns, and `begin` is due at once.  Raises BlkdError: nothing was
         touched, and the other process serves on.
         """
-        hello = models.Hello(formats=(models.FORMAT,), version=__version__, pid=os.getpid())
+        hello = models.Hello(
+            formats=(models.FORMAT,),
+            version=__version__,
+            pid=os.getpid(),
+            knows=(models.DEVICE,),
+        )
         channel = HandoverChannel(sock)
         try:
             await exchange.take(channel, self, hello)

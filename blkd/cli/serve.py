@@ -20,6 +20,7 @@ from blkd.config import (
 )
 from blkd.image.engine import EngineChoice
 from blkd.views import ExportState
+from blkd.virtio.blk import FEATURE_SETS
 from blkd.virtio.device import MAX_QUEUE_SIZE
 
 
@@ -67,6 +68,11 @@ def _cpus(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tu
     help="The queue size that the VMM is to use, a power of two; requests are fitted to it.",
 )
 @click.option("--serial", help="The disk's serial in the guest; from the image if not given.")
+@click.option(
+    "--features-as",
+    type=click.Choice(list(FEATURE_SETS)),
+    help="Offer no newer features than this version of blkd did; the newest if not given.",
+)
 @click.option(
     "--cache",
     type=click.Choice(get_args(CacheMode)),

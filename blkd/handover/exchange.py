@@ -33,8 +33,8 @@ class Channel(Protocol):
 class Giver(Protocol):
     """What a giver does to the disk that it serves."""
 
-    def offer(self, out: Outgoing) -> models.Offer:
-        """Describe what is served."""
+    def offer(self, hello: models.Hello, out: Outgoing) -> models.Offer:
+        """Describe what is served, as far as the taker understands."""
 
     async def hold(self, out: Outgoing) -> models.State:
         """Come to rest and write all down.  Raises BlkdError where that cannot be now."""
@@ -73,7 +73,7 @@ async def give(channel: Channel, disk: Giver, busy: str | None = None) -> models
             raise HandoverError(busy)
         _require_common_format(hello)
         out = Outgoing()
-        await channel.say(disk.offer(out), out.fds)
+        await channel.say(disk.offer(hello, out), out.fds)
         await channel.hear(models.Ready, READY_LIMIT)
         await _give_state(channel, disk)
     except BlkdError as error:

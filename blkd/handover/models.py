@@ -15,6 +15,9 @@ FORMAT: Final = 1
 PROTOCOL: Final = "blkd-handover"
 """How HTTP's Upgrade header calls it."""
 
+DEVICE: Final = "device"
+"""In a hello: `Offer.device` is understood."""
+
 MAX_DESCRIPTORS: Final = 1024  # 509 regions, 64 rings of 3, and some sockets
 MAX_RINGS: Final = 64
 MAX_REGIONS: Final = 509  # what KVM gives a guest, and other back ends offer
@@ -24,6 +27,7 @@ MAX_ERRNO: Final = 4095  # of Linux
 
 BlockSize = Literal[512, 4096]  # bytes
 Number = Annotated[int, msgspec.Meta(ge=0)]
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 Descriptor = Annotated[int, msgspec.Meta(ge=0, lt=MAX_DESCRIPTORS)]
 """Which of its message's descriptors is meant, counted from 0."""
@@ -36,6 +40,27 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     """Those that it can take."""
     version: Text
     pid: Number
+    knows: Annotated[tuple[Text, ...], msgspec.Meta(max_length=64)] = ()
+    """What it understands of an offer that not every version does: `device`."""
+
+
+class Device(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """What the guest was shown of the device when it was started; bytes unless said."""
+
+    features: Number
+    """Offered, vhost-user's own bit not among them."""
+    size_max: Size
+    seg_max: Size
+    physical_block_size: Size
+    optimal_io_size: Size
+    discard_granularity: Size
+    max_discard_sectors: Size
+    max_discard_segments: Size
+    max_write_zeroes_sectors: Size
+    max_write_zeroes_segments: Size
+    write_zeroes_may_unmap: bool
 
 
 class Offer(
@@ -50,6 +75,8 @@ class Offer(
     config: msgspec.Raw
     """An `ExportConfig`."""
     logical_block_size: BlockSize
+    device: Device | None = None
+    """Only for one that knows it; without it the taker shows what version 0.1 would."""
     image: Descriptor | None = None
     """The open image; None for one without a descriptor."""
     image_locked: bool = True

@@ -55,6 +55,10 @@ class Image(Protocol):
     path: str
 
     @property
+    def identity(self) -> str:
+        """What tells it from all other images, from start to start."""
+
+    @property
     def fd(self) -> int:
         """Open for the data path, with O_DIRECT where asked; owned by the image.  -1 for none."""
 

@@ -67,6 +67,11 @@ class FaultyImage:
         return self._inner.direct
 
     @property
+    def identity(self) -> str:
+        """The image's own."""
+        return self._inner.identity
+
+    @property
     def limits(self) -> Limits:
         """The image's own."""
         return self._inner.limits

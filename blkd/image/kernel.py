@@ -168,6 +168,53 @@ def device_name(number: int) -> str:
     return Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve().name
 
 
+_SYSFS: Final = Path("/sys/dev/block")
+_UDEV: Final = Path("/run/udev/data")
+
+
+def device_identity(number: int, sysfs: Path = _SYSFS, udev: Path = _UDEV) -> str | None:
+    """What tells the block device `number` from all others, whatever it is called today.
+
+    The UUID of a device-mapper device (LVM, multipath, dm-crypt), the WWID of a disk; of a
+    partition its disk's and its number, or the UUID that its table gives it.  None where there
+    is nothing of the kind.
+    """
+    name = f"{os.major(number)}:{os.minor(number)}"
+    place = (sysfs / name).resolve()
+    if partition := _line(place / "partition"):
+        disk = _disk_identity(place.parent)
+        return f"{disk}-part{partition}" if disk else _partition_uuid(place, udev / f"b{name}")
+    return _disk_identity(place)
+
+
+def _disk_identity(place: Path) -> str | None:
+    for kind, facts in (("dm-uuid", ("dm/uuid",)), ("wwid", ("wwid", "device/wwid"))):
+        for fact in facts:
+            if found := _line(place / fact):
+                return f"{kind}-{found}"
+    return None
+
+
+def _partition_uuid(place: Path, udev: Path) -> str | None:
+    """As udev has noted it, or as newer kernels tell it."""
+    for notes, key in ((udev, "E:ID_PART_ENTRY_UUID="), (place / "uevent", "PARTUUID=")):
+        try:
+            lines = notes.read_text("utf-8", "replace").splitlines()
+        except OSError:
+            continue
+        if found := next((line[len(key) :] for line in lines if line.startswith(key)), ""):
+            return f"partuuid-{found.lower()}"
+    return None
+
+
+def _line(place: Path) -> str:
+    """The line of a sysfs file, empty where there is no such file or nothing in it."""
+    try:
+        return place.read_text("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
 def hears_of_devices() -> bool:
     """Whether the kernel's events of devices reach this process: not in a user namespace."""
     return Path("/proc/self/ns/user").stat().st_ino == _INITIAL_USER_NAMESPACE

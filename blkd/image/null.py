@@ -2,6 +2,7 @@
 """An image with nothing behind it, for measuring: writes are dropped, reads leave no trace."""
 
 import dataclasses
+import os
 from typing import Final
 
 from blkd import sizes
@@ -25,6 +26,7 @@ class NullImage:
 
     def __init__(self, path: str, *, read_only: bool, logical_block_size: int | None) -> None:
         self.path = path
+        self.identity = os.path.realpath(path)  # two of one size in two directories are two
         self.read_only = read_only
         block = logical_block_size or DEFAULT_BLOCK
         try:

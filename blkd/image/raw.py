@@ -61,6 +61,7 @@ class RawImage:
         fd: int,
         syncs: SyncFiles,
         *,
+        identity: str,
         read_only: bool,
         direct: bool,
         limits: Limits,
@@ -70,6 +71,7 @@ class RawImage:
         self.path = path
         self.fd = fd
         self._syncs = syncs
+        self.identity = identity
         self.read_only = read_only
         self.direct = direct
         self.limits = limits
@@ -101,12 +103,14 @@ class RawImage:
                 refuse_foreign(path, fd, is_block_device=facts.is_block_device)
             limits = limits_of(facts, path, logical_block_size)
             chosen = choose(fd, engine, direct=direct)
+            identity = identity_of(path, fd)
             syncs = SyncFiles(fd, path, workers)
             undo.pop_all()
         return cls(
             path,
             fd,
             syncs,
+            identity=identity,
             read_only=read_only,
             direct=direct,
             limits=limits,
@@ -195,12 +199,14 @@ class RawImage:
             whole = facts.size // logical_block_size * logical_block_size
             limits = limits_of(dataclasses.replace(facts, size=whole), path, logical_block_size)
             chosen = choose(fd, engine, direct=direct)
+            identity = identity_of(path, fd)
             syncs = SyncFiles(fd, path, workers)
             undo.pop_all()
         return cls(
             path,
             fd,
             syncs,
+            identity=identity,
             read_only=read_only,
             direct=direct,
             limits=limits,
@@ -324,10 +330,23 @@ async def _in_thread(opened: Callable[[], RawImage]) -> RawImage:
         raise
 
 
-def default_serial(path: str) -> str:
-    """20 characters for the image at `path`: the same at each start, unlike any other image's."""
-    digest = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
+def default_serial(identity: str) -> str:
+    """20 characters for the image of this identity, unlike any other image's."""
+    digest = hashlib.sha256(os.fsencode(identity)).hexdigest()
     return f"blkd{digest[:16]}"
+
+
+def identity_of(path: str, fd: int) -> str:
+    """What tells the image at `path`, open as `fd`, from all others, from start to start.
+
+    A file is its path without symbolic links.  A block device is what the kernel knows it by:
+    names like dm-3 or sdb are given anew at each boot.  Where it knows it by nothing else, the
+    path as it was given is the one that somebody keeps true.
+    """
+    status = os.fstat(fd)
+    if not stat.S_ISBLK(status.st_mode):
+        return os.path.realpath(path)
+    return kernel.device_identity(status.st_rdev) or os.path.abspath(path)  # noqa: PTH100 - links stay
 
 
 def open_file(

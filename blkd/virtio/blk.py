@@ -8,7 +8,7 @@ to check them against (capacity, limits, the cache mode in force) stands here.
 import struct
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from blkd.errors import ConfigError, RequestRefused
 from blkd.virtio.device import MAX_QUEUE_SIZE
@@ -21,6 +21,12 @@ SIZE_MAX_BYTES: Final = 1 << 20
 
 MAX_ZEROING_SECTORS: Final = (1 << 30) // SECTOR_BYTES
 """Longest range of one DISCARD or WRITE_ZEROES segment: 1 GiB, a multiple of any granularity."""
+
+POWERS_OF_16_BITS: Final = frozenset(1 << n for n in range(16))
+"""What min_io_size, in blocks, and the exponent beside it can say."""
+
+MAX_SEGMENTS: Final = 256
+"""Most segments of one DISCARD or WRITE_ZEROES that the data path takes."""
 
 FRAMING_DESCRIPTORS: Final = 2
 """What a request's header and status take from a chain that may be as long as the ring."""
@@ -45,18 +51,30 @@ class Feature(IntFlag):
     RING_PACKED = 1 << 34
 
 
-ALWAYS_OFFERED: Final = (
-    Feature.SIZE_MAX
+FEATURE_SETS: Final = {
+    "0.1": Feature.SIZE_MAX
     | Feature.SEG_MAX
+    | Feature.RO
     | Feature.BLK_SIZE
     | Feature.FLUSH
     | Feature.TOPOLOGY
     | Feature.CONFIG_WCE
+    | Feature.MQ
+    | Feature.DISCARD
+    | Feature.WRITE_ZEROES
     | Feature.RING_INDIRECT_DESC
     | Feature.RING_EVENT_IDX
     | Feature.VERSION_1
-    | Feature.RING_PACKED
-)
+    | Feature.RING_PACKED,
+}
+"""What a device offers where it can, by the version that began to; the newest is the last.
+
+A set never changes.  A bit that is new makes another set: a guest that knows one is migrated
+only to where it is offered too, and may have to go back to an older version.
+"""
+
+OLDEST_SET: Final = next(iter(FEATURE_SETS))
+NEWEST_SET: Final = next(reversed(FEATURE_SETS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +101,15 @@ class BlkParameters:
     queue_size: int = 256
     """Descriptors of the rings that seg_max is made for, a power of two."""
     serial: str = ""
+    feature_set: str = NEWEST_SET
+    """One of FEATURE_SETS."""
 
     def __post_init__(self) -> None:
+        if self.feature_set not in FEATURE_SETS:
+            raise ConfigError(
+                f"features as of version {self.feature_set} are not known",
+                hint=f"there are those of {', '.join(FEATURE_SETS)}",
+            )
         if self.queue_size & (self.queue_size - 1):
             raise ConfigError(
                 f"a queue size of {self.queue_size} is no power of two",
@@ -134,11 +159,86 @@ CAPACITY: Final = range(8)
 """Where the capacity stands: what a resize changes."""
 
 
-class BlkDevice:
-    """A virtio block device without its transport; plays `virtio.device.Device`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What a driver was shown and counts on until the device is started anew; bytes unless said.
 
-    def __init__(self, parameters: BlkParameters) -> None:
+    It follows from the host, the image and the version of blkd that started the device, so a
+    process that takes the device over has to be told.
+    """
+
+    features: int
+    size_max: int
+    seg_max: int
+    physical_block_size: int
+    optimal_io_size: int
+    discard_granularity: int
+    max_discard_sectors: int
+    max_discard_segments: int
+    max_write_zeroes_sectors: int
+    max_write_zeroes_segments: int
+    write_zeroes_may_unmap: bool
+
+    @classmethod
+    def first(cls, p: BlkParameters) -> Self:
+        """What a device that is started with these parameters shows."""
+        write_zeroes = p.discard and not p.read_only
+        discard = write_zeroes and p.discard_granularity > 0
+        given = {
+            Feature.RO: p.read_only,
+            Feature.MQ: p.queues > 1,
+            Feature.DISCARD: discard,
+            Feature.WRITE_ZEROES: write_zeroes,
+        }
+        absent = sum(feature for feature, is_given in given.items() if not is_given)
+        return cls(
+            features=int(FEATURE_SETS[p.feature_set]) & ~absent,
+            size_max=SIZE_MAX_BYTES,
+            seg_max=p.queue_size - FRAMING_DESCRIPTORS,
+            physical_block_size=p.physical_block_size,
+            optimal_io_size=p.optimal_io_size,
+            discard_granularity=p.discard_granularity if discard else 0,
+            max_discard_sectors=MAX_ZEROING_SECTORS if discard else 0,
+            max_discard_segments=p.max_discard_segments if discard else 0,
+            max_write_zeroes_sectors=MAX_ZEROING_SECTORS if write_zeroes else 0,
+            max_write_zeroes_segments=p.max_discard_segments if write_zeroes else 0,
+            write_zeroes_may_unmap=discard and p.zeroes_unmap,
+        )
+
+    def refuse_unfit(self, p: BlkParameters) -> None:
+        """Raise ConfigError unless a device of these parameters can go on showing this."""
+        if unknown := self.features & ~int(FEATURE_SETS[NEWEST_SET]):
+            raise ConfigError(f"features {unknown:#x} are offered, which this version has not")
+        if bool(self.features & Feature.RO) != p.read_only:
+            raise ConfigError(f"features {self.features:#x} of a disk with read_only={p.read_only}")
+        offered = Feature(self.features)
+        blocks = self.physical_block_size // p.logical_block_size
+        fit = (
+            blocks in POWERS_OF_16_BITS
+            and self.physical_block_size % p.logical_block_size == 0
+            and self.optimal_io_size % p.logical_block_size == 0
+            and self.discard_granularity % p.logical_block_size == 0
+            and bool(self.discard_granularity) == (Feature.DISCARD in offered)
+            and bool(self.max_discard_sectors) == (Feature.DISCARD in offered)
+            and bool(self.max_write_zeroes_sectors) == (Feature.WRITE_ZEROES in offered)
+            and max(self.max_discard_segments, self.max_write_zeroes_segments) <= MAX_SEGMENTS
+        )
+        if not fit:
+            raise ConfigError(f"a disk cannot be like this: {self}")
+
+
+class BlkDevice:
+    """A virtio block device without its transport; plays `virtio.device.Device`.
+
+    `shown` is what it goes on showing, of one that another process has started; ConfigError
+    where it cannot.
+    """
+
+    def __init__(self, parameters: BlkParameters, shown: Shown | None = None) -> None:
+        if shown is not None:
+            shown.refuse_unfit(parameters)
         self.parameters = parameters
+        self.shown = shown or Shown.first(parameters)
         self.queues = parameters.queues
         self.queue_size = MAX_QUEUE_SIZE
         self.capacity = parameters.capacity
@@ -148,20 +248,11 @@ class BlkDevice:
         self.serial = parameters.serial.encode("ascii").ljust(SERIAL_BYTES, b"\0")
         """The answer to GET_ID, NUL-padded and unterminated when full (5.2.6)."""
 
-        self.write_zeroes = parameters.discard and not parameters.read_only
-        self.discard = self.write_zeroes and parameters.discard_granularity > 0
-        self.max_discard_sectors = MAX_ZEROING_SECTORS if self.discard else 0
-        self.max_discard_segments = parameters.max_discard_segments if self.discard else 0
-        self.max_write_zeroes_sectors = MAX_ZEROING_SECTORS if self.write_zeroes else 0
-        self.max_write_zeroes_segments = parameters.max_discard_segments if self.write_zeroes else 0
-
-        self.features = int(
-            ALWAYS_OFFERED
-            | (Feature.RO if self.read_only else 0)
-            | (Feature.MQ if self.queues > 1 else 0)
-            | (Feature.DISCARD if self.discard else 0)
-            | (Feature.WRITE_ZEROES if self.write_zeroes else 0)
-        )
+        self.features = self.shown.features
+        self.discard = Feature.DISCARD in Feature(self.features)
+        self.max_discard_sectors = self.shown.max_discard_sectors
+        self.max_write_zeroes_sectors = self.shown.max_write_zeroes_sectors
+        self.max_write_zeroes_segments = self.shown.max_write_zeroes_segments
         self._accepted = Feature(0)
         self._writeback = parameters.write_back
         self.chosen_write_back: bool | None = None
@@ -228,22 +319,22 @@ class BlkDevice:
             self.generation += 1
 
     def _config(self) -> BlkConfig:
-        p = self.parameters
+        block, shown = self.parameters.logical_block_size, self.shown
         in_force = Feature.CONFIG_WCE in self._accepted
         return BlkConfig(
             capacity=self.capacity,
-            size_max=SIZE_MAX_BYTES,
-            seg_max=p.queue_size - FRAMING_DESCRIPTORS,
-            blk_size=p.logical_block_size,
-            physical_block_exp=(p.physical_block_size // p.logical_block_size).bit_length() - 1,
-            min_io_size=p.physical_block_size // p.logical_block_size,
-            opt_io_size=p.optimal_io_size // p.logical_block_size,
+            size_max=shown.size_max,
+            seg_max=shown.seg_max,
+            blk_size=block,
+            physical_block_exp=(shown.physical_block_size // block).bit_length() - 1,
+            min_io_size=shown.physical_block_size // block,
+            opt_io_size=shown.optimal_io_size // block,
             writeback=self.write_back if in_force else self._writeback,
             num_queues=self.queues,
-            max_discard_sectors=self.max_discard_sectors,
-            max_discard_seg=self.max_discard_segments,
-            discard_sector_alignment=p.discard_granularity // SECTOR_BYTES if self.discard else 0,
-            max_write_zeroes_sectors=self.max_write_zeroes_sectors,
-            max_write_zeroes_seg=self.max_write_zeroes_segments,
-            write_zeroes_may_unmap=self.discard and p.zeroes_unmap,
+            max_discard_sectors=shown.max_discard_sectors,
+            max_discard_seg=shown.max_discard_segments,
+            discard_sector_alignment=shown.discard_granularity // SECTOR_BYTES,
+            max_write_zeroes_sectors=shown.max_write_zeroes_sectors,
+            max_write_zeroes_seg=shown.max_write_zeroes_segments,
+            write_zeroes_may_unmap=shown.write_zeroes_may_unmap,
         )

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blkd.errors import ConfigError, RequestRefused
-from blkd.virtio.blk import BlkDevice, BlkParameters
+from blkd.virtio.blk import FEATURE_SETS, BlkDevice, BlkParameters, Shown
 
 # struct virtio_blk_config (virtio 1.3, 5.2.4), counted by hand.
 FIELDS = {
@@ -262,3 +262,50 @@ def test_a_queue_size_that_is_no_power_of_two_is_refused_with_a_better_one():
 def test_limits_let_a_driver_send_a_mebibyte_in_one_request():
     blk = device(queue_size=4)
     assert field(blk, "size_max") * field(blk, "seg_max") >= 1 << 20
+
+
+def test_a_set_of_features_never_changes():
+    """A guest that was started with one finds it on the other side of every migration."""
+    of_0_1 = ALWAYS | RO | MQ | DISCARD | WRITE_ZEROES
+    assert {name: int(features) for name, features in FEATURE_SETS.items()} == {"0.1": of_0_1}
+    assert device(feature_set="0.1").features & ALWAYS == ALWAYS
+
+
+def test_an_unknown_set_of_features_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError) as refused:
+        device(feature_set="9")
+    assert "0.1" in refused.value.hint
+
+
+def shown(**changes):
+    return dataclasses.replace(Shown.first(PLAIN), **changes)
+
+
+def test_a_device_that_is_taken_over_goes_on_showing_what_it_showed():
+    other = dataclasses.replace(PLAIN, physical_block_size=512, discard_granularity=0, queue_size=8)
+    there, here = BlkDevice(PLAIN), BlkDevice(other, Shown.first(PLAIN))
+    assert here.features == there.features
+    assert here.config(0, CONFIG_BYTES) == there.config(0, CONFIG_BYTES)
+    assert here.max_discard_sectors == there.max_discard_sectors > 0
+    assert here.max_write_zeroes_segments == there.max_write_zeroes_segments > 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"features": 1 << 40}, id="unknown-feature"),
+        pytest.param({"features": 1 << 64}, id="feature-beyond-64-bits"),
+        pytest.param({"features": ALWAYS | DISCARD | WRITE_ZEROES | RO}, id="read-only"),
+        pytest.param({"features": ALWAYS}, id="limits-of-what-is-not-offered"),
+        pytest.param({"physical_block_size": 0}, id="no-physical-block"),
+        pytest.param({"physical_block_size": 768}, id="physical-blocks-cut-logical-ones"),
+        pytest.param({"physical_block_size": 1 << 31}, id="physical-block-too-large"),
+        pytest.param({"optimal_io_size": 1000}, id="optimal-size-cuts-blocks"),
+        pytest.param({"discard_granularity": 0}, id="no-granularity"),
+        pytest.param({"max_discard_segments": 257}, id="too-many-segments"),
+        pytest.param({"max_discard_sectors": 0}, id="nothing-to-discard"),
+    ],
+)
+def test_what_no_device_shows_is_not_taken_over(changes):
+    with pytest.raises(ConfigError):
+        BlkDevice(PLAIN, shown(**changes))

@@ -33,6 +33,7 @@ OFFER = models.Offer(
 STATE = models.State(began=5, capacity=8, generation=0, write_back=True)
 
 PARTS = (
+    models.Device,
     models.Region,
     models.Addresses,
     models.Ring,
@@ -228,7 +229,7 @@ class PlayedDisk:
         if name in self.failures:
             raise self.failures[name]
 
-    def offer(self, _out):
+    def offer(self, _hello, _out):
         self._note("offer")
         return OFFER
 

@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import hashlib
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -361,13 +362,73 @@ def test_blocks_smaller_than_direct_io_needs_are_refused_with_the_right_ones():
     assert "--cache writeback" in refused.value.hint
 
 
-def test_default_serials_differ_by_path_and_stay_the_same(tmp_path):
-    one, other = tmp_path / "one", tmp_path / "other"
-    serial = raw.default_serial(str(one))
-    assert serial == raw.default_serial(f"{tmp_path}/./one")
-    assert serial != raw.default_serial(str(other))
-    assert len(serial) == 20
-    assert serial.isascii()
+async def serial_of(path):
+    async with opened(path) as image:
+        return raw.default_serial(image.identity)
+
+
+async def test_a_file_s_serial_is_its_resolved_path_s(disk, tmp_path):
+    """Guests know their disks by it since version 0.1: it never changes."""
+    digest = hashlib.sha256(os.fsencode(disk.resolve())).hexdigest()
+    (tmp_path / "link").symlink_to(disk)
+    for path in (disk, f"{tmp_path}/./{disk.name}", tmp_path / "link"):
+        assert await serial_of(path) == f"blkd{digest[:16]}"
+    other = tmp_path / "other.img"
+    other.write_bytes(bytes(MIB))
+    assert await serial_of(other) != await serial_of(disk)
+
+
+DISK = "devices/pci0000:00/block/sda"
+SYSFS = {
+    "devices/virtual/block/dm-3": {"dm/uuid": "LVM-abc\n", "dm/name": "vg-lv\n"},
+    "devices/virtual/block/dm-4": {"dm/uuid": "\n"},
+    DISK: {"device/wwid": "naa.5000c500\n"},
+    f"{DISK}/sda2": {"partition": "2\n", "uevent": "PARTN=2\nPARTUUID=1234-02\n"},
+    "devices/pci0000:01/nvme0n1": {"wwid": "eui.0025\n"},
+    "devices/virtual/block/loop0": {"size": "8\n"},
+    "devices/virtual/block/loop0/loop0p1": {"partition": "1\n", "uevent": "PARTUUID=AB-01\n"},
+    "devices/virtual/block/loop0/loop0p2": {"partition": "2\n", "uevent": "PARTN=2\n"},
+}
+
+
+@pytest.fixture
+def sysfs(tmp_path):
+    """A tree like sysfs: where to find a device by its number, and what udev has noted."""
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "udev").mkdir()
+    for minor, (place, facts) in enumerate(SYSFS.items()):
+        for name, text in facts.items():
+            (tmp_path / place / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / place / name).write_text(text)
+        (tmp_path / "dev" / f"7:{minor}").symlink_to(tmp_path / place)
+    return lambda place: kernel.device_identity(
+        os.makedev(7, list(SYSFS).index(place)), tmp_path / "dev", tmp_path / "udev"
+    )
+
+
+@pytest.mark.parametrize(
+    ("place", "identity"),
+    [
+        ("devices/virtual/block/dm-3", "dm-uuid-LVM-abc"),
+        ("devices/virtual/block/dm-4", None),
+        (DISK, "wwid-naa.5000c500"),
+        (f"{DISK}/sda2", "wwid-naa.5000c500-part2"),
+        ("devices/pci0000:01/nvme0n1", "wwid-eui.0025"),
+        ("devices/virtual/block/loop0", None),
+        ("devices/virtual/block/loop0/loop0p1", "partuuid-ab-01"),
+        ("devices/virtual/block/loop0/loop0p2", None),
+    ],
+)
+def test_a_device_is_known_by_what_does_not_change(sysfs, place, identity):
+    assert sysfs(place) == identity
+
+
+def test_a_partition_s_uuid_is_what_udev_noted_where_the_kernel_tells_none(sysfs, tmp_path):
+    place = "devices/virtual/block/loop0/loop0p2"
+    (tmp_path / "udev" / f"b7:{list(SYSFS).index(place)}").write_text(
+        "E:ID_PART_ENTRY_UUID=cd-02\n"
+    )
+    assert sysfs(place) == "partuuid-cd-02"
 
 
 # ---- images at rest

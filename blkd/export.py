@@ -307,16 +307,21 @@ class Export:
     async def pause(self, deadline: float) -> PauseResult:
         """Fetch nothing more; wait up to `deadline` seconds for what is in flight."""
         self._refuse_while_handing()
-        self._paused = True
+        self._paused, drained = True, True
         try:
             await self._plane.pause(deadline)
         except DrainTimeout as error:
+            drained = False
             log.warning("pause incomplete", export=self.config.name, reason=str(error))
-        return PauseResult(paused=self._paused, in_flight=self._plane.in_flight)
+        else:
+            log.info("paused", export=self.config.name)
+        return PauseResult(self._paused, drained, self._plane.in_flight)
 
     async def resume(self) -> None:
         """Serve on: requests that waited are fetched now, or once a shrink has drained."""
         self._refuse_while_handing()
+        if self._paused:
+            log.info("resumed", export=self.config.name)
         self._paused = False
         if not self._draining:
             await self._plane.resume()

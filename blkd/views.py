@@ -24,6 +24,8 @@ class PauseResult:
     """How far a pause has come."""
 
     paused: bool
+    drained: bool
+    """Whether nothing is in flight, nor will be before a resume."""
     in_flight: int
     """Requests that the deadline left unfinished."""
 

@@ -87,6 +87,15 @@ class Serving(Process):
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
+    def pause(self, deadline: float) -> int:
+        """Pause it: the requests that are still in flight when `deadline` seconds are over."""
+        done = run("pause", "--control", self.control, "--json", "--deadline", deadline)
+        result = json.loads(done.stdout)
+        in_flight: int = result["in_flight"]
+        assert result == {"paused": True, "drained": in_flight == 0, "in_flight": in_flight}
+        assert done.returncode == (in_flight > 0), done.stderr
+        return in_flight
+
     def wait_for(self, field: str, value: object, timeout: float = 10) -> None:
         """Wait until `blkd show` has `value` for `field`."""
         deadline = time.monotonic() + timeout

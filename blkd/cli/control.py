@@ -6,7 +6,10 @@ import click
 from blkd.cli import sizes
 from blkd.cli.output import json_option, print_result
 from blkd.control import models
-from blkd.control.client import call
+from blkd.control.client import call, watched
+from blkd.errors import ControlError
+
+STOP_LIMIT = 10.0  # seconds; a process that is told to end has five
 
 control_option = click.option(
     "--control", required=True, metavar="PATH", help="The socket given to blkd serve --control."
@@ -52,11 +55,23 @@ def resize(control: str, size: int, *, force: bool, as_json: bool) -> None:
 )
 @json_option
 def pause(control: str, deadline: float, *, as_json: bool) -> None:
-    """Fetch no more requests of the guest; they wait until blkd resume."""
+    """Fetch no more requests of the guest; they wait until blkd resume.
+
+    The exit status is 0 once nothing is in flight, and 1 if something still is.
+    """
     result = call(
         control, "POST", models.PAUSE, models.PauseExport(deadline=deadline), wait=deadline
     )
     print_result(result, title="pause", as_json=as_json)
+    if not result["paused"]:
+        raise ControlError("blkd resume came meanwhile: nothing is paused")
+    if not result.get("drained", result["in_flight"] == 0):
+        count = result["in_flight"]
+        still = f"{count} {'request is' if count == 1 else 'requests are'} still in flight"
+        raise ControlError(
+            f"{still} after {deadline:g} s",
+            hint="nothing more is fetched: blkd pause waits on, blkd resume calls it off",
+        )
 
 
 @click.command()
@@ -65,6 +80,23 @@ def pause(control: str, deadline: float, *, as_json: bool) -> None:
 def resume(control: str, *, as_json: bool) -> None:
     """Go on with the guest's requests after blkd pause."""
     print_result(call(control, "POST", models.RESUME), title="disk", as_json=as_json)
+
+
+@click.command()
+@control_option
+@json_option
+def stop(control: str, *, as_json: bool) -> None:
+    """End a served disk in good order, as SIGTERM does: what is in flight is completed.
+
+    Returns when the process has ended.
+    """
+    with watched(control) as ended:
+        print_result(call(control, "POST", models.STOP), title="last state", as_json=as_json)
+        if not ended(STOP_LIMIT):
+            raise ControlError(
+                f"it has not ended within {STOP_LIMIT:g} s",
+                hint="its last requests may be stuck in the disk; SIGKILL leaves them there",
+            )
 
 
 @click.command()

@@ -16,6 +16,7 @@ COMMANDS = {  # name: (module, what the list of commands says)
     "resize": ("control", "Give a served disk another size."),
     "pause": ("control", "Let a served disk's requests wait."),
     "resume": ("control", "Go on after a pause."),
+    "stop": ("control", "End a served disk in good order."),
     "kill": ("control", "End a served disk at once."),
     "upgrade": ("upgrade", "Take a served disk over, in a new process."),
     "connect": ("connect", "Print how to attach a VMM to a socket."),

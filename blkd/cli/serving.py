@@ -123,7 +123,8 @@ class _Host:
 
                 gift = Gift(self._export, control)
                 hand_over = functools.partial(self._hand_over, gift)
-                await stack.enter_async_context(control_api(self._export, control, hand_over))
+                api = control_api(self._export, control, hand_over, signals.end)
+                await stack.enter_async_context(api)
             self._ready.set()
             state = self._export.show()
             systemd.ready(f"serving {state.image}")

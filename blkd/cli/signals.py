@@ -33,6 +33,11 @@ def forward(deliver: Callable[[int], object]) -> None:
     ).start()
 
 
+def end() -> None:
+    """End this process in good order, as SIGTERM does."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def leave(status: int) -> NoReturn:
     """End the process now: whatever a thread still waits for, nobody waits for the thread."""
     for stream in (sys.stdout, sys.stderr):

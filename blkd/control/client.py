@@ -4,7 +4,9 @@
 import contextlib
 import http.client
 import os
+import select
 import socket
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -12,6 +14,7 @@ import msgspec
 
 from blkd.control import models
 from blkd.errors import ControlError, SocketError
+from blkd.listener import UCRED
 
 ANSWER_LIMIT = 60.0  # seconds for an answer, beyond what the call itself may wait
 
@@ -54,6 +57,29 @@ def switch(path: str, target: str, protocol: str) -> socket.socket:
             raise _refusal(response.read())
         except (OSError, http.client.HTTPException) as error:
             raise ControlError(f"{path} does not speak the control API: {error}") from error
+
+
+@contextlib.contextmanager
+def watched(path: str) -> Iterator[Callable[[float], bool]]:
+    """Watch the process that answers at `path`: whether it has ended within that many seconds.
+
+    One that cannot be watched from here, in another namespace, counts as ended.
+
+    Raises:
+        SocketError: nobody answers at `path`.
+    """
+    with contextlib.ExitStack() as stack:
+        with _connect(path, ANSWER_LIMIT) as sock:
+            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
+        try:
+            handle = os.pidfd_open(UCRED.unpack(credentials)[0])
+        except OSError:
+            yield lambda _limit: True
+            return
+        stack.callback(os.close, handle)
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        yield lambda limit: bool(poll.poll(limit * 1000))
 
 
 def _refusal(answer: bytes) -> ControlError:

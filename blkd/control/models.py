@@ -13,6 +13,7 @@ STATS = "/v1/export/stats"
 RESIZE = "/v1/export/resize"
 PAUSE = "/v1/export/pause"
 RESUME = "/v1/export/resume"
+STOP = "/v1/export/stop"
 KILL = "/v1/export/kill"
 UPGRADE = "/v1/export/upgrade"
 

@@ -64,10 +64,13 @@ class Controlled(Protocol):
 
 @contextlib.asynccontextmanager
 async def control_api(
-    export: Controlled, listener: socket.socket, hand_over: HandOver
+    export: Controlled, listener: socket.socket, hand_over: HandOver, stop: Callable[[], None]
 ) -> AsyncIterator[None]:
-    """Answer calls about `export` on `listener`, which is borrowed, while the context lasts."""
-    routes = _Calls(export, hand_over).routes()
+    """Answer calls about `export` on `listener`, which is borrowed, while the context lasts.
+
+    `stop` begins an orderly end of the process, and returns at once.
+    """
+    routes = _Calls(export, hand_over, stop).routes()
     calls: set[asyncio.Task[None]] = set()
     async with asyncio.TaskGroup() as tasks:
 
@@ -99,9 +102,10 @@ async def _serve_call(
 class _Calls:
     """One method for each call."""
 
-    def __init__(self, export: Controlled, hand_over: HandOver) -> None:
+    def __init__(self, export: Controlled, hand_over: HandOver, stop: Callable[[], None]) -> None:
         self._export = export
         self._hand_over = hand_over
+        self._stop = stop
 
     def routes(self) -> Routes:
         return {
@@ -110,6 +114,7 @@ class _Calls:
             models.RESIZE: {"POST": self.resize},
             models.PAUSE: {"POST": self.pause},
             models.RESUME: {"POST": self.resume},
+            models.STOP: {"POST": self.stop},
             models.KILL: {"POST": self.kill},
             models.UPGRADE: {"POST": self.upgrade},
         }
@@ -132,7 +137,14 @@ class _Calls:
         await self._export.resume()
         return _answer(self._export.show())
 
-    async def kill(self, _request: Request) -> Response:
+    async def stop(self, request: Request) -> Response:
+        log.info("call ends the disk", call=request.path)
+        last = _answer(self._export.show(), status=HTTPStatus.ACCEPTED)
+        self._stop()
+        return last
+
+    async def kill(self, request: Request) -> Response:
+        log.info("call ends the disk", call=request.path)
         last = _answer(self._export.show(), status=HTTPStatus.ACCEPTED)
         self._export.kill()
         return last

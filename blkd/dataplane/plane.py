@@ -35,6 +35,7 @@ from blkd.virtio.blk import SECTOR_BYTES, BlkDevice
 log = structlog.get_logger()
 
 NANOSECONDS = 1000  # of a microsecond
+SEEN_LIMIT = 1.0  # seconds for workers to take a command, whatever is in flight
 
 
 @dataclass(frozen=True, slots=True)
@@ -477,7 +478,10 @@ class DataPlane:
             self._pausing = [t.answer(t.worker.pause()) for t in self._crew_awake]
         pausing = self._pausing
         if unfinished := [future for future in pausing if not future.done()]:
-            await asyncio.wait(unfinished, timeout=deadline)
+            _, late = await asyncio.wait(unfinished, timeout=deadline)
+            if late:  # a worker that answers anything else has seen the pause and fetches no more
+                seen = [self._set_limits(thread) for thread in self._crew_awake]
+                await asyncio.wait(seen, timeout=SEEN_LIMIT)
         if not all(map(succeeded, pausing)):
             raise DrainTimeout(f"{self.in_flight} requests in flight after {deadline:g} seconds")
 

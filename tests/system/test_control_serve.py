@@ -152,7 +152,7 @@ def test_a_pause_makes_requests_wait_and_loses_none(daemon):
     daemon.ready()
     with FrontEnd.connect(daemon.socket) as front_end:
         disk = front_end.disk()
-        assert daemon.call("pause", "--deadline", "5") == {"paused": True, "in_flight": 0}
+        assert daemon.call("pause", "--deadline", "5")["drained"]
         head = disk.submit(1, 0, bytes(512))
         with pytest.raises(TimeoutError):
             disk.wait(head, timeout=0.3)
@@ -160,6 +160,57 @@ def test_a_pause_makes_requests_wait_and_loses_none(daemon):
         daemon.call("resume")
         assert disk.wait(head)[0].status == 0
         assert daemon.call("show")["state"] == "serving"
+
+
+def test_a_pause_without_a_deadline_knows_at_once_that_nothing_is_in_flight(daemon):
+    daemon.ready()
+    with FrontEnd.connect(daemon.socket) as front_end:
+        disk = front_end.disk()
+        for _ in range(10):
+            assert daemon.pause(0) == 0
+            daemon.call("resume")
+            assert disk.read(0, 512)[0] == 0
+
+
+@pytest.mark.parametrize("deadline", [0, 0.2])
+def test_a_pause_succeeds_only_when_nothing_is_in_flight(disk, tmp_path, deadline):
+    with Daemon(f"faulty:delay=3s@write:{disk}", tmp_path) as daemon:
+        daemon.ready()
+        with FrontEnd.connect(daemon.socket) as front_end:
+            guest = front_end.disk()
+            heads = [guest.submit(1, sector, b"s" * 512) for sector in range(5)]
+            daemon.wait_for("in_flight", 5)
+            late = guest.submit(0, 0, size=512)
+            guest.wait(late)
+            short = run("pause", "--control", daemon.control, "--deadline", deadline)
+            assert short.returncode == 1
+            assert "5 requests" in short.stderr
+            assert daemon.pause(deadline) == 5
+            assert daemon.pause(10) == 0
+            assert all(done.status == 0 for done in guest.wait(*heads))
+            daemon.wait_for_log("pause incomplete")
+            daemon.wait_for_log("paused")
+            daemon.call("resume")
+            daemon.wait_for_log("resumed")
+
+
+def test_stop_returns_once_the_disk_has_ended_in_good_order(disk, tmp_path):
+    with Daemon(f"faulty:delay=500ms@write:{disk}", tmp_path) as daemon:
+        daemon.ready()
+        with FrontEnd.connect(daemon.socket) as front_end:
+            guest = front_end.disk()
+            heads = [guest.submit(1, sector, b"s" * 512) for sector in range(5)]
+            daemon.wait_for("in_flight", 5)
+            assert daemon.call("stop")["name"] == "demo"
+            assert daemon.end(None, timeout=0) == 0
+            assert all(done.status == 0 for done in guest.wait(*heads))
+    assert not daemon.socket.exists()
+
+
+def test_stop_where_nobody_serves_says_so(tmp_path):
+    refused = run("stop", "--control", tmp_path / "none.sock")
+    assert refused.returncode == 1
+    assert "nobody answers" in refused.stderr
 
 
 def test_kill_answers_and_ends_at_once(daemon):

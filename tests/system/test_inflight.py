@@ -157,7 +157,7 @@ def test_a_pause_that_runs_out_leaves_the_rest_recorded(heir, packed):
     (disk,) = recorded(heir.first(), packed=packed)
     slow = disk.submit(OUT, 0, b"s" * 4096)
     heir.daemon.wait_for("in_flight", 1)
-    assert heir.daemon.call("pause", "--deadline", "0.1")["in_flight"] == 1
+    assert heir.daemon.pause(0.1) == 1
     waiting = disk.submit(OUT, 8 * 20, b"w" * 4096)
     heir.next()
     assert [done.status for done in disk.wait(slow, waiting)] == [OK, OK]

@@ -166,10 +166,10 @@ def test_a_pause_says_how_many_requests_its_deadline_left(xfs, serve, frozen):
     heads = [disk.submit(OUT, n * 8, b"w" * 4096) for n in range(3)]
     while daemon.call("show")["in_flight"] < 3:
         pass
-    assert daemon.call("pause", "--deadline", "0.2") == {"paused": True, "in_flight": 3}
+    assert daemon.pause(0.2) == 3
     thaw()
     assert [done.status for done in disk.wait(*heads)] == [OK] * 3
-    assert daemon.call("pause") == {"paused": True, "in_flight": 0}
+    assert daemon.pause(10) == 0
     daemon.call("resume")
     assert disk.read(0, 4096) == (OK, b"w" * 4096)
 
@@ -241,7 +241,7 @@ def test_a_resume_does_not_let_a_shrink_overtake_requests(shrinking):
 
 def test_a_pause_outlives_a_shrink(shrinking):
     daemon, go_on = shrinking
-    assert daemon.call("pause", "--deadline", "0.1") == {"paused": True, "in_flight": 2}
+    assert daemon.pause(0.1) == 2
     _, disk = go_on()
     assert daemon.call("show")["state"] == "paused"
     head = disk.submit(IN, 0, size=4096)

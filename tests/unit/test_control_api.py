@@ -51,6 +51,9 @@ class Played:
     async def resume(self):
         self._note("resume")
 
+    def stop(self):
+        self._note("stop")
+
     def kill(self):
         self._note("kill")
 
@@ -63,7 +66,7 @@ class Played:
 @contextlib.asynccontextmanager
 async def served(path, export):
     with listener.listen(path, 0o600) as sock:
-        async with control_api(export, sock, converse):
+        async with control_api(export, sock, converse, export.stop):
             yield
 
 
@@ -124,6 +127,7 @@ async def test_the_state_and_the_counters_can_be_read(api):
         (models.PAUSE, None, ("pause", models.DEFAULT_DEADLINE), 200),
         (models.PAUSE, b"{}", ("pause", models.DEFAULT_DEADLINE), 200),
         (models.RESUME, None, ("resume",), 200),
+        (models.STOP, None, ("stop",), 202),
         (models.KILL, None, ("kill",), 202),
     ],
 )
@@ -376,7 +380,7 @@ def test_no_body_fails_the_server(tmp_path_factory, body):
 
 RECORDS = [ExportState, FrontEndState, FrontEndRing, MemoryRegion, ExportStats, RingStats]
 RESULTS = [ResizeResult, PauseResult]
-CALLS = ["EXPORT", "STATS", "RESIZE", "PAUSE", "RESUME", "KILL", "UPGRADE"]
+CALLS = ["EXPORT", "STATS", "RESIZE", "PAUSE", "RESUME", "STOP", "KILL", "UPGRADE"]
 PROBLEMS = ["image-busy", "image-error", "request-refused", "config-error", "drain-timeout"]
 
 

@@ -15,12 +15,16 @@ import structlog
 
 STDERR = 2
 
+_always: dict[str, str] = {}
+"""What every event says."""
+
 
 def configure(*, json: bool = False) -> None:
     """Send every event to standard error, as JSON if asked for or if nobody watches."""
     people = not json and sys.stderr.isatty()
     structlog.configure(
         processors=[
+            _say_always,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=not people),
             *(_for_people() if people else _for_programs()),
@@ -29,6 +33,11 @@ def configure(*, json: bool = False) -> None:
         logger_factory=StandardError,
         cache_logger_on_first_use=True,
     )
+
+
+def name_export(name: str) -> None:
+    """Have every event name the export: a process has one."""
+    _always["export"] = name
 
 
 class StandardError:
@@ -43,6 +52,10 @@ class StandardError:
             os.write(STDERR, line.encode(errors="replace") + b"\n")
 
     debug = info = warning = error = critical = exception = msg
+
+
+def _say_always(_logger: Any, _method: str, event: Any) -> Any:
+    return _always | event
 
 
 def _for_people() -> list[Any]:

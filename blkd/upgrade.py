@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from blkd import __version__, listener, systemd
+from blkd import log as log_events
 from blkd.config import ExportConfig
 from blkd.errors import BlkdError, HandoverError
 from blkd.export import Export
@@ -147,6 +148,7 @@ class Inheritance:
         self.control = listener.adopt(fds.take(offer.control))
         if not listener.is_listening(self.control):
             raise HandoverError("the control API cannot be called on the socket that came")
+        log_events.name_export(config.name)
         self.export = Export(config)
         self._undo.callback(self.export.close)
         await self.export.adopt(offer, fds)

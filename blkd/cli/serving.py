@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from blkd import listener, systemd
+from blkd import log as log_events
 from blkd.cli import signals
 from blkd.config import ExportConfig
 from blkd.errors import BlkdError
@@ -48,6 +49,7 @@ def run(config: ExportConfig, announce: Announce, fd: int | None = None) -> None
         fd: A socket left open by the parent, listening or connected, to serve instead of
             one at `config.socket`.
     """
+    log_events.name_export(config.name)
     sock = None if fd is None else listener.adopt(fd)
 
     async def opened(

@@ -189,9 +189,9 @@ def test_a_pause_succeeds_only_when_nothing_is_in_flight(disk, tmp_path, deadlin
             assert daemon.pause(10) == 0
             assert all(done.status == 0 for done in guest.wait(*heads))
             daemon.wait_for_log("pause incomplete")
-            daemon.wait_for_log("paused")
+            daemon.wait_for_log("paused", export="demo")
             daemon.call("resume")
-            daemon.wait_for_log("resumed")
+            daemon.wait_for_log("resumed", export="demo")
 
 
 def test_stop_returns_once_the_disk_has_ended_in_good_order(disk, tmp_path):
@@ -211,6 +211,18 @@ def test_stop_where_nobody_serves_says_so(tmp_path):
     refused = run("stop", "--control", tmp_path / "none.sock")
     assert refused.returncode == 1
     assert "nobody answers" in refused.stderr
+
+
+def test_every_event_names_its_export(daemon):
+    daemon.ready()
+    with FrontEnd.connect(daemon.socket) as front_end:
+        front_end.disk()
+        assert run("resize", "512K", "--control", daemon.control).returncode == 1
+    daemon.wait_for("front_end", None)
+    assert daemon.end() == 0
+    events = [json.loads(line) for line in daemon.errors().splitlines()]
+    assert {"ring started", "front end left", "call refused"} <= {e["event"] for e in events}
+    assert {event.get("export") for event in events} == {"demo"}
 
 
 def test_kill_answers_and_ends_at_once(daemon):

@@ -7,6 +7,8 @@ from typing import TypeAlias
 _Place: TypeAlias = tuple[int, int, int, tuple[int, int] | None]
 _Fault: TypeAlias = tuple[str, Sequence[str], int, int, int, int]
 
+RECOVERED: int
+
 class Mapping:
     guest_address: int
     user_address: int

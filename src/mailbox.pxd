@@ -16,6 +16,7 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef enum:
     MAILBOX_SLOTS = 512         # a power of two
+    REPORT_RECOVERED = 1 << 16  # a report's result from here on: requests that a ring begins with
 
 
 cdef enum CommandKind:

@@ -10,6 +10,7 @@ from libc.stdint cimport uint32_t
 from inflight cimport INFLIGHT_VERSION, Inflight, is_recorded
 from inflight_packed cimport packed_region, recover_packed, renew_packed
 from inflight_split cimport recover_split
+from mailbox cimport REPORT_RECOVERED, stage_answer
 from notify cimport break_ring, call_driver
 from packed cimport FIRST_BASE, is_no_fresh_ring, is_untouched, packed_base
 from requests cimport Vring
@@ -56,6 +57,8 @@ cdef inline void recover_ring(Worker *w, Vring *r) noexcept nogil:
     """Find out once, before anything is fetched, where a ring that has started goes on."""
     cdef int rc = recover(&r.inflight, &r.vq, r.base, r.taken_over)
     r.unrecovered = False
+    if rc == 0 and r.inflight.again_count:
+        stage_answer(&w.mailbox, 0, r.number, REPORT_RECOVERED + r.inflight.again_count)
     if rc < 0:
         break_ring(w, r, rc)
     elif r.taken_over or was_served_before(r):

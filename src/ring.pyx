@@ -21,7 +21,8 @@ from layouts cimport BlkRange
 from mailbox cimport (
     CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_REGISTER, CMD_RESUME, CMD_SET_CALL,
     CMD_SET_ERROR, CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START,
-    CMD_STOP, Answer, Command, CommandKind, MAILBOX_SLOTS, deliver, hear_answer, post_command,
+    CMD_STOP, Answer, Command, CommandKind, MAILBOX_SLOTS, REPORT_RECOVERED, deliver,
+    hear_answer, post_command,
 )
 from notify cimport end_call, end_kick_poll, watch
 from packed cimport packed_base
@@ -139,6 +140,8 @@ cdef int serve(WorkerState *w) noexcept nogil:
 # ---- Python face ----
 
 import os
+
+RECOVERED = REPORT_RECOVERED    # as `Worker.answers` has it
 
 include "mappings.pxi"
 
@@ -308,8 +311,9 @@ cdef class Worker:
     def answers(self) -> list:
         """What the worker has answered since: (ticket, ring, result) each.
 
-        Ticket 0 is a report: that the ring was broken, with the -errno that says why; or, above 0,
-        which kind of request failed, as `failures` numbers them; or SYNC_FAILED, see SyncState.
+        Ticket 0 is a report: that the ring was broken, with the -errno that says why; SYNC_FAILED,
+        see SyncState; from RECOVERED on, how many requests were left in flight there; else, above
+        0, which kind of request failed, as `failures` numbers them.
         """
         cdef Answer a
         heard = []

@@ -138,6 +138,9 @@ class WorkerThread:
             if ticket == 0 and result == ring.SYNC_FAILED:
                 self._on_sync_failure()
                 continue
+            if ticket == 0 and result >= ring.RECOVERED:
+                self.rings[number].report_recovered(result - ring.RECOVERED)
+                continue
             if ticket == 0 and result > 0:
                 self._failures.hear(result)
                 continue
@@ -282,6 +285,10 @@ class LiveRing:
     def is_broken(self) -> bool:
         """Whether its driver broke it, or its memory was taken away."""
         return bool(self._worker.ring_state(self.number)["broken"])
+
+    def report_recovered(self, count: int) -> None:
+        """Log how many requests another back end has left in flight, which are done now."""
+        log.info("requests recovered", ring=self.index, requests=count)
 
     def report(self, reason: int) -> None:
         """Log that the worker stopped fetching from the ring."""

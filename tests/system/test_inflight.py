@@ -70,6 +70,23 @@ def test_what_was_overtaken_when_the_back_end_died_is_done_by_the_next(heir, pac
 
 
 @both
+def test_how_much_was_recovered_is_in_the_log(heir, packed):
+    disks = recorded(heir.first("--queues", 2), packed=packed, rings=2)
+    assert all(disk.write(256, bytes(512)) == OK for disk in disks)
+    heads = [
+        [disk.submit(OUT, n, b"r" * 512) for n in range(3 + i)] for i, disk in enumerate(disks)
+    ]
+    heir.daemon.wait_for("in_flight", 7)
+    daemon = heir.next("--queues", 2)
+    for disk, some in zip(disks, heads, strict=True):
+        assert all(done.status == OK for done in disk.wait(*some))
+    for ring, count in enumerate((3, 4)):
+        daemon.wait_for_log("requests recovered", ring=ring, requests=count)
+    daemon.end()
+    assert daemon.errors().count("requests recovered") == 2
+
+
+@both
 def test_reads_are_answered_with_what_the_disk_holds_then(heir, packed):
     (disk,) = recorded(heir.first(), packed=packed)
     heir.path.write_bytes(b"".join(bytes([n]) * 4096 for n in range(256)))

@@ -14,7 +14,14 @@ MAX_QUEUES = 64
 MAX_CPU = 8191  # the kernel's largest NR_CPUS is 8192
 MAX_POLL_US = 1000  # a worker that looks on for longer might as well own its CPU
 MIN_QUEUE_SIZE = 4  # a request takes three descriptors
+SOCKET_MODE = 0o660  # the VMM's group may connect, nobody else
+CONTROL_MODE = 0o600  # the API can end a disk: for its owner only
+MAX_MODE = 0o777
 SERIAL_BYTES = 20  # VIRTIO_BLK_ID_BYTES (virtio 1.3, 5.2.6)
+
+
+Mode = Annotated[int, msgspec.Meta(ge=0, le=MAX_MODE)]
+"""Permissions of a socket's file."""
 
 
 class ExportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -57,6 +64,11 @@ class ExportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     max_discard_segments: Annotated[int, msgspec.Meta(ge=1, le=256)] = 32
     control: str | None = None
     """Path of the control API's UNIX socket."""
+    socket_group: str | None = None
+    """Name or number of the group that `socket` belongs to; None leaves it to the kernel."""
+    socket_mode: Mode = SOCKET_MODE
+    control_group: str | None = None
+    control_mode: Mode = CONTROL_MODE
 
 
 SETTINGS_OF_0_1: Final = frozenset(
@@ -75,7 +87,15 @@ def for_successor(config: ExportConfig, serial: str) -> bytes:
     It has the serial that the guest knows, and nothing that matters only to a start.  What
     older versions do not know is left out where it has its default.
     """
-    config = msgspec.structs.replace(config, serial=serial, image_format=None)
+    config = msgspec.structs.replace(
+        config,
+        serial=serial,
+        image_format=None,
+        socket_group=None,
+        socket_mode=SOCKET_MODE,
+        control_group=None,
+        control_mode=CONTROL_MODE,
+    )
     told = msgspec.to_builtins(config)
     fresh = msgspec.to_builtins(ExportConfig(image="", name=""))
     for name in told.keys() - SETTINGS_OF_0_1:

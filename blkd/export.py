@@ -46,7 +46,6 @@ from blkd.virtio.blk import OLDEST_SET, SECTOR_BYTES, BlkDevice, Shown
 if TYPE_CHECKING:
     from blkd.image.base import Image
 
-SOCKET_MODE: Final = 0o660  # the VMM's group may connect, nobody else
 ANNOUNCE_LIMIT: Final = 5.0  # seconds that a front end has to fetch a new size
 SIZE_PERIOD: Final = 1.0  # seconds between two looks at an image that grows by other means
 REST_LIMIT: Final = 1.0  # seconds to come to rest before another process takes over
@@ -122,9 +121,11 @@ class Export:
         self._plane.after_migration = self._hand_image_over
 
     def _listen(self, undo: contextlib.ExitStack) -> socket.socket:
-        path = self.config.socket
+        config = self.config
+        path = config.socket
         assert path is not None
-        sock = listener.listen(path, SOCKET_MODE)
+        group = listener.group_number(config.socket_group)
+        sock = listener.listen(path, config.socket_mode, group)
         undo.callback(sock.close)
         undo.callback(listener.unlink_if_ours, path)
         return sock

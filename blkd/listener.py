@@ -3,6 +3,7 @@
 
 import contextlib
 import errno
+import grp
 import os
 import socket
 import stat
@@ -13,29 +14,35 @@ from pathlib import Path
 from blkd.errors import SocketError
 
 MAX_PATH = 107  # bytes: sun_path has 108 and ends in NUL (unix(7))
+OWNERS = 0o700  # of a mode, what it says of the owner
 BACKLOG = 16  # peers that may wait to be accepted
 LINGER_LIMIT = 5.0  # seconds that a killed process may take to let its socket go
 LINGER_PERIOD = 0.02  # seconds between two looks
 UCRED = struct.Struct("=iII")  # pid, uid, gid (unix(7), SO_PEERCRED)
 
 
-def listen(path: str, mode: int) -> socket.socket:
+def listen(path: str, mode: int, group: int | None = None) -> socket.socket:
     """A non-blocking socket listening at `path`, whose file has the permissions `mode`.
 
-    A socket file that nobody answers on any more is replaced.
+    It belongs to `group`, if one is given; until it does, only to the owner.  A socket file that
+    nobody answers on any more is replaced.
 
     Raises:
-        SocketError: the path is unfit, not a socket, or a living process listens there.
+        SocketError: the path is unfit, not a socket, or a living process listens there; or the
+            file may not be given to the group.
     """
     _check(path)
     _clear(path)
     with contextlib.ExitStack() as undo:
         sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         sock.setblocking(False)
-        os.fchmod(sock.fileno(), mode)  # bind() takes the mode from here: never open for a moment
+        # bind() takes the mode from here: never open to more than told, not for a moment.
+        os.fchmod(sock.fileno(), mode if group is None else mode & OWNERS)
         try:
             sock.bind(path)
             undo.callback(Path(path).unlink)
+            if group is not None:
+                _give_to_group(path, group)
             Path(path).chmod(mode)  # what the umask took away
             sock.listen(BACKLOG)
         except OSError as error:
@@ -44,6 +51,29 @@ def listen(path: str, mode: int) -> socket.socket:
             ) from error
         undo.pop_all()
     return sock
+
+
+def group_number(name: str | None) -> int | None:
+    """The number of a group by name or number; None for None.  Raises SocketError for no group."""
+    if name is None:
+        return None
+    try:
+        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+    except KeyError as error:
+        raise SocketError(
+            f"there is no group {name} that a socket could belong to",
+            hint="getent group tells the groups of this host",
+        ) from error
+
+
+def _give_to_group(path: str, group: int) -> None:
+    try:
+        os.chown(path, -1, group, follow_symlinks=False)
+    except (OSError, OverflowError) as error:
+        raise SocketError(
+            f"cannot give {path} to group {group}: {error}",
+            hint="a process that is not root can only give it to a group that it is in",
+        ) from error
 
 
 def unlink_if_ours(path: str) -> None:

@@ -75,6 +75,10 @@ class Serving(Process):
     socket: Path
     control: Path
 
+    @property
+    def sockets(self) -> tuple[Path, Path]:
+        return self.socket, self.control
+
     def ready(self) -> Any:
         """Wait until it serves: the state that it announces."""
         line = self.line()

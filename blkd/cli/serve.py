@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`blkd serve`: one export in the foreground."""
 
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,9 +12,11 @@ from blkd import log
 from blkd.cli import serving, signals
 from blkd.cli.output import json_option, print_result
 from blkd.config import (
+    CONTROL_MODE,
     MAX_POLL_US,
     MAX_QUEUES,
     MIN_QUEUE_SIZE,
+    SOCKET_MODE,
     CacheMode,
     ExportConfig,
     cpu_list,
@@ -32,6 +35,12 @@ def _power_of_two(_ctx: click.Context, _param: click.Parameter, value: int) -> i
 
 def _number(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
     return None if value is None else int(value)
+
+
+def _mode(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
+    if re.fullmatch("0?[0-7]{3}", value) is None:
+        raise click.BadParameter(f"{value!r} is no mode in octal; write 0660 for owner and group")
+    return int(value, 8)
 
 
 def _cpus(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...]:
@@ -128,6 +137,24 @@ def _cpus(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tu
     help="Most ranges in one discard.",
 )
 @click.option("--control", metavar="PATH", help="Answer the control API on this socket.")
+@click.option("--socket-group", metavar="GROUP", help="The group of --socket, such as kvm.")
+@click.option(
+    "--socket-mode",
+    metavar="MODE",
+    callback=_mode,
+    default=f"{SOCKET_MODE:04o}",
+    show_default=True,
+    help="Who may connect to --socket, in octal.",
+)
+@click.option("--control-group", metavar="GROUP", help="The group of --control.")
+@click.option(
+    "--control-mode",
+    metavar="MODE",
+    callback=_mode,
+    default=f"{CONTROL_MODE:04o}",
+    show_default=True,
+    help="Who may connect to --control, and so end the disk.",
+)
 @json_option
 def serve(*, as_json: bool, no_discard: bool, **settings: Any) -> None:
     """Make IMAGE, a raw image or a block device, a disk of a virtual machine.

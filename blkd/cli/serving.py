@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 DRAIN_LIMIT = 4.0  # seconds for the requests in flight when the process is to end
 KILL_LIMIT = 0.5  # seconds for the rest after that
-CONTROL_MODE = 0o600  # the API can end a disk: for its owner only
 
 Announce = Callable[[ExportState], None]
 Opening = Callable[
@@ -55,7 +54,7 @@ def run(config: ExportConfig, announce: Announce, fd: int | None = None) -> None
     async def opened(
         stack: contextlib.AsyncExitStack, _settled: asyncio.Event
     ) -> tuple[Export, socket.socket | None]:
-        control = _listen_for_control(config.control, stack)
+        control = _listen_for_control(config, stack)
         export = Export(config)
         await export.open(sock)
         return export, control
@@ -86,12 +85,15 @@ def _first(error: BaseException) -> BaseException:
     return error
 
 
-def _listen_for_control(path: str | None, stack: contextlib.AsyncExitStack) -> socket.socket | None:
+def _listen_for_control(
+    config: ExportConfig, stack: contextlib.AsyncExitStack
+) -> socket.socket | None:
     """Claim the control socket early: what can be refused is refused before serving."""
-    if path is None:
+    if config.control is None:
         return None
-    sock = stack.enter_context(listener.listen(path, CONTROL_MODE))
-    stack.callback(listener.unlink_if_ours, path)
+    group = listener.group_number(config.control_group)
+    sock = stack.enter_context(listener.listen(config.control, config.control_mode, group))
+    stack.callback(listener.unlink_if_ours, config.control)
     return sock
 
 

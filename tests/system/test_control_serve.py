@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import contextlib
+import grp
 import json
 import os
 import signal
@@ -66,6 +67,40 @@ def test_people_get_a_table(disk, tmp_path):
 def test_only_the_owner_may_control(daemon):
     daemon.ready()
     assert stat.S_IMODE(daemon.control.stat().st_mode) == 0o600
+
+
+def test_who_may_connect_is_as_told_also_after_a_crash(disk, tmp_path):
+    options = ["--socket-group", "12345", "--socket-mode", "0620"]
+    options += ["--control-group", "daemon", "--control-mode", "660"]
+    for _ in range(2):
+        with Daemon(disk, tmp_path, *options) as daemon:
+            daemon.ready()
+            found = [(path.stat().st_gid, path.stat().st_mode & 0o777) for path in daemon.sockets]
+            assert found == [(12345, 0o620), (grp.getgrnam("daemon").gr_gid, 0o660)]
+            daemon.end(signal.SIGKILL)
+
+
+def test_who_may_connect_unless_told(daemon):
+    daemon.ready()
+    modes = [path.stat().st_mode & 0o777 for path in daemon.sockets]
+    assert modes == [0o660, 0o600]
+
+
+@pytest.mark.parametrize("which", ["socket", "control"])
+def test_an_unknown_group_is_refused_before_anything_listens(disk, tmp_path, which):
+    sockets = tmp_path / "d.sock", tmp_path / "c.sock"
+    command = ["serve", disk, "--socket", sockets[0], "--control", sockets[1]]
+    refused = run(*command, f"--{which}-group", "no-such-group")
+    assert refused.returncode == 1
+    assert "no group no-such-group" in refused.stderr
+    assert not any(path.exists() for path in sockets)
+
+
+@pytest.mark.parametrize("mode", ["rw", "0888", "1777", "66", "-660", "0o660", ""])
+def test_a_mode_is_three_octal_digits(disk, tmp_path, mode):
+    refused = run("serve", disk, "--socket", tmp_path / "d.sock", "--socket-mode", mode)
+    assert refused.returncode == 2
+    assert "0660" in refused.stderr
 
 
 def test_the_manager_is_told_once_it_is_ready(disk, tmp_path):

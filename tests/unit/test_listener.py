@@ -48,6 +48,35 @@ def test_the_file_has_the_mode_asked_for_whatever_the_umask(tmp_path, umask):
         os.umask(before)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to any group")
+def test_the_file_belongs_to_the_group_and_before_that_to_the_owner_only(tmp_path, monkeypatch):
+    path, seen, chown = tmp_path / "a.sock", [], os.chown
+
+    def watched(*arguments, **options):
+        seen.append(stat.S_IMODE(path.stat().st_mode))
+        chown(*arguments, **options)
+
+    monkeypatch.setattr(os, "chown", watched)
+    with listener.listen(str(path), 0o666, 12345):
+        status = path.stat()
+        assert (status.st_gid, stat.S_IMODE(status.st_mode)) == (12345, 0o666)
+    assert seen == [0o600]
+
+
+def test_a_group_is_told_by_name_or_number():
+    assert listener.group_number(None) is None
+    assert listener.group_number("12345") == 12345
+    assert listener.group_number("root") == 0
+    with pytest.raises(SocketError, match="no-such-group"):
+        listener.group_number("no-such-group")
+
+
+def test_a_group_that_there_cannot_be_leaves_nothing(tmp_path):
+    with pytest.raises(SocketError, match="group"):
+        listener.listen(str(tmp_path / "a.sock"), 0o660, 1 << 40)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_dead_socket_is_replaced(dead):
     with listener.listen(str(dead), 0o600):
         assert connected(dead)

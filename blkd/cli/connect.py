@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
+from blkd.cli import sizes
 from blkd.cli.output import json_option, print_result
 from blkd.cli.recipes import VMMS, Disk, recipe
 from blkd.config import MAX_QUEUES, MIN_QUEUE_SIZE
@@ -34,13 +36,32 @@ ANSWER_LIMIT = 5.0  # seconds for QEMU to tell its version
     show_default=True,
     help="The one of blkd serve --queue-size.",
 )
+@click.option(
+    "--id",
+    "name",
+    default="blkd",
+    show_default=True,
+    help="What the VMM is to call it: another name for each of a guest's disks.",
+)
+@click.option(
+    "--target",
+    default="vdb",
+    show_default=True,
+    help="For libvirt: the name in place of vdb, another for each disk.",
+)
+@click.option(
+    "--memory",
+    callback=sizes.callback,
+    default="4G",
+    show_default=True,
+    help="The guest's memory.",
+)
 @json_option
-def connect(socket: str, vmm: str, queues: int, queue_size: int, *, as_json: bool) -> None:
+def connect(socket: str, vmm: str, *, as_json: bool, **settings: Any) -> None:
     """Print how a VMM attaches the disk served at a socket."""
     disk = Disk(
+        **settings,
         socket=str(Path(socket).absolute()),
-        queues=queues,
-        queue_size=queue_size,
         qemu=_installed_qemu() if vmm == "qemu" else None,
     )
     result = recipe(vmm, disk)

@@ -3,6 +3,7 @@
 
 import html
 import json
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,10 @@ from dataclasses import dataclass
 from blkd.errors import ConfigError
 
 QEMU_RECONNECT_MS = (9, 2)  # the first QEMU that knows reconnect-ms; later ones lose reconnect
-MEMORY = "4G"  # of the guest: a vhost-user back end needs all of it shared
+WELL_FORMED = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)  # as QEMU wants an id
+WELL_FORMED_DRIVE = re.compile(r"[A-Za-z0-9_]+", re.ASCII)  # as Firecracker wants a drive_id
+TARGET = re.compile(r"vd[a-z]{1,3}")
+MEMORY_STEP = 1 << 20  # bytes; what every VMM takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,29 @@ class Disk:
     """QEMU and cloud-hypervisor would take 128: too few for a request of 1 MiB."""
     qemu: tuple[int, int] | None = None
     """Version of the QEMU at hand, None if there is none."""
+    name: str = "blkd"
+    """What the VMM is to call it; each of a guest's disks has its own."""
+    target: str = "vdb"
+    """What libvirt is to call it."""
+    memory: int = 4 << 30
+    """Bytes of the guest's, all of which a vhost-user back end needs shared."""
+
+    def __post_init__(self) -> None:
+        if not WELL_FORMED.fullmatch(self.name):
+            raise ConfigError(
+                f"{self.name!r} is no name for a VMM's device",
+                hint="take letters, digits, '-', '.' and '_', a letter first",
+            )
+        if not TARGET.fullmatch(self.target):
+            raise ConfigError(f"{self.target!r} is no target", hint="take vda, vdb, vdc and so on")
+        if self.memory <= 0 or self.memory % MEMORY_STEP:
+            raise ConfigError(f"a memory of {self.memory} bytes is not one or more MiB")
+
+    @property
+    def memory_text(self) -> str:
+        """The memory as every VMM reads it."""
+        mebibytes = self.memory // MEMORY_STEP
+        return f"{mebibytes}M" if mebibytes % 1024 else f"{mebibytes // 1024}G"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +78,7 @@ def _qemu(disk: Disk) -> Recipe:
     path = disk.socket.replace(",", ",,")  # as QEMU wants commas in values
     device = (
         "vhost-user-blk-pci",
-        "chardev=blkd",
+        f"chardev={disk.name}",
         f"num-queues={disk.queues}",
         f"queue-size={disk.queue_size}",
     )
@@ -59,14 +86,15 @@ def _qemu(disk: Disk) -> Recipe:
         "qemu",
         _command(
             ["qemu-system-x86_64"],
-            ["-m", MEMORY],
-            ["-object", f"memory-backend-memfd,id=ram,size={MEMORY},share=on"],
+            ["-m", disk.memory_text],
+            ["-object", f"memory-backend-memfd,id=ram,size={disk.memory_text},share=on"],
             ["-machine", "q35,accel=kvm,memory-backend=ram"],
-            ["-chardev", f"socket,id=blkd,path={path},{reconnect}"],
+            ["-chardev", f"socket,id={disk.name},path={path},{reconnect}"],
             ["-device", ",".join(device)],
         ),
         (
-            "-m and size= are the guest's memory: one value in both places",
+            "-m and size= are the guest's memory (--memory): one value in both places",
+            "of a further disk add -chardev and -device, made with another --id",
             "before QEMU 9.2 it is reconnect=1, from then on reconnect-ms=1000",
             "num-queues may be the number of virtual CPUs, up to the export's --queues",
         ),
@@ -87,11 +115,12 @@ def _libvirt(disk: Disk) -> Recipe:
     <source type='unix' path='{html.escape(disk.socket)}'>
       <reconnect enabled='yes' timeout='1'/>
     </source>
-    <target dev='vdb' bus='virtio'/>
+    <target dev='{disk.target}' bus='virtio'/>
   </disk>
 </devices>""",
         (
             "memoryBacking stands directly under domain, the disk among its devices",
+            "of a further disk add the disk element, made with another --target",
             "libvirt 7.1 or newer; queue_size from 7.8 on",
             "QEMU's user, often libvirt-qemu, must be allowed to write to the socket",
         ),
@@ -109,7 +138,7 @@ def _cloud_hypervisor(disk: Disk) -> Recipe:
         "cloud-hypervisor",
         _command(
             ["cloud-hypervisor"],
-            ["--memory", f"size={MEMORY},shared=on"],
+            ["--memory", f"size={disk.memory_text},shared=on"],
             ["--disk", ",".join(device)],
         ),
         (
@@ -120,8 +149,14 @@ def _cloud_hypervisor(disk: Disk) -> Recipe:
 
 
 def _firecracker(disk: Disk) -> Recipe:
+    if not WELL_FORMED_DRIVE.fullmatch(disk.name):
+        raise ConfigError(
+            f"firecracker takes no drive called {disk.name}",
+            hint="take letters, digits and '_'",
+        )
+    name = {"drive_id": disk.name}
     drive = {
-        "drive_id": "blkd",
+        **name,
         "is_root_device": False,
         "cache_type": "Writeback",
         "socket": disk.socket,
@@ -130,14 +165,14 @@ def _firecracker(disk: Disk) -> Recipe:
         "firecracker",
         _command(
             ["curl", "--unix-socket", "firecracker.sock"],
-            ["-X", "PUT", "http://localhost/drives/blkd"],
+            ["-X", "PUT", f"http://localhost/drives/{disk.name}"],
             ["-H", "Content-Type: application/json"],
             ["-d", json.dumps(drive)],
         ),
         (
             "firecracker.sock is Firecracker's --api-sock; the call comes before InstanceStart",
             "without cache_type Writeback the guest cannot flush, and every write is made durable",
-            'one queue of 256; after a resize: PATCH /drives/blkd with {"drive_id": "blkd"}',
+            f"one queue of 256; after a resize: PATCH /drives/{disk.name} with {json.dumps(name)}",
         ),
     )
 

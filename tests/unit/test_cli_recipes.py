@@ -76,6 +76,49 @@ def test_libvirt_gets_well_formed_xml_whatever_the_path():
     assert domain.find("memoryBacking/access").get("mode") == "shared"
 
 
+SECOND = Disk(socket="/second.sock", name="data", target="vdc", memory=1536 << 20)
+
+
+def test_a_second_disk_has_names_of_its_own():
+    qemu = words("qemu", SECOND)
+    assert any(word.startswith("socket,id=data,path=/second.sock,") for word in qemu)
+    assert any("chardev=data," in word for word in qemu)
+    assert not any("blkd" in word for word in qemu)
+    domain = ET.fromstring(f"<domain>{recipe('libvirt', SECOND).text}</domain>")
+    assert domain.find("devices/disk/target").get("dev") == "vdc"
+    drive = words("firecracker", SECOND)
+    assert "http://localhost/drives/data" in drive
+    assert json.loads(drive[drive.index("-d") + 1])["drive_id"] == "data"
+
+
+def test_the_memory_is_written_as_every_vmm_reads_it():
+    assert "size=1536M,shared=on" in words("cloud-hypervisor", SECOND)
+    assert "memory-backend-memfd,id=ram,size=1536M,share=on" in words("qemu", SECOND)
+    assert Disk(socket="/a", memory=2 << 30).memory_text == "2G"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"name": "a,b"}, "'a,b' is no name"),
+        ({"name": "0"}, "'0' is no name"),
+        ({"name": ""}, "'' is no name"),
+        ({"target": "sda"}, "'sda' is no target"),
+        ({"target": "vdb'/>"}, "is no target"),
+        ({"memory": 0}, "memory of 0"),
+        ({"memory": 1000}, "memory of 1000"),
+    ],
+)
+def test_what_no_vmm_would_take_is_refused(changes, reason):
+    with pytest.raises(ConfigError, match=reason):
+        Disk(socket="/a.sock", **changes)
+
+
+def test_a_name_that_firecracker_would_not_take_is_refused():
+    with pytest.raises(ConfigError, match="firecracker"):
+        recipe("firecracker", Disk(socket="/a.sock", name="a-b"))
+
+
 def test_firecracker_gets_json_with_flushes_asked_for():
     arguments = words("firecracker")
     drive = json.loads(arguments[arguments.index("-d") + 1])

@@ -47,10 +47,22 @@ def listen(path: str, mode: int, group: int | None = None) -> socket.socket:
             sock.listen(BACKLOG)
         except OSError as error:
             raise SocketError(
-                f"cannot listen on {path}: {os.strerror(error.errno or 0)}"
+                f"cannot listen on {path}: {os.strerror(error.errno or 0)}",
+                hint=_place_hint(path, error.errno),
             ) from error
         undo.pop_all()
     return sock
+
+
+def _place_hint(path: str, number: int | None) -> str | None:
+    """What to do about a place where no socket can be made."""
+    place = Path(path).absolute().parent
+    match number:
+        case errno.ENOENT:
+            return f"make the directory {place} first"
+        case errno.EACCES | errno.EPERM:
+            return f"look at the owner and mode of {place}"
+    return None
 
 
 def group_number(name: str | None) -> int | None:

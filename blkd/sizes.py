@@ -11,6 +11,11 @@ WRITTEN = re.compile(
 )
 
 
+AMBIGUOUS = re.compile(
+    rf"\s*(?P<number>[\d.]+)\s*(?P<unit>[{UNITS}])B\s*", re.IGNORECASE | re.ASCII
+)
+
+
 def parse(text: str) -> int:
     """The bytes of `text`: `4096`, `512M`, `1.5G` or `10GiB`.
 
@@ -18,6 +23,12 @@ def parse(text: str) -> int:
         ValueError: it is no size, or no whole number of bytes.
     """
     written = WRITTEN.fullmatch(text.strip())
+    if ambiguous := AMBIGUOUS.fullmatch(text):
+        number, unit = ambiguous["number"], ambiguous["unit"].upper()
+        raise ValueError(
+            f"{text!r} is no size that all read alike: write {number}{unit} or {number}{unit}iB,"
+            f" with units of 1024, or the number of bytes"
+        )
     if written is None:
         raise ValueError(f"{text!r} is no size; write 10G or 512M")
     exponent = UNITS.index(written["unit"].upper()) + 1 if written["unit"] else 0

@@ -33,7 +33,7 @@ def stats(control: str, *, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("size", callback=sizes.callback)
+@click.argument("size", callback=sizes.positive)
 @control_option
 @click.option("--force", is_flag=True, help="Shrink as well: the guest loses what is beyond.")
 @json_option

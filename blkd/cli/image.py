@@ -17,7 +17,7 @@ def image() -> None:
 
 @image.command()
 @click.argument("path")
-@click.argument("size", callback=sizes.callback)
+@click.argument("size", callback=sizes.positive)
 @click.option("--preallocate", is_flag=True, help="Take the space now, not when it is written.")
 @json_option
 def create(path: str, size: int, *, preallocate: bool, as_json: bool) -> None:

@@ -42,23 +42,23 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 def print_result(result: object, *, title: str, as_json: bool) -> None:
     """Print `result`, anything that msgspec can encode, on standard output."""
     if as_json:
-        line = msgspec.json.encode(_printable(msgspec.to_builtins(result))).decode()
+        line = msgspec.json.encode(printable(msgspec.to_builtins(result))).decode()
     else:
-        line = as_tables(_printable(msgspec.to_builtins(result)), title)
+        line = as_tables(printable(msgspec.to_builtins(result)), title)
     with contextlib.suppress(OSError, AttributeError):  # nobody reads: as good as said
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
 
-def _printable(value: Any) -> Any:
+def printable(value: Any) -> Any:
     """`value` with what is no Unicode in it, as in some file names, made visible."""
     match value:
         case str():
             return value.encode("utf-8", "backslashreplace").decode()
         case Mapping():
-            return {name: _printable(inner) for name, inner in value.items()}
+            return {name: printable(inner) for name, inner in value.items()}
         case list() | tuple():
-            return [_printable(inner) for inner in value]
+            return [printable(inner) for inner in value]
         case _:
             return value
 

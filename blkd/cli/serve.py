@@ -16,6 +16,7 @@ from blkd.config import (
     MAX_POLL_US,
     MAX_QUEUES,
     MIN_QUEUE_SIZE,
+    SERIAL_BYTES,
     SOCKET_MODE,
     CacheMode,
     ExportConfig,
@@ -37,6 +38,16 @@ def _number(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
     return None if value is None else int(value)
 
 
+def _serial(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not value.isascii():
+        raise click.BadParameter(f"{value!r} has characters that are not ASCII")
+    if value is not None and len(value) > SERIAL_BYTES:
+        raise click.BadParameter(
+            f"{value!r} has {len(value)} characters; a guest can be told {SERIAL_BYTES}"
+        )
+    return value
+
+
 def _mode(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
     if re.fullmatch("0?[0-7]{3}", value) is None:
         raise click.BadParameter(f"{value!r} is no mode in octal; write 0660 for owner and group")
@@ -48,6 +59,13 @@ def _cpus(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tu
         return cpu_list(value or "")
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def _are_one(one: str, other: str) -> bool:
+    """Whether two paths are of one file, which need not be there."""
+    return Path(one).parent.resolve() / Path(one).name == (
+        Path(other).parent.resolve() / Path(other).name
+    )
 
 
 @click.command()
@@ -76,7 +94,11 @@ def _cpus(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tu
     show_default=True,
     help="The queue size that the VMM is to use, a power of two; requests are fitted to it.",
 )
-@click.option("--serial", help="The disk's serial in the guest; from the image if not given.")
+@click.option(
+    "--serial",
+    callback=_serial,
+    help="The disk's serial in the guest; from the image if not given.",
+)
 @click.option(
     "--features-as",
     type=click.Choice(list(FEATURE_SETS)),
@@ -162,6 +184,8 @@ def serve(*, as_json: bool, no_discard: bool, **settings: Any) -> None:
     Runs until SIGTERM or SIGINT, which let the requests in flight complete.
     SIGHUP reads the image's size again.
     """
+    if settings["control"] and _are_one(settings["socket"], settings["control"]):
+        raise click.UsageError(f"--socket and --control are both {settings['control']}")
     settings["name"] = settings["name"] or Path(settings["image"]).stem
     try:
         config = msgspec.convert(settings | {"discard": not no_discard}, ExportConfig)

@@ -5,7 +5,15 @@ import click
 
 from blkd.sizes import parse, show
 
-__all__ = ["callback", "parse", "show"]
+__all__ = ["callback", "parse", "positive", "show"]
+
+
+def positive(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    """Like `callback`, of what cannot be nothing."""
+    size = callback(ctx, param, value)
+    if size == 0:
+        raise click.BadParameter("a disk of 0 bytes is none")
+    return size
 
 
 def callback(_ctx: click.Context, _param: click.Parameter, value: str) -> int:

@@ -2,6 +2,7 @@
 """One call of the control API from another process."""
 
 import contextlib
+import errno
 import http.client
 import os
 import select
@@ -109,6 +110,11 @@ def _connect(path: str, limit: float) -> socket.socket:
         try:
             sock.connect(path)
         except OSError as error:
+            if error.errno in {errno.EACCES, errno.EPERM}:
+                raise SocketError(
+                    f"{path} may not be opened by this user: {os.strerror(error.errno)}",
+                    hint="be its owner, or serve with --control-group and --control-mode",
+                ) from error
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise SocketError(
                 f"nobody answers at {path}: {reason}",

@@ -358,6 +358,13 @@ def test_an_unfit_image_is_refused_before_anything_listens(tmp_path, kind):
     assert not any(path.exists() for path in sockets)
 
 
+def test_a_socket_in_a_missing_directory_is_refused_with_the_directory(disk, tmp_path):
+    refused = run("serve", disk, "--socket", tmp_path / "no" / "d.sock", "--json")
+    assert refused.returncode == 1
+    told = json.loads(refused.stderr.splitlines()[-1])
+    assert told["hint"] == f"make the directory {tmp_path / 'no'} first"
+
+
 def test_a_socket_path_too_long_is_refused(disk, tmp_path):
     refused = run("serve", disk, "--socket", tmp_path / ("x" * 108))
     assert refused.returncode == 1

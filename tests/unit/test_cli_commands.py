@@ -39,6 +39,10 @@ def test_every_command_is_listed_and_tells_about_itself():
         pytest.param(["serve", "a.img", "--socket", "s", "--max-discard-seg", "0"], id="segments"),
         pytest.param(["connect", "--socket", "s", "--vmm", "bhyve"], id="vmm"),
         pytest.param(["image", "create", "a.img", "1Z"], id="image-size"),
+        pytest.param(["image", "create", "a.img", "0"], id="empty-image"),
+        pytest.param(["resize", "0", "--control", "/a"], id="empty-disk"),
+        pytest.param(["serve", "a", "--socket", "s", "--control", "./s"], id="one-socket"),
+        pytest.param(["serve", "a", "--socket", "s", "--serial", "\xe4"], id="no-ascii"),
     ],
 )
 def test_wrong_usage_ends_with_2(arguments):
@@ -61,6 +65,38 @@ def test_a_refusal_is_one_line_and_a_hint_and_ends_with_1(arguments, reason):
     assert reason in error
     assert hint.startswith("hint: ")
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["resize", "0", "--control", "/a"], "0 bytes"),
+        (["serve", "a", "--socket", "/x/s", "--control", "/x/./s"], "--socket and --control"),
+        (["serve", "a", "--socket", "s", "--serial", "x" * 21], "has 21 characters"),
+        (["resize", "1GB", "--control", "/a"], "1GiB"),
+    ],
+)
+def test_wrong_usage_is_explained(arguments, reason):
+    assert reason in run(*arguments).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "reason", "hint"),
+    [
+        (["show", "--control", "/nowhere"], 1, "nobody answers", "blkd serve --control"),
+        (["image", "info", "/nowhere"], 1, "/nowhere: cannot be opened", "image create"),
+        (["show"], 2, "--control", None),
+        (["resize", "ten", "--control", "/a"], 2, "'ten' is no size", None),
+        (["no-such-command"], 2, "no-such-command", None),
+    ],
+)
+def test_errors_are_json_if_asked(arguments, status, reason, hint):
+    done = run(*arguments, "--json")
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (status, "", 1)
+    told = json.loads(done.stderr)
+    assert told.keys() == {"error", "hint"}
+    assert reason in told["error"]
+    assert hint is None or hint in told["hint"]
 
 
 def test_an_image_is_created_and_told_about(tmp_path):

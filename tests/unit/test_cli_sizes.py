@@ -32,11 +32,18 @@ def test_sizes_are_read_as_people_write_them(text, size):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "G", "-1G", "+1G", "1,5G", "10GB", "1e3", "0x10", "1 0", "ten", "1.G", "\u0661"]
+    "text", ["", "G", "-1G", "+1G", "1,5G", "1e3", "0x10", "1 0", "ten", "1.G", "\u0661"]
 )
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(ValueError, match="no size"):
         sizes.parse(text)
+
+
+@pytest.mark.parametrize("text", ["10GB", "1.5mb", "1 TB", "..KB"])
+def test_units_that_some_take_for_decimal_are_explained(text):
+    with pytest.raises(ValueError, match="units of 1024") as refused:
+        sizes.parse(text)
+    assert repr(text) in str(refused.value)
 
 
 def test_more_than_a_file_can_have_is_refused():

@@ -22,6 +22,7 @@ from blkd.vhost_user.connection import FrontEndRing, FrontEndState
 from blkd.vhost_user.wire import MemoryRegion
 from blkd.views import ExportState, ExportStats, PauseResult, ResizeResult, RingStats
 
+NOBODY = 65534
 DOCUMENT = Path(__file__).parents[2] / "docs" / "control-api.md"
 
 
@@ -346,6 +347,18 @@ def test_the_client_says_that_nobody_is_there(path):
     with pytest.raises(errors.SocketError, match="nobody answers") as refused:
         call(path, "GET", models.EXPORT)
     assert refused.value.hint
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user for a while")
+def test_the_client_says_that_the_socket_is_another_user_s(path):
+    with listener.listen(path, 0o600):
+        os.seteuid(NOBODY)
+        try:
+            with pytest.raises(errors.SocketError, match="not be opened by this user") as refused:
+                call(path, "GET", models.EXPORT)
+        finally:
+            os.seteuid(0)
+    assert "--control-group" in refused.value.hint
 
 
 @pytest.mark.parametrize("answer", [b"", b"SSH-2.0\r\n", b"HTTP/1.1 200 OK\r\n\r\nhello"])

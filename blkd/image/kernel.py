@@ -62,6 +62,7 @@ class Fallocate(IntEnum):
     """Modes of fallocate(2) in use here."""
 
     ALLOCATE = 0
+    ALLOCATE_KEEP_SIZE = 0x01
     PUNCH_HOLE = 0x01 | 0x02
     """With KEEP_SIZE, which the kernel asks for."""
 

@@ -243,7 +243,7 @@ class RawImage:
         if size <= 0 or size % block:
             raise ImageError(f"{self.path}: {size} bytes are not one or more blocks of {block}")
         try:
-            await asyncio.to_thread(os.ftruncate, self.fd, size)
+            await asyncio.to_thread(_make_long, self.fd, size)
         except OSError as error:
             raise ImageError(
                 f"{self.path}: cannot be made {size} bytes long: {error.strerror}"
@@ -477,6 +477,25 @@ def _refusal(path: str, error: OSError, *, read_only: bool, direct: bool) -> Ima
         case errno.EINVAL if direct:
             hint = f"its file system may not know direct I/O; {BUFFERED_HINT}"
     return ImageError(f"{path}: cannot be opened: {error.strerror}", hint=hint)
+
+
+def _make_long(fd: int, size: int) -> None:
+    """Give a file another size; one without holes grows by space that is taken now."""
+    status = os.fstat(fd)
+    if size > status.st_size and status.st_blocks * kernel.SECTOR_BYTES >= status.st_size:
+        _take_space(fd, status.st_size, size)
+    os.ftruncate(fd, size)
+
+
+def _take_space(fd: int, start: int, end: int) -> None:
+    """Take the space behind a file's end, where its file system can.  Raises OSError: none is."""
+    try:
+        kernel.fallocate(fd, kernel.Fallocate.ALLOCATE_KEEP_SIZE, start, end - start)
+    except OSError as error:
+        os.ftruncate(fd, start)  # what was taken before it failed
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        log.warning("space not taken for what an image grows by", reason=error.strerror)
 
 
 def _close_unwanted(opening: asyncio.Future[RawImage]) -> None:

@@ -17,6 +17,8 @@ from blkd.image import kernel, lock, raw
 CHUNK: Final = bytes(1 << 20)
 """What is written at a time where space can only be had by writing zeros."""
 
+OWNERS_MODE: Final = 0o600  # of a new image: what is in a guest's disk is nobody else's business
+
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
@@ -43,9 +45,9 @@ class ImageInfo:
 async def create(path: str, size: int, *, preallocate: bool) -> None:
     """Make an image of `size` bytes that read as zeros; an existing file is never touched.
 
-    With `preallocate` its space is taken now, so that no write can find the disk full.
-    When this returns the image would survive a power failure; when it raises, nothing of
-    it is left.
+    Only its owner may open it.  With `preallocate` its space is taken now, so that no write
+    can find the disk full.  When this returns the image would survive a power failure; when
+    it raises, nothing of it is left.
 
     Raises:
         ImageError: The size or the place is no good, or the space is not there.
@@ -55,7 +57,7 @@ async def create(path: str, size: int, *, preallocate: bool) -> None:
             f"{path}: a size of {size} bytes is not one or more sectors of {kernel.SECTOR_BYTES}"
         )
     try:
-        async with aiofiles.open(path, "xb") as file:
+        async with aiofiles.open(path, "xb", opener=_for_the_owner) as file:
             try:
                 await file.truncate(size)
                 if preallocate and not await asyncio.to_thread(_allocate, path, size):
@@ -74,6 +76,10 @@ async def create(path: str, size: int, *, preallocate: bool) -> None:
 async def info(path: str) -> ImageInfo:
     """What the image at `path` is; it may be in use.  Raises ImageError if it is none."""
     return await asyncio.to_thread(look_at, path)
+
+
+def _for_the_owner(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, OWNERS_MODE)
 
 
 def _allocate(path: str, size: int) -> bool:

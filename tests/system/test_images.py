@@ -219,6 +219,26 @@ async def test_a_full_disk_under_preallocation_leaves_nothing_behind(tmpfs):
     assert os.statvfs(tmpfs).f_bavail * os.statvfs(tmpfs).f_frsize == 8 * MIB
 
 
+async def test_a_preallocated_image_does_not_grow_beyond_the_space_there_is(tmpfs):
+    path = tmpfs / "disk.img"
+    await store.create(str(path), 4 * MIB, preallocate=True)
+    async with opened(path) as image:
+        with pytest.raises(ImageError, match="No space"):
+            await image.resize(16 * MIB)
+        assert image.limits.size == path.stat().st_size == 4 * MIB
+        assert os.statvfs(tmpfs).f_bavail * os.statvfs(tmpfs).f_frsize == 4 * MIB
+        await image.resize(6 * MIB)
+    assert path.stat().st_blocks * 512 == 6 * MIB
+
+
+async def test_a_preallocated_image_grows_where_no_space_can_be_taken_ahead(ext2):
+    path = ext2 / "disk.img"
+    await store.create(str(path), 2 * MIB, preallocate=True)
+    async with opened(path) as image:
+        await image.resize(4 * MIB)
+        assert image.limits.size == path.stat().st_size == 4 * MIB
+
+
 async def test_the_doctor_sees_that_a_sparse_image_may_fill_its_disk(tmpfs):
     await store.create(str(tmpfs / "disk.img"), 16 * MIB, preallocate=False)
     checks = {check.name: check for check in examine(str(tmpfs / "disk.img"))}

@@ -444,6 +444,23 @@ async def test_a_created_image_has_its_size_and_takes_the_space_asked_for(tmp_pa
     assert (found.allocated >= found.size) is preallocate
 
 
+async def test_a_created_image_is_its_owners_alone(tmp_path):
+    await store.create(str(tmp_path / "new.img"), MIB, preallocate=False)
+    assert (tmp_path / "new.img").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("preallocate", [False, True], ids=["sparse", "preallocated"])
+async def test_an_image_grows_as_it_was_made(tmp_path, preallocate):
+    path = tmp_path / "new.img"
+    await store.create(str(path), 4 * MIB, preallocate=preallocate)
+    async with opened(path) as image:
+        await image.resize(8 * MIB)
+    found = await store.info(str(path))
+    assert found.size == 8 * MIB
+    assert (found.allocated >= found.size) is preallocate
+    assert path.read_bytes() == bytes(8 * MIB)
+
+
 async def test_an_existing_file_is_never_overwritten(disk):
     disk.write_bytes(b"precious")
     with pytest.raises(ImageError, match="exists"):

@@ -7,14 +7,13 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from dirtylog cimport DirtyLog, RingLog
 from fixed cimport leave_registered, register_memory
 from guestmem cimport MemoryView
+from eventfds cimport bind_signal
 from mailbox cimport (
     CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_REGISTER, CMD_RESUME, CMD_SET_CALL,
     CMD_SET_ERROR, CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START,
     CMD_STOP, Command, stage_answer, take_command,
 )
-from notify cimport (
-    arm_kick, call_driver, leave_call, leave_kick, lose_ring, use_call,
-)
+from notify cimport arm_kick, call_driver, leave_call, leave_kick, lose_ring
 from packed cimport packed_base, start_packed
 from requests cimport Vring, reset_requests
 from serving cimport do_again
@@ -150,12 +149,17 @@ cdef inline int set_kick(Worker *w, Vring *r, uint64_t ticket, int fd) noexcept 
     return LATER
 
 
-cdef inline void set_call(Worker *w, Vring *r, int fd) noexcept nogil:
-    """Notify another call eventfd from now on, once at once: the old one may be unheard."""
+cdef inline int set_call(Worker *w, Vring *r, int fd) noexcept nogil:
+    """Notify another call eventfd from now on, once at once: the old one may be unheard.
+
+    0, or -errno; then there is none.
+    """
+    cdef int rc
     leave_call(w, r)
-    use_call(r, fd)
+    rc = bind_signal(&r.call, fd)
     if r.started:
         call_driver(w, r)
+    return rc
 
 
 cdef inline int stop_ring(Worker *w, Vring *r, uint64_t ticket) noexcept nogil:
@@ -206,7 +210,7 @@ cdef inline int64_t apply_to_ring(Worker *w, const Command *c) noexcept nogil:
     elif c.kind == CMD_SET_KICK:
         return set_kick(w, r, c.ticket, <int>c.value)
     elif c.kind == CMD_SET_CALL:
-        set_call(w, r, <int>c.value)
+        return set_call(w, r, <int>c.value)
     elif c.kind == CMD_SET_ERROR:
         r.error = <int>c.value
     return 0
@@ -258,7 +262,6 @@ cdef inline void settle_stop(Worker *w, Vring *r) noexcept nogil:
     r.stop_ticket = 0
     r.started = False
     r.kick = -1
-    use_call(r, -1)
 
 
 cdef inline void settle_views(Worker *w) noexcept nogil:

@@ -56,7 +56,7 @@ cdef class HotLoop:
         self.vring.requests, self.vring.free, self.vring.used = (
             self.requests, self.free, self.used
         )
-        self.vring.call = self.vring.error = -1
+        self.vring.error = -1
         self.vring.started = self.vring.enabled = True
         self.vring.vq.packed, self.vring.vq.indirect, self.vring.vq.event_idx = packed, 1, 1
         self.vring.vq.size = self.vring.vq.longest_chain = LOOP_SIZE

@@ -25,6 +25,7 @@ def probe_io_uring() -> dict:
             "FALLOCATE": bool(io_uring_opcode_supported(probe, IORING_OP_FALLOCATE)),
             "POLL_ADD": bool(io_uring_opcode_supported(probe, IORING_OP_POLL_ADD)),
             "ASYNC_CANCEL": bool(io_uring_opcode_supported(probe, IORING_OP_ASYNC_CANCEL)),
+            "MSG_RING": bool(io_uring_opcode_supported(probe, IORING_OP_MSG_RING)),
         }
     finally:
         io_uring_free_probe(probe)

@@ -1,29 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kicks, calls and errors: eventfds, through io_uring where a write might block the worker."""
+"""Kicks, calls and errors: eventfds, none of which can make the worker wait."""
 
 from libc.errno cimport ENXIO
 from libc.stdint cimport uint64_t
 
+from eventfds cimport Signal, bind_signal, prepare_signal
 from mailbox cimport stage_answer
 from requests cimport Vring, bump
-from uring cimport (
-    io_uring_prep_cancel64, io_uring_prep_poll_multishot, io_uring_prep_write, io_uring_sqe,
-)
-from worker cimport TAG_ERROR, TAG_KICK, TAG_NOBODY, Worker, call_tag, next_sqe, tagged
+from uring cimport io_uring_prep_cancel64, io_uring_prep_poll_multishot, io_uring_sqe
+from worker cimport TAG_KICK, TAG_NOBODY, Worker, next_sqe, submit_queued, tagged
 
 cdef extern from "<poll.h>" nogil:
     enum:
         POLLIN
-
-
-cdef extern from "<fcntl.h>" nogil:
-    enum:
-        F_GETFL
-        O_NONBLOCK
-    int fcntl(int fd, int command)
-
-cdef extern from "<unistd.h>" nogil:
-    ssize_t write(int fd, const void *buffer, size_t count)
 
 
 cdef inline void watch(Worker *w, int fd, void *owner, uint64_t tag) noexcept nogil:
@@ -40,56 +29,30 @@ cdef inline void cancel(Worker *w, uint64_t user_data) noexcept nogil:
     sqe.user_data = tagged(NULL, TAG_NOBODY)
 
 
-cdef inline void signal_eventfd(Worker *w, int fd, uint64_t user_data) noexcept nogil:
-    """Add one to an eventfd, through the kernel's queue: a full one never blocks us."""
-    cdef io_uring_sqe *sqe = next_sqe(w)
-    io_uring_prep_write(sqe, fd, &w.one, sizeof(w.one), 0)
-    sqe.user_data = user_data
+cdef inline bint is_queued(const Worker *w, const Signal *s) noexcept nogil:
+    """Whether a signal waits to be submitted."""
+    return s.sent == w.submissions
+
+
+cdef inline void send_signal(Worker *w, Signal *s) noexcept nogil:
+    """Signal an eventfd with the next submission, once however often that is asked before it."""
+    if s.is_bound and not is_queued(w, s):
+        prepare_signal(next_sqe(w), s, tagged(NULL, TAG_NOBODY))
+        s.sent = w.submissions
 
 
 cdef inline void call_driver(Worker *w, Vring *r) noexcept nogil:
-    """Notify the driver; while one write is under way, another is remembered."""
-    if r.call < 0:
-        return
-    if r.call_never_blocks:
+    """Notify the driver with the next submission."""
+    if r.call.is_bound and not is_queued(w, &r.call):
         bump(&r.counters.calls, 1)
-        write(r.call, &w.one, sizeof(w.one))    # a full one is signalled already
-        return
-    if r.call_pending:
-        r.call_again = True
-        return
-    r.call_pending = True
-    bump(&r.counters.calls, 1)
-    signal_eventfd(w, r.call, call_tag(r, r.call_round))
-
-
-cdef inline void end_call(Worker *w, Vring *r, uint64_t user_data) noexcept nogil:
-    """A write to the call eventfd is done; do the one that came due meanwhile."""
-    if user_data != call_tag(r, r.call_round):
-        return                  # to an eventfd that is none of ours any more
-    r.call_pending = False
-    if r.call_again:
-        r.call_again = False
-        call_driver(w, r)
+        send_signal(w, &r.call)
 
 
 cdef inline void leave_call(Worker *w, Vring *r) noexcept nogil:
-    """Have no more to do with the present call eventfd, which may never take our write.
-
-    A write under way is left to itself, since a blocking eventfd takes it a moment later;
-    only when the next one is left is it cancelled, so that no more than one can linger.
-    """
-    if r.call_orphaned:
-        cancel(w, call_tag(r, r.call_round - 1))
-    r.call_orphaned = r.call_pending
-    r.call_pending = r.call_again = False
-    r.call_round += 1
-
-
-cdef inline void use_call(Vring *r, int fd) noexcept nogil:
-    """Notify the driver by this eventfd from now on, -1 for none."""
-    r.call = fd
-    r.call_never_blocks = fd >= 0 and (fcntl(fd, F_GETFL) & O_NONBLOCK) != 0
+    """Have no more to do with the present call eventfd; what is due to it comes first."""
+    if is_queued(w, &r.call):
+        submit_queued(w)
+    bind_signal(&r.call, -1)
 
 
 cdef inline void arm_kick(Worker *w, Vring *r) noexcept nogil:
@@ -100,10 +63,11 @@ cdef inline void arm_kick(Worker *w, Vring *r) noexcept nogil:
 
 
 cdef inline void signal_error(Worker *w, Vring *r) noexcept nogil:
-    """Tell the front end that a ring stands still; once is enough while it has not heard."""
-    if r.error >= 0 and not r.error_pending:
-        r.error_pending = True
-        signal_eventfd(w, r.error, tagged(r, TAG_ERROR))
+    """Tell the front end that a ring stands still, if it can be told: the log says so, too."""
+    if r.error >= 0 and bind_signal(&w.error, r.error) == 0:
+        send_signal(w, &w.error)
+        submit_queued(w)
+        bind_signal(&w.error, -1)
 
 
 cdef inline void break_ring(Worker *w, Vring *r, int reason) noexcept nogil:

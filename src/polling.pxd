@@ -6,11 +6,9 @@ from libc.stdint cimport uint64_t
 
 from atomics cimport pause
 from serving cimport look_again, want_kicks
-from uring cimport (
-    io_uring_sq_ready, io_uring_submit, io_uring_submit_and_wait, uring_has_news,
-)
+from uring cimport uring_has_news
 from mailbox cimport has_command
-from worker cimport Patience, Worker
+from worker cimport Patience, Worker, submit_and_sleep, submit_queued
 
 cdef extern from "<time.h>" nogil:
     cdef struct timespec:
@@ -64,9 +62,9 @@ cdef inline int sleep(Worker *w, Patience *p) noexcept nogil:
     cdef uint64_t began
     cdef int rc
     if p.longest == 0:
-        return io_uring_submit_and_wait(&w.uring, 1)
+        return submit_and_sleep(w)
     began = now() - p.now       # that long was looked on before
-    rc = io_uring_submit_and_wait(&w.uring, 1)
+    rc = submit_and_sleep(w)
     adapt(p, now() - began)
     return rc
 
@@ -78,13 +76,13 @@ cdef inline int wait(Worker *w, bint more) noexcept nogil:
     cdef int rc = 0
     if more:
         look_again(w)           # the others' drivers may have been told not to kick
-        if io_uring_sq_ready(&w.uring):
-            rc = io_uring_submit(&w.uring)
+        rc = submit_queued(w)
     elif p.now:
-        if io_uring_sq_ready(&w.uring):
-            rc = io_uring_submit(&w.uring)
+        rc = submit_queued(w)
         if rc >= 0 and not spin(w, p.now) and not want_kicks(w):
             rc = sleep(w, p)
-    elif not want_kicks(w):
+    elif want_kicks(w):
+        rc = submit_queued(w)   # calls do not wait for a driver that has more to do
+    else:
         rc = sleep(w, p)
     return 0 if rc >= 0 or rc == -EINTR or rc == -EBUSY or rc == -EAGAIN else rc

@@ -9,6 +9,7 @@ from libc.string cimport memcpy
 
 from atomics cimport load_relaxed_u64, store_relaxed_u64
 from dirtylog cimport RingLog
+from eventfds cimport Signal
 from guestmem cimport MemoryView
 from inflight cimport Inflight
 from layouts cimport (
@@ -94,7 +95,6 @@ cdef struct Vring:
     uint32_t number             # the worker's own
     int kick                    # eventfds; -1 where there is none
     int next_kick               # takes its place once the old poll has ended
-    int call
     int error
     uint64_t stop_ticket        # CMD_STOP to be answered, or 0
     uint64_t kick_ticket        # CMD_SET_KICK to be answered, or 0
@@ -109,13 +109,8 @@ cdef struct Vring:
     bint kicks_wanted           # the driver has been told to kick
     bint kick_armed             # a poll is in the kernel
     bint kick_cancelled
-    bint call_never_blocks      # it is written to directly
-    bint call_pending           # a write to `call` is in the kernel
-    bint call_again             # ... and one more is due
-    bint call_orphaned          # a write of the round before may still be in the kernel
-    uint16_t call_round         # which eventfd `call` is, counting; answers of others are stale
-    bint error_pending          # a write to `error` is in the kernel
     Counters counters
+    Signal call                 # to the driver
 
 
 cdef inline void bump(uint64_t *counter, uint64_t by) noexcept nogil:

@@ -14,6 +14,7 @@ from atomics cimport load_acquire_i32, load_relaxed_u64, store_once, store_relax
 from commands cimport MemoryChange, Placement, VringStart, settle, take_commands
 from dirtylog cimport DirtyLog
 from durable cimport start_sync
+from eventfds cimport end_signal
 from faults cimport forget_mapping, install_fault_handler, watch_mapping
 from guestmem cimport GuestMemory, MemoryView, Region
 from inflight cimport Again
@@ -24,7 +25,7 @@ from mailbox cimport (
     CMD_STOP, Answer, Command, CommandKind, MAILBOX_SLOTS, REPORT_RECOVERED, deliver,
     hear_answer, post_command,
 )
-from notify cimport end_call, end_kick_poll, watch
+from notify cimport end_kick_poll, watch
 from packed cimport packed_base
 from polling cimport wait
 from requests cimport Request, Vring, bump
@@ -32,13 +33,13 @@ from serving cimport serve_rings
 from transfer cimport complete
 from uring cimport (
     IORING_CQE_F_MORE, IORING_OP_ASYNC_CANCEL, IORING_OP_FALLOCATE, IORING_OP_FSYNC,
-    IORING_OP_POLL_ADD, IORING_OP_READ, IORING_OP_READV, IORING_OP_WRITE, IORING_OP_WRITEV,
-    IORING_SETUP_CQSIZE, IORING_SETUP_DEFER_TASKRUN, IORING_SETUP_SINGLE_ISSUER,
-    IORING_SETUP_TASKRUN_FLAG, RWF_NOWAIT, io_uring, io_uring_cq_advance, io_uring_cqe,
-    io_uring_free_probe, io_uring_get_probe_ring, io_uring_get_sqe, io_uring_opcode_supported,
-    io_uring_params, io_uring_peek_batch_cqe, io_uring_probe, io_uring_queue_exit,
-    io_uring_queue_init_params, io_uring_sq_ready, io_uring_submit, io_uring_submit_and_wait, iovec,
-    prep_discard,
+    IORING_OP_MSG_RING, IORING_OP_POLL_ADD, IORING_OP_READ, IORING_OP_READV, IORING_OP_WRITE,
+    IORING_OP_WRITEV, IORING_SETUP_CQSIZE, IORING_SETUP_DEFER_TASKRUN,
+    IORING_SETUP_SINGLE_ISSUER, IORING_SETUP_TASKRUN_FLAG, RWF_NOWAIT, io_uring,
+    io_uring_cq_advance, io_uring_cqe, io_uring_free_probe, io_uring_get_probe_ring,
+    io_uring_get_sqe, io_uring_opcode_supported, io_uring_params, io_uring_peek_batch_cqe,
+    io_uring_probe, io_uring_queue_exit, io_uring_queue_init_params, io_uring_sq_ready,
+    io_uring_submit_and_wait, iovec, prep_discard,
 )
 from virtio_blk cimport (
     BlkLimits, ENGINE_INLINE, ENGINE_NULL, ENGINE_URING, FAULT_DELAY, FAULT_FAIL, FAULT_SHORTEN,
@@ -46,9 +47,8 @@ from virtio_blk cimport (
 )
 from virtq cimport Segment, UsedChain
 from worker cimport (
-    BOUNCE_BUFFERS, BOUNCE_BYTES, FETCH_BUDGET, MAX_IOVECS, REPEAT_DELAYS, REPORT_SYNC, TAG_CALL,
-    TAG_ERROR, TAG_KICK, TAG_MAILBOX, TAG_REQUEST, Worker as WorkerState, ZERO_BYTES, pointer_of,
-    tag_of,
+    BOUNCE_BUFFERS, BOUNCE_BYTES, FETCH_BUDGET, MAX_IOVECS, REPEAT_DELAYS, REPORT_SYNC, TAG_KICK,
+    TAG_MAILBOX, TAG_REQUEST, Worker as WorkerState, ZERO_BYTES, pointer_of, submit_queued, tag_of,
 )
 
 cdef enum:
@@ -84,10 +84,6 @@ cdef void dispatch(WorkerState *w, const io_uring_cqe *cqe) noexcept nogil:
         bump(&r.counters.kicks, 1)
         if not cqe.flags & IORING_CQE_F_MORE:
             end_kick_poll(w, r, cqe.res)
-    elif tag == TAG_CALL:
-        end_call(w, <Vring *>pointer_of(cqe.user_data), cqe.user_data)
-    elif tag == TAG_ERROR:
-        (<Vring *>pointer_of(cqe.user_data)).error_pending = False
     elif tag == TAG_MAILBOX and not cqe.flags & IORING_CQE_F_MORE:
         watch(w, w.mailbox.commands_fd, w, TAG_MAILBOX)
 
@@ -117,11 +113,19 @@ cdef int turn(WorkerState *w, bint *more) noexcept nogil:
     settle(w)
     if w.mailbox.staged != w.mailbox.delivered:
         # No answer may overtake a call or the use of a descriptor.
-        if io_uring_submit(&w.uring) >= 0 and io_uring_sq_ready(&w.uring) == 0:
+        if submit_queued(w) >= 0 and io_uring_sq_ready(&w.uring) == 0:
             deliver(&w.mailbox)
         else:
             more[0] = True
     return 0
+
+
+cdef void end_signals(WorkerState *w) noexcept nogil:
+    """Let go of every eventfd."""
+    cdef uint32_t i
+    for i in range(w.count):
+        end_signal(&w.vrings[i].call)
+    end_signal(&w.error)
 
 
 cdef int serve(WorkerState *w) noexcept nogil:
@@ -134,6 +138,7 @@ cdef int serve(WorkerState *w) noexcept nogil:
     while rc == 0 and not w.quit:
         rc = turn(w, &more)
     io_uring_queue_exit(&w.uring)
+    end_signals(w)
     return rc
 
 
@@ -220,7 +225,7 @@ cdef class Worker:
         self.state.with_driver.longest = longest_poll
         # What a disk takes is no matter of some microseconds: a sleep costs less than to look on.
         self.state.with_disk.longest = longest_poll // DISK_PART
-        self.state.one = self.state.failure_round = 1
+        self.state.submissions = self.state.failure_round = 1
         self.sync = sync
         self.state.sync_error = &sync.state
         for i in range(<uint32_t>REPEAT_DELAYS):
@@ -254,7 +259,7 @@ cdef class Worker:
         """Give a ring its tables, out of what was reserved for it."""
         r.number = number
         r.iov_room = room
-        r.kick = r.next_kick = r.call = r.error = -1
+        r.kick = r.next_kick = r.error = -1
         r.requests = <Request *>at
         r.iovecs = <iovec *>(at + largest * sizeof(Request))
         r.ranges = <BlkRange *>(r.iovecs + <size_t>largest * room)

@@ -49,6 +49,9 @@ cdef extern from "<liburing.h>" nogil:
             || __atomic_load_n(ring->sq.kflags, __ATOMIC_RELAXED)
                & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
     }
+    static inline int blkd_uring_fd(const struct io_uring *ring) {
+        return ring->ring_fd;
+    }
     """
     enum:
         RWF_DSYNC
@@ -58,6 +61,7 @@ cdef extern from "<liburing.h>" nogil:
         IORING_SETUP_DEFER_TASKRUN
         IORING_SETUP_TASKRUN_FLAG
         IORING_CQE_F_MORE
+        IOSQE_CQE_SKIP_SUCCESS
         IORING_FSYNC_DATASYNC
         IORING_OP_READV
         IORING_OP_WRITEV
@@ -67,6 +71,7 @@ cdef extern from "<liburing.h>" nogil:
         IORING_OP_FALLOCATE
         IORING_OP_POLL_ADD
         IORING_OP_ASYNC_CANCEL
+        IORING_OP_MSG_RING
 
     cdef struct io_uring_params:
         uint32_t flags
@@ -74,6 +79,7 @@ cdef extern from "<liburing.h>" nogil:
         uint32_t cq_entries
 
     cdef struct io_uring_sqe:
+        uint8_t flags
         int32_t rw_flags
         uint64_t user_data
 
@@ -89,6 +95,8 @@ cdef extern from "<liburing.h>" nogil:
         pass
 
     bint uring_has_news "blkd_uring_has_news"(const io_uring *ring)
+    int uring_fd "blkd_uring_fd"(const io_uring *ring)
+    int io_uring_queue_init(unsigned entries, io_uring *ring, unsigned flags)
     int io_uring_queue_init_params(unsigned entries, io_uring *ring, io_uring_params *params)
     void io_uring_queue_exit(io_uring *ring)
     io_uring_sqe *io_uring_get_sqe(io_uring *ring)
@@ -97,7 +105,10 @@ cdef extern from "<liburing.h>" nogil:
     int io_uring_submit_and_wait(io_uring *ring, unsigned wait_for)
     int io_uring_submit_and_get_events(io_uring *ring)
     unsigned io_uring_peek_batch_cqe(io_uring *ring, io_uring_cqe **cqes, unsigned count)
+    unsigned io_uring_cq_ready(const io_uring *ring)
     void io_uring_cq_advance(io_uring *ring, unsigned count)
+    int io_uring_register_eventfd(io_uring *ring, int fd)
+    int io_uring_unregister_eventfd(io_uring *ring)
     int io_uring_register_buffers(io_uring *ring, const iovec *buffers, unsigned count)
     int io_uring_unregister_buffers(io_uring *ring)
     io_uring_probe *io_uring_get_probe_ring(io_uring *ring)
@@ -128,3 +139,6 @@ cdef extern from "<liburing.h>" nogil:
     void io_uring_prep_timeout(io_uring_sqe *sqe, void *delay, unsigned count, unsigned flags)
     void io_uring_prep_poll_multishot(io_uring_sqe *sqe, int fd, unsigned events)
     void io_uring_prep_cancel64(io_uring_sqe *sqe, uint64_t user_data, int flags)
+    void io_uring_prep_msg_ring(
+        io_uring_sqe *sqe, int fd, unsigned n, uint64_t data, unsigned flags
+    )

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """One worker: its io_uring, its rings and the buffers they share."""
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from dirtylog cimport DirtyLog
+from eventfds cimport Signal
 from guestmem cimport MemoryView
 from mailbox cimport Mailbox
 from requests cimport Request, Vring
-from uring cimport io_uring, io_uring_get_sqe, io_uring_sqe, io_uring_submit, iovec
+from uring cimport (
+    io_uring, io_uring_get_sqe, io_uring_sq_ready, io_uring_sqe, io_uring_submit,
+    io_uring_submit_and_wait, iovec,
+)
 from virtio_blk cimport BlkLimits, KernelTimespec, MAX_FAULTS, OPERATION_KINDS
 from virtq cimport Segment
 
@@ -19,16 +23,12 @@ cdef enum:
     BOUNCE_BYTES = 1 << 17
     ZERO_BYTES = 1 << 20        # of the buffer that zeroes are written from
 
-    # What a completion is for: the low bits of its user_data, a pointer above them, and in
-    # the upper 16, which no pointer of this process uses, the round of a call.
+    # What a completion is for: the low bits of its user_data, a pointer above them.
     TAG_REQUEST = 0
     TAG_KICK = 1
-    TAG_CALL = 2
-    TAG_MAILBOX = 3
-    TAG_ERROR = 4
-    TAG_NOBODY = 5
+    TAG_MAILBOX = 2
+    TAG_NOBODY = 3
     TAG_MASK = 7
-    ROUND_SHIFT = 48
 
     REPORT_SYNC = 64            # a report's result: a sync has failed, the image's first
     REPEATS_AT_ONCE = 16        # of a step that the kernel gave up with EAGAIN or EINTR
@@ -78,7 +78,8 @@ cdef struct Worker:
     uint64_t failure_round      # control thread: each one has the first of a kind reported
     uint64_t fault_hits[MAX_FAULTS]     # requests that each rule has touched
     uint8_t *zeros              # ZERO_BYTES, never written
-    uint64_t one                # what is written to eventfds
+    uint64_t submissions        # worker: how often all that was queued went to the kernel
+    Signal error                # worker: bound to a broken ring's error eventfd while it is sent
     Patience with_driver        # while no request is in flight
     Patience with_disk          # while one is
     uint32_t in_disk            # requests in flight, of all rings
@@ -88,11 +89,30 @@ cdef struct Worker:
     Mailbox mailbox             # see its fields
 
 
+cdef inline int count_submission(Worker *w, int rc) noexcept nogil:
+    """Note whether a submission, which gave `rc`, has left nothing queued: `rc` again."""
+    if io_uring_sq_ready(&w.uring) == 0:
+        w.submissions += 1
+    return rc
+
+
+cdef inline int submit_queued(Worker *w) noexcept nogil:
+    """Give the kernel what is queued, if anything: not negative, or -errno."""
+    if io_uring_sq_ready(&w.uring) == 0:
+        return 0
+    return count_submission(w, io_uring_submit(&w.uring))
+
+
+cdef inline int submit_and_sleep(Worker *w) noexcept nogil:
+    """Give the kernel what is queued and sleep until a completion: not negative, or -errno."""
+    return count_submission(w, io_uring_submit_and_wait(&w.uring, 1))
+
+
 cdef inline io_uring_sqe *next_sqe(Worker *w) noexcept nogil:
     """A free submission entry; what is queued goes to the kernel first when it is full."""
     cdef io_uring_sqe *sqe = io_uring_get_sqe(&w.uring)
     while sqe == NULL:
-        io_uring_submit(&w.uring)
+        submit_queued(w)
         sqe = io_uring_get_sqe(&w.uring)
     return sqe
 
@@ -107,9 +127,4 @@ cdef inline uint64_t tag_of(uint64_t user_data) noexcept nogil:
 
 
 cdef inline void *pointer_of(uint64_t user_data) noexcept nogil:
-    return <void *>(user_data & ((<uint64_t>1 << ROUND_SHIFT) - 1 - TAG_MASK))
-
-
-cdef inline uint64_t call_tag(const Vring *r, uint16_t round) noexcept nogil:
-    """The user_data of a write to a ring's call eventfd; each eventfd has its own round."""
-    return tagged(r, TAG_CALL) | <uint64_t>round << ROUND_SHIFT
+    return <void *>(user_data & ~<uint64_t>TAG_MASK)

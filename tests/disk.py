@@ -73,6 +73,15 @@ class Disk:
             raise TimeoutError(f"{len(self._pending)} requests are still in flight")
         return {head: self._take(head, written) for head, written in used}
 
+    def poll(self, *heads: int, timeout: float = 5) -> list[Done]:
+        """As `wait`, by the used ring alone: the call eventfd is left as it is."""
+        deadline = time.monotonic() + timeout
+        while not all(head in self._done for head in heads):
+            self._done |= {at: self._take(at, written) for at, written in self.ring.take_used()}
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{len(self._pending)} requests are still in flight")
+        return [self._done.pop(head) for head in heads]
+
     def _take(self, head: int, written: int) -> Done:
         header, data, size = self._pending.pop(head)
         status = self.memory.read(header + 16, 1)[0]

@@ -299,7 +299,10 @@ class DataPlane:
                 require_eventfd(fd, kind)
             r = await self._wake(index)
             undo.pop_all()
-        await r.replace_fd(kind, fd)
+        try:
+            await r.replace_fd(kind, fd)
+        except DataPlaneError as error:
+            raise RequestRefused(f"ring {index} cannot use its {kind} eventfd: {error}") from error
 
     async def start_ring(self, index: int, setup: VringSetup) -> None:
         """Start ring `index`; what was made available before is looked at right away."""

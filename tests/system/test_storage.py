@@ -4,6 +4,7 @@
 import os
 import select
 import signal
+import struct
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import Daemon, image
-from tests.frontend import IN, OUT, Feature, Request
+from tests.frontend import DISCARD, IN, OUT, Feature, Request
 from tests.storage import loop_device, run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and loop devices are root's")
@@ -172,6 +173,26 @@ def test_a_pause_says_how_many_requests_its_deadline_left(xfs, serve, frozen):
     assert daemon.pause(10) == 0
     daemon.call("resume")
     assert disk.read(0, 4096) == (OK, b"w" * 4096)
+
+
+@pytest.mark.parametrize("cache", ["none", "writeback"])
+def test_writes_to_a_frozen_file_system_hold_up_no_other_ring_of_the_worker(
+    xfs, serve, frozen, cache
+):
+    path = image(xfs / "disk.img", 4 * MIB)
+    _, front_end = serve(path, "--cache", cache, "--workers", 1, "--queues", 2)
+    stuck, other = front_end.disks(2)
+    assert stuck.write(0, b"a" * 4096) == OK
+    assert stuck.flush() == OK
+    thaw = frozen()
+    heads = [stuck.submit(OUT, n * 8, b"w" * 4096) for n in range(3)]
+    heads.append(stuck.submit(DISCARD, out=struct.pack("<QII", 64, 8, 0)))
+    for _ in range(3):
+        assert other.read(4096, 4096) == (OK, bytes(4096))
+    assert stuck.ring.take_used() == []
+    assert front_end.stop_ring(1) == 3
+    thaw()
+    assert [done.status for done in stuck.wait(*heads)] == [OK] * 4
 
 
 def test_stopping_a_ring_waits_for_its_requests(xfs, serve, frozen):

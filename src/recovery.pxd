@@ -12,7 +12,7 @@ from inflight_packed cimport packed_region, recover_packed, renew_packed
 from inflight_split cimport recover_split
 from mailbox cimport REPORT_RECOVERED, stage_answer
 from notify cimport break_ring, call_driver
-from packed cimport FIRST_BASE, is_no_fresh_ring, is_untouched, packed_base
+from packed cimport FIRST_BASE, is_no_fresh_ring, is_untouched
 from requests cimport Vring
 from virtq cimport Virtq
 from worker cimport Worker
@@ -21,13 +21,6 @@ cdef extern from "<errno.h>" nogil:
     enum:
         EBADMSG
         ESTALE
-
-
-cdef inline bint was_served_before(const Vring *r) noexcept nogil:
-    """Whether a ring goes on where somebody left it."""
-    if r.vq.packed:
-        return packed_base(&r.vq) != FIRST_BASE
-    return r.vq.next_avail != 0 or r.vq.next_used != 0
 
 
 cdef inline int recover(
@@ -54,12 +47,16 @@ cdef inline int recover(
 
 
 cdef inline void recover_ring(Worker *w, Vring *r) noexcept nogil:
-    """Find out once, before anything is fetched, where a ring that has started goes on."""
+    """Find out once, before anything is fetched, where a ring that has started goes on.
+
+    Its driver is called: whoever served it before may have died owing a call, which its indices
+    need not show, since they wrap.  A driver ignores one that it does not need.
+    """
     cdef int rc = recover(&r.inflight, &r.vq, r.base, r.taken_over)
     r.unrecovered = False
     if rc == 0 and r.inflight.again_count:
         stage_answer(&w.mailbox, 0, r.number, REPORT_RECOVERED + r.inflight.again_count)
     if rc < 0:
         break_ring(w, r, rc)
-    elif r.taken_over or was_served_before(r):
-        call_driver(w, r)       # whoever served it before may have died owing a call
+    else:
+        call_driver(w, r)

@@ -123,6 +123,18 @@ def test_no_call_waits_while_the_flag_comes_and_goes(serve_two):
     assert second.read(0, 512)[0] == OK
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_a_ring_that_starts_calls_its_driver_once(serve, packed):
+    _, front_end = serve("null:64M")
+    disk = front_end.disk(packed=packed)
+    assert disk.ring.called(LIMIT)
+    assert not disk.ring.called(0.1)
+    base = front_end.stop_ring(0)
+    front_end.start_ring(0, ring=disk.ring, base=base)
+    assert disk.ring.called(LIMIT)
+    assert disk.flush() == OK
+
+
 def leave_one_descriptor(pid):
     """Let a process open one more descriptor than it has: the limits it had."""
     taken = {int(fd.name) for fd in Path(f"/proc/{pid}/fd").iterdir()}

@@ -194,6 +194,7 @@ def test_a_ring_that_starts_again_calls_its_driver_once(disks):
     """Whoever served it before may have died between the used index and the call."""
     disk, _ = disks
     front_end, ring = disk.front_end, disk.ring
+    assert ring.called(5)  # as it is at every start
     front_end.ring_fd(Request.SET_VRING_CALL, 0, None)
     disk.submit(IN, 0, size=512)
     while ring.used_idx < 1:

@@ -16,6 +16,7 @@ from tests.vring import DESC_INDIRECT, DESC_NEXT, DESC_WRITE
 MIB = 1 << 20
 SIZE = 4 * MIB
 HEADER = struct.pack("<IIQ", IN, 0, 0)
+LIMIT = 5.0  # seconds of anything
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,7 @@ def test_answers_come_back_in_the_order_in_which_they_are_ready(serve, tmp_path)
 
 def test_a_driver_that_wants_no_calls_gets_none_and_its_answers_all_the_same(disks):
     disk, _ = disks
+    assert disk.ring.called(LIMIT)  # at the start
     disk.ring.event_flags = DISABLE
     for n in range(20):
         disk.submit(OUT, n, bytes(512))
@@ -118,6 +120,7 @@ def test_a_driver_is_called_for_the_descriptor_that_it_names(disks):
     disk, _ = disks
     ring = disk.ring
     ring.event_at, ring.event_flags = ring.position(9), ONE_DESC
+    assert ring.called(LIMIT)  # at the start
     for n in range(5):
         assert not ring.called(0)
         disk.submit(OUT, n, bytes(512))  # of three descriptors

@@ -19,7 +19,7 @@ from requests cimport Vring, reset_requests
 from serving cimport do_again
 from split cimport start_split
 from virtio_blk cimport BlkLimits
-from worker cimport Worker
+from worker cimport MAX_RINGS, Worker
 
 cdef extern from "<errno.h>" nogil:
     enum:
@@ -52,7 +52,7 @@ cdef struct VringStart:
 
 cdef struct MemoryChange:
     MemoryView *view            # NULL takes all memory away
-    Placement places[64]        # by the worker's own numbers
+    Placement places[MAX_RINGS]     # by the worker's own numbers
 
 
 cdef inline void place(Vring *r, const Placement *where) noexcept nogil:
@@ -95,6 +95,8 @@ cdef inline int start_ring(Worker *w, Vring *r, const VringStart *how) noexcept 
         return rc
     reset_requests(r)
     r.started = r.kicks_wanted = True
+    w.started[w.started_count] = r
+    w.started_count += 1
     r.broken = how.broken
     r.base, r.taken_over, r.unrecovered = how.base, how.taken_over, True
     arm_kick(w, r)
@@ -247,6 +249,15 @@ cdef inline void take_commands(Worker *w) noexcept nogil:
             stage_answer(&w.mailbox, c.ticket, c.vring, result)
 
 
+cdef inline void drop_started(Worker *w, const Vring *r) noexcept nogil:
+    """Take a ring out of those that are served; the last one gets its place."""
+    cdef uint32_t i = 0
+    while w.started[i] != r:
+        i += 1
+    w.started_count -= 1
+    w.started[i] = w.started[w.started_count]
+
+
 cdef inline void settle_stop(Worker *w, Vring *r) noexcept nogil:
     """End a stopping ring once its requests and its kick poll are done."""
     if r.in_flight:
@@ -262,6 +273,7 @@ cdef inline void settle_stop(Worker *w, Vring *r) noexcept nogil:
     r.stop_ticket = 0
     r.started = False
     r.kick = -1
+    drop_started(w, r)
 
 
 cdef inline void settle_views(Worker *w) noexcept nogil:
@@ -284,9 +296,9 @@ cdef inline void settle_views(Worker *w) noexcept nogil:
 cdef inline void settle(Worker *w) noexcept nogil:
     """Answer the commands that waited for requests to end."""
     cdef uint32_t i
-    for i in range(w.count):
-        if w.vrings[i].stop_ticket:
-            settle_stop(w, &w.vrings[i])
+    for i in range(w.started_count, 0, -1):     # one that has stopped leaves its place
+        if w.started[i - 1].stop_ticket:
+            settle_stop(w, w.started[i - 1])
     if w.pause_ticket and w.in_disk == 0:
         stage_answer(&w.mailbox, w.pause_ticket, 0, 0)
         w.pause_ticket = 0

@@ -58,6 +58,7 @@ cdef class HotLoop:
         )
         self.vring.error = -1
         self.vring.started = self.vring.enabled = True
+        self.worker.started[0], self.worker.started_count = &self.vring, 1
         self.vring.vq.packed, self.vring.vq.indirect, self.vring.vq.event_idx = packed, 1, 1
         self.vring.vq.size = self.vring.vq.longest_chain = LOOP_SIZE
         self.vring.vq.desc = self.base

@@ -47,8 +47,9 @@ from virtio_blk cimport (
 )
 from virtq cimport Segment, UsedChain
 from worker cimport (
-    BOUNCE_BUFFERS, BOUNCE_BYTES, FETCH_BUDGET, MAX_IOVECS, REPEAT_DELAYS, REPORT_SYNC, TAG_KICK,
-    TAG_MAILBOX, TAG_REQUEST, Worker as WorkerState, ZERO_BYTES, pointer_of, submit_queued, tag_of,
+    BOUNCE_BUFFERS, BOUNCE_BYTES, FETCH_BUDGET, MAX_IOVECS, MAX_RINGS, REPEAT_DELAYS, REPORT_SYNC,
+    TAG_KICK, TAG_MAILBOX, TAG_REQUEST, Worker as WorkerState, ZERO_BYTES, pointer_of,
+    submit_queued, tag_of,
 )
 
 cdef enum:
@@ -216,7 +217,7 @@ cdef class Worker:
         ) + (largest + FETCH_BUDGET) * sizeof(UsedChain)
         cdef size_t size = ZERO_BYTES + BOUNCE_BUFFERS * BOUNCE_BYTES + rings * of_ring
         cdef uint8_t *at
-        if not 0 < rings <= 64:
+        if not 0 < rings <= MAX_RINGS:
             raise ValueError(f"{rings} rings for one worker")
         self.kept = {}
         self.state.mailbox.commands_fd = self.state.mailbox.answers_fd = -1

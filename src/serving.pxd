@@ -203,8 +203,8 @@ cdef inline bint serve_rings(Worker *w) noexcept nogil:
     cdef uint32_t i
     cdef Vring *r
     cdef bint more = False
-    for i in range(w.count):
-        r = &w.vrings[i]
+    for i in range(w.started_count):
+        r = w.started[i]
         if r.wants_look and served(w, r):
             serve_ring(w, r)
             if r.wants_look and r.free_count:
@@ -224,8 +224,8 @@ cdef inline bint look_again(Worker *w) noexcept nogil:
     cdef uint32_t i
     cdef Vring *r
     cdef bint found = False
-    for i in range(w.count):
-        r = &w.vrings[i]
+    for i in range(w.started_count):
+        r = w.started[i]
         if served(w, r) and r.free_count and has_more(r):
             r.wants_look = found = True
     return found
@@ -236,8 +236,8 @@ cdef inline bint want_kicks(Worker *w) noexcept nogil:
     cdef uint32_t i
     cdef Vring *r
     cdef bint found = False
-    for i in range(w.count):
-        r = &w.vrings[i]
+    for i in range(w.started_count):
+        r = w.started[i]
         if r.wants_look or r.kicks_wanted or not served(w, r):
             continue
         r.kicks_wanted = True

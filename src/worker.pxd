@@ -17,6 +17,7 @@ from virtq cimport Segment
 
 
 cdef enum:
+    MAX_RINGS = 64              # of one worker
     FETCH_BUDGET = 32           # chains of one ring before the others have their turn
     MAX_IOVECS = 1024           # buffers the kernel takes in one call (UIO_MAXIOV)
     BOUNCE_BUFFERS = 16
@@ -60,10 +61,12 @@ cdef struct Worker:
     uint64_t register_ticket    # worker: CMD_REGISTER to be answered, or 0
     MemoryView *old_views       # worker; wait for their pins, the latest first
     Vring *vrings               # `count` of them
+    Vring *started[MAX_RINGS]   # worker: the first `started_count` are those that it serves
     Segment *segments           # scratch for one chain
     iovec *iovecs               # MAX_IOVECS, scratch for one transfer
     uint32_t segment_room
     uint32_t count
+    uint32_t started_count      # worker
     uint32_t longest_chain      # descriptors, where a ring is not longer itself
     uint8_t *free_bounces[BOUNCE_BUFFERS]
     uint32_t free_bounce_count

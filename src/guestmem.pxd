@@ -3,6 +3,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from hints cimport unlikely
 from uring cimport iovec
 
 
@@ -29,10 +30,28 @@ cdef struct MemoryView:
     MemoryView *older           # worker: the one retired before, if it still has pins
 
 
-cdef inline uint8_t *translate(
-    const GuestMemory *memory, uint64_t address, uint64_t *length
+cdef inline uint8_t *near_base(
+    const GuestMemory *memory, uint64_t address, uint64_t length, uint32_t near
 ) noexcept nogil:
-    """Where guest `address` is mapped, or NULL; cuts `length` at its region's end."""
+    """Where `length` bytes from guest `address` are mapped, if all of it is in `near`, or NULL."""
+    cdef const Region *region
+    cdef uint64_t within
+    if near >= memory.count:
+        return NULL
+    region = &memory.regions[near]
+    within = address - region.guest_address     # of what lies before it: beyond any size
+    if within >= region.size or length > region.size - within:
+        return NULL
+    return region.base + within
+
+
+cdef inline uint8_t *translate(
+    const GuestMemory *memory, uint64_t address, uint64_t *length, uint32_t *near
+) noexcept nogil:
+    """Where guest `address` is mapped, or NULL; cuts `length` at its region's end.
+
+    `near` becomes the number of that region.
+    """
     cdef uint32_t low = 0, high = memory.count, middle
     cdef uint64_t within
     cdef const Region *region
@@ -46,17 +65,23 @@ cdef inline uint8_t *translate(
         if within < region.size:
             if length[0] > region.size - within:
                 length[0] = region.size - within
+            near[0] = middle
             return region.base + within
         low = middle + 1
     return NULL
 
 
 cdef inline uint8_t *translate_whole(
-    const GuestMemory *memory, uint64_t address, uint64_t length
+    const GuestMemory *memory, uint64_t address, uint64_t length, uint32_t *near
 ) noexcept nogil:
-    """Where `length` bytes from guest `address` are mapped in one piece, or NULL."""
+    """Where `length` bytes from guest `address` are mapped in one piece, or NULL.
+
+    `near` is the number of the region that is tried first, and becomes that of the one found.
+    """
     cdef uint64_t found = length
-    cdef uint8_t *base = translate(memory, address, &found)
+    cdef uint8_t *base = near_base(memory, address, length, near[0])
+    if unlikely(base == NULL):
+        base = translate(memory, address, &found, near)
     return base if found == length else NULL
 
 

@@ -301,7 +301,7 @@ cdef inline int recover_packed(Inflight *f, Virtq *vq) noexcept nogil:
 
 
 cdef inline int walk_recorded(
-    const Inflight *f, const Virtq *vq, const GuestMemory *memory, uint32_t entry,
+    const Inflight *f, Virtq *vq, const GuestMemory *memory, uint32_t entry,
     Segment *out, uint32_t room, Chain *chain,
 ) noexcept nogil:
     """Resolve a recorded chain of `chain.descriptors` into `out`: 0, or -errno."""

@@ -113,7 +113,7 @@ cdef inline bint packed_has_more(const Virtq *vq) noexcept nogil:
 
 
 cdef inline int add_table(
-    const Virtq *vq, const GuestMemory *memory, const PackedDesc *d, Segment *out, uint32_t room
+    Virtq *vq, const GuestMemory *memory, const PackedDesc *d, Segment *out, uint32_t room
 ) noexcept nogil:
     """Resolve all buffers of an indirect table: the number of segments, or -errno.
 
@@ -129,7 +129,7 @@ cdef inline int add_table(
         return count
     for i in range(count):
         copy_once(&entry, &table[i], sizeof(PackedDesc))
-        rc = add_segments(memory, entry.addr, entry.len, entry.flags, out + n, room - n)
+        rc = add_segments(vq, memory, entry.addr, entry.len, entry.flags, out + n, room - n)
         if rc < 0:
             return rc
         n += rc
@@ -137,7 +137,7 @@ cdef inline int add_table(
 
 
 cdef inline int add_packed(
-    const Virtq *vq, const GuestMemory *memory, const PackedDesc *d, bint first,
+    Virtq *vq, const GuestMemory *memory, const PackedDesc *d, bint first,
     Segment *out, uint32_t room,
 ) noexcept nogil:
     """Resolve what one descriptor stands for: the number of segments, or -errno.
@@ -145,7 +145,7 @@ cdef inline int add_packed(
     An indirect one stands alone (2.8.7).
     """
     if not d.flags & DESC_F_INDIRECT:
-        return add_segments(memory, d.addr, d.len, d.flags, out, room)
+        return add_segments(vq, memory, d.addr, d.len, d.flags, out, room)
     if not first or d.flags & DESC_F_NEXT:
         return -EINVAL
     return add_table(vq, memory, d, out, room)

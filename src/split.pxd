@@ -66,7 +66,7 @@ cdef inline bint split_has_more(const Virtq *vq) noexcept nogil:
 
 
 cdef inline int walk_split(
-    const Virtq *vq, const GuestMemory *memory, Segment *out, uint32_t room, Chain *chain
+    Virtq *vq, const GuestMemory *memory, Segment *out, uint32_t room, Chain *chain
 ) noexcept nogil:
     """Resolve the chain whose head is `chain.id` into `out`: 0, or -errno.
 
@@ -93,7 +93,7 @@ cdef inline int walk_split(
                 return rc
             size, at, chain.descriptors, steps = rc, 0, steps, 0
             continue
-        rc = add_segments(memory, d.addr, d.len, d.flags, out + n, room - n)
+        rc = add_segments(vq, memory, d.addr, d.len, d.flags, out + n, room - n)
         if rc < 0:
             return rc
         n += rc

@@ -8,7 +8,8 @@ time: it is copied once and only the copy is checked and used.
 from libc.errno cimport EFAULT, EINVAL, ENOBUFS
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from guestmem cimport GuestMemory, translate, translate_whole
+from guestmem cimport GuestMemory, near_base, translate, translate_whole
+from hints cimport unlikely
 from layouts cimport DESC_F_WRITE, Desc
 
 
@@ -25,6 +26,7 @@ cdef struct Virtq:
     void *device                # the device's area: the used ring, or an EventSuppress
     uint32_t size               # descriptors
     uint32_t longest_chain      # descriptors
+    uint32_t near               # the region of guest memory in which the last address was found
     uint16_t next_avail         # next to fetch: a free-running index (split), or an offset
     uint16_t next_used          # next used element, or descriptor, to fill
     uint16_t avail_seen         # split: the avail index as last read
@@ -50,38 +52,49 @@ cdef struct UsedChain:
     uint32_t entry
 
 
-cdef inline int add_segments(
-    const GuestMemory *memory, uint64_t address, uint32_t length, uint16_t flags,
+cdef inline int add_pieces(
+    Virtq *vq, const GuestMemory *memory, uint64_t address, uint32_t length, bint device_writes,
     Segment *out, uint32_t room,
 ) noexcept nogil:
-    """Resolve one buffer into `out`: the number of segments (one a region), or -errno."""
+    """Resolve a buffer that more than one region may have: as `add_segments`."""
     cdef uint64_t left = length, piece
     cdef uint32_t n = 0
     while left:
         if n == room:
             return -ENOBUFS
         piece = left
-        out[n].base = translate(memory, address, &piece)
+        out[n].base = translate(memory, address, &piece, &vq.near)
         if out[n].base == NULL:
             return -EFAULT
-        out[n].len = <uint32_t>piece
-        out[n].device_writes = (flags & DESC_F_WRITE) != 0
+        out[n].len, out[n].device_writes = <uint32_t>piece, device_writes
         address += piece
         left -= piece
         n += 1
     return <int>n
 
 
+cdef inline int add_segments(
+    Virtq *vq, const GuestMemory *memory, uint64_t address, uint32_t length, uint16_t flags,
+    Segment *out, uint32_t room,
+) noexcept nogil:
+    """Resolve one buffer into `out`: the number of segments (one a region), or -errno."""
+    cdef bint device_writes = (flags & DESC_F_WRITE) != 0
+    cdef uint8_t *base = near_base(memory, address, length, vq.near)
+    if unlikely(base == NULL or room == 0 or length == 0):
+        return add_pieces(vq, memory, address, length, device_writes, out, room)
+    out.base, out.len, out.device_writes = base, length, device_writes
+    return 1
+
+
 cdef inline int indirect_table(
-    const Virtq *vq, const GuestMemory *memory, uint64_t address, uint32_t length,
-    const void **table,
+    Virtq *vq, const GuestMemory *memory, uint64_t address, uint32_t length, const void **table,
 ) noexcept nogil:
     """Find an indirect table, of either layout's entries: their number, or -errno."""
     if not vq.indirect or length == 0 or length & (sizeof(Desc) - 1):
         return -EINVAL
     if length > vq.longest_chain * sizeof(Desc):
         return -ENOBUFS
-    table[0] = translate_whole(memory, address, length)
+    table[0] = translate_whole(memory, address, length, &vq.near)
     if table[0] == NULL:
         return -EFAULT
     return <int>(length // sizeof(Desc))

@@ -195,6 +195,16 @@ cdef inline void check_ranges(
             return
 
 
+cdef inline bint take_header(Segment **segments, uint32_t *count, BlkHeader *out) noexcept nogil:
+    """Cut the header off the front of the segments: whether it was there."""
+    if count[0] and segments[0].len == sizeof(BlkHeader):
+        copy_once(out, segments[0].base, sizeof(BlkHeader))     # as drivers frame it: no loop
+        segments[0] += 1
+        count[0] -= 1
+        return True
+    return take_bytes(segments, count, <uint8_t *>out, sizeof(BlkHeader)) == sizeof(BlkHeader)
+
+
 cdef inline int take_frame(
     Segment *segments, uint32_t count, BlkHeader *header, Operation *op, uint32_t *writable
 ) noexcept nogil:
@@ -214,9 +224,7 @@ cdef inline int take_frame(
         return -EINVAL          # nowhere to put the status
     writable[0] = count - readable
     op.data, op.data_count = segments, readable
-    if take_bytes(&op.data, &op.data_count, <uint8_t *>header, sizeof(BlkHeader)) < sizeof(
-        BlkHeader
-    ):
+    if not take_header(&op.data, &op.data_count, header):
         return -EINVAL
     segments[count - 1].len -= 1
     op.status_byte = segments[count - 1].base + segments[count - 1].len

@@ -9,7 +9,7 @@ import pytest
 
 from tests.daemon import Daemon, Successor, image
 from tests.frontend import OK, UNSUPP, Feature
-from tests.fuse import FALLOCATE, FileSystem
+from tests.fuse_image import FALLOCATE, FileSystem
 from tests.storage import loop_device
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and loop devices are root's")

@@ -11,6 +11,7 @@ import structlog
 from blkd import listener
 from blkd.dataplane import DataPlane
 from blkd.errors import BlkdError, HandoverError
+from blkd.fds import close_connection
 from blkd.vhost_user.connection import Connection
 from blkd.vhost_user.gate import Gate
 from blkd.virtio.blk import BlkDevice
@@ -64,7 +65,7 @@ class FrontEnds:
         if self._serving and not self._serving.done():
             if not self._has_left():
                 log.warning("second front end refused", export=self._name)
-                sock.close()
+                close_connection(sock)
                 return
             await asyncio.wait([self._serving])
         log.info("front end connected", export=self._name)
@@ -83,6 +84,8 @@ class FrontEnds:
             log.info("front end left", export=self._name)
         except (BlkdError, OSError) as error:  # the latter of its own descriptors, say
             log.warning("front end dropped", export=self._name, reason=str(error))
+        except Exception:  # an error of ours that it met: the next one is served
+            log.exception("front end dropped", export=self._name)
         finally:
             self.connection = self._socket = None
             self._device.reset()

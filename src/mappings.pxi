@@ -77,7 +77,8 @@ cdef class Mapping:
     def __dealloc__(self):
         if self.base != NULL:
             forget_mapping(self.base)
-            munmap(self.base, self.length)
+            with nogil:         # pages to free, or a file that is waited for
+                munmap(self.base, self.length)
 
 
 cdef class MemoryMap:

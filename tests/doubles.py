@@ -4,7 +4,7 @@
 import os
 from collections.abc import Sequence
 
-from blkd.errors import BlkdError, RequestRefused
+from blkd.errors import RequestRefused
 from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.rings import VringSetup
 from blkd.vhost_user.wire import LogBase, MemoryRegion
@@ -53,7 +53,7 @@ class RecordingRings:
 
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
-        self.failures: dict[str, BlkdError] = {}
+        self.failures: dict[str, Exception] = {}
         self.base = 0
         """What a stopped ring answers."""
 

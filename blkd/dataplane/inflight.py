@@ -10,6 +10,7 @@ from typing import Final, Self
 from blkd import ring
 from blkd.dataplane.memory import map_file
 from blkd.errors import DataPlaneError, RequestRefused
+from blkd.fds import close_foreign
 from blkd.vhost_user.inflight import HEAD, VERSION, Inflight, part_entries
 from blkd.vhost_user.rings import HeldInflight, VringSetup
 
@@ -62,7 +63,7 @@ class InflightRegion:
             RequestRefused: There is no such memory.
         """
         with contextlib.ExitStack() as undo:
-            undo.callback(os.close, fd)
+            undo.callback(close_foreign, [fd])
             mapping = map_file(fd, region.mmap_offset, region.mmap_size, "in-flight region")
             entries = part_entries(region, largest, packed=packed)
             step = region.mmap_size // region.queues
@@ -74,7 +75,7 @@ class InflightRegion:
 
     def close(self) -> None:
         """Close the descriptor; the mapping ends when nothing uses it any more."""
-        os.close(self.held.fd)
+        close_foreign([self.held.fd])
 
     @property
     def _end(self) -> int:

@@ -2,30 +2,83 @@
 """A front end's descriptors, checked before the data path uses them: memory and eventfds."""
 
 import contextlib
+import ctypes
+import functools
 import mmap
 import os
 import stat
-from collections.abc import Sequence
-from pathlib import Path
+import struct
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from blkd import ring
+from blkd.blocking import ask
 from blkd.errors import RequestRefused
-from blkd.fds import close_all
+from blkd.fds import close_foreign, is_eventfd, is_memory
 from blkd.vhost_user.wire import LogBase, MemoryRegion
 
-EVENTFD: Final = "anon_inode:[eventfd]"
 LAST_ADDRESS: Final = 2**63 - 1  # of a file, as off_t counts
+KIND_LIMIT: Final = 1.0  # seconds that a file system may take to say what it is
+
+LOCAL_FILESYSTEMS: Final = {
+    0xEF53: "ext4",  # and ext2, ext3
+    0x58465342: "xfs",
+    0x9123683E: "btrfs",
+    0xF2F52010: "f2fs",
+    0x2FC12FC1: "zfs",
+    0xCA451A4E: "bcachefs",
+    0x01021994: "tmpfs",
+    0x858458F6: "ramfs",
+    0x958458F6: "hugetlbfs",
+}
+"""By magic number (linux/magic.h): file systems whose pages no other process or host is asked for,
+and which only the host's root can mount."""
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_STATFS_BYTES: Final = 256  # more than struct statfs has, which begins with the magic number
+_MAGIC: Final = struct.Struct("@l")
 
 
 def require_eventfd(fd: int, what: str) -> None:
     """Raise RequestRefused unless `fd` is an eventfd, the only kind that cannot block us."""
     try:
-        found = str(Path(f"/proc/self/fd/{fd}").readlink())
+        found = is_eventfd(fd)
     except OSError as error:
         raise RequestRefused(f"the {what} descriptor is unusable: {error.strerror}") from error
-    if found != EVENTFD:
-        raise RequestRefused(f"the {what} descriptor is {found}, not an eventfd")
+    if not found:
+        raise RequestRefused(f"the {what} descriptor is not an eventfd")
+
+
+async def require_local(fds: Iterable[int], what: str) -> None:
+    """Raise RequestRefused unless each of `fds` is in memory, or on a file system of this host.
+
+    Of any other file each page is had from a process or a host that may never give it (FUSE,
+    NFS): a worker that touches one would wait for ever, and with it all front ends to come.
+    """
+    for fd in fds:
+        if is_memory(fd):
+            continue
+        try:
+            magic = await ask(functools.partial(_magic, fd), KIND_LIMIT)
+        except TimeoutError:
+            raise RequestRefused(f"{what}: its file system does not answer") from None
+        except OSError as error:
+            raise RequestRefused(f"{what}: its descriptor is unusable: {error.strerror}") from error
+        if magic not in LOCAL_FILESYSTEMS:
+            raise RequestRefused(
+                f"{what}: neither memory nor a file on a local file system (magic {magic:#x})",
+                hint="share memory of memfd_create, /dev/shm or hugetlbfs",
+            )
+
+
+def _magic(fd: int) -> int:
+    """The magic number of the file system that has `fd`; on FUSE and NFS this asks the server."""
+    answer = ctypes.create_string_buffer(_STATFS_BYTES)
+    if _libc.fstatfs(fd, answer) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    magic: int = _MAGIC.unpack_from(answer)[0]
+    return magic & 0xFFFFFFFF
 
 
 class Shared:
@@ -34,27 +87,21 @@ class Shared:
     def __init__(self, region: MemoryRegion, fd: int) -> None:
         """Map it; takes the descriptor.  Raises RequestRefused where that cannot be."""
         with contextlib.ExitStack() as undo:
-            undo.callback(os.close, fd)
+            undo.callback(close_foreign, [fd])
             self.mapping = map_region(region, fd)
             undo.pop_all()
         self.fd = fd
 
-    def close(self) -> None:
-        """Close the descriptor; the mapping ends when nothing uses it any more."""
-        os.close(self.fd)
-
 
 def share_all(regions: Sequence[MemoryRegion], fds: Sequence[int]) -> dict[MemoryRegion, Shared]:
     """Map each of `regions`, whose descriptors are taken: all, or RequestRefused and none."""
-    with contextlib.ExitStack() as undo:
-        left = list(fds)
-        undo.callback(lambda: close_all(left))
-        shared = {}
+    left, shared = list(fds), dict[MemoryRegion, Shared]()
+    try:
         for region in regions:
             shared[region] = Shared(region, left.pop(0))
-            undo.callback(shared[region].close)
-        undo.pop_all()
-    close_all(left)
+    except BaseException:
+        close_foreign([*left, *(s.fd for s in shared.values())], list(shared.values()))
+        raise
     return shared
 
 

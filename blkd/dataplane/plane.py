@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,13 @@ import structlog
 from blkd import ring
 from blkd.dataplane import inflight
 from blkd.dataplane.inflight import InflightRegion
-from blkd.dataplane.memory import Shared, map_log, require_eventfd, share_all
+from blkd.dataplane.memory import (
+    Shared,
+    map_log,
+    require_eventfd,
+    require_local,
+    share_all,
+)
 from blkd.dataplane.probe import discards_by_command
 from blkd.dataplane.registration import Registration
 from blkd.dataplane.worker import (
@@ -25,8 +32,9 @@ from blkd.dataplane.worker import (
     place,
 )
 from blkd.errors import DataPlaneError, DrainTimeout, RequestRefused
-from blkd.fds import close_all
+from blkd.fds import close_foreign, wait_closed
 from blkd.image.base import Image
+from blkd.vhost_user.channel import Fds
 from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.rings import GivenRing, HeldInflight, HeldRing, VringSetup
 from blkd.vhost_user.wire import LogBase, MemoryRegion
@@ -36,6 +44,7 @@ log = structlog.get_logger()
 
 NANOSECONDS = 1000  # of a microsecond
 SEEN_LIMIT = 1.0  # seconds for workers to take a command, whatever is in flight
+JOIN_LIMIT = 0.4  # seconds that the workers may take to end; half a second is all that is left
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +166,17 @@ class DataPlane:
 
     async def set_memory(self, regions: Sequence[MemoryRegion], fds: Sequence[int]) -> None:
         """Replace the whole memory table; returns when nothing uses the old one."""
-        await self._use_memory(share_all(regions, fds))
+        with Fds(fds) as owned:
+            await require_local(owned, "memory table")
+            shared = share_all(regions, owned.take())
+        await self._use_memory(shared)
 
     async def add_memory(self, region: MemoryRegion, fd: int) -> None:
         """Add one region; running rings go on."""
-        await self._use_memory({**self._shared, region: Shared(region, fd)})
+        with Fds([fd]) as owned:
+            await require_local(owned, f"memory region at guest address {region.guest_address:#x}")
+            shared = Shared(region, owned.take_one())
+        await self._use_memory({**self._shared, region: shared})
 
     async def remove_memory(self, region: MemoryRegion) -> None:
         """Remove one region; returns when no I/O uses it.  A ring inside it is broken."""
@@ -170,14 +185,17 @@ class DataPlane:
         await self._use_memory({r: m for r, m in self._shared.items() if r != region})
 
     async def _use_memory(self, shared: dict[MemoryRegion, Shared]) -> None:
-        """Hand a new map to every worker and wait until the old one is unused."""
+        """Hand a new map to every worker, wait until the old one is unused, and give that up."""
         memory = ring.MemoryMap([s.mapping for s in shared.values()]) if shared else None
-        for gone in set(self._shared.values()) - set(shared.values()):
-            gone.close()
+        gone = list(set(self._shared.values()) - set(shared.values()))
         self._shared, self._memory, self._registrable = shared, memory, False
         if self._crew.register_memory:
             self._registration.want(memory)
-        await self._everywhere(thread.set_memory(memory) for thread in self._crew_awake)
+        del shared, memory
+        try:
+            await self._everywhere(t.set_memory(self._memory) for t in self._crew_awake)
+        finally:
+            await wait_closed([shared.fd for shared in gone], gone)
 
     def _register(self, error: OSError | None) -> None:
         """Have every worker register the present memory, if its pages are there."""
@@ -218,16 +236,19 @@ class DataPlane:
     async def use_inflight(self, region: Inflight, fd: int, *, packed: bool) -> None:
         """Record what is in flight in this region, from the next ring that is started on."""
         largest = self._device.queue_size
-        self._replace_inflight(adopted := InflightRegion.adopt(region, fd, largest, packed=packed))
+        with Fds([fd]) as owned:
+            await require_local(owned, "in-flight region")
+            adopted = InflightRegion.adopt(region, owned.take_one(), largest, packed=packed)
+        self._replace_inflight(adopted)
         if adopted.notes_write_through:
             self._device.choose(write_back=False)
             await self.refresh()
 
     def _replace_inflight(self, region: InflightRegion | None) -> None:
-        if self._inflight is not None:
-            self._inflight.close()
-        self._inflight = region
+        old, self._inflight = self._inflight, region
         self._said_unrecorded = False
+        if old is not None:
+            old.close()
 
     def _record(self, index: int, setup: VringSetup) -> Record:
         """Where a ring is recorded.  One that cannot be is served all the same, which is said once.
@@ -254,10 +275,10 @@ class DataPlane:
         """Mark in another dirty log, or in none; the old one is unused afterwards."""
         mapping: ring.Mapping | None = None
         if log is not None and fd is not None:
-            with contextlib.ExitStack() as undo:
-                undo.callback(os.close, fd)
+            with Fds([fd]) as owned:
+                await require_local(owned, "dirty log")
                 mapping = map_log(log, fd)
-                undo.pop_all()
+                owned.take()
         await self._log_in(mapping, fd, of_data=self._logs_data)
 
     async def log_data(self, *, on: bool) -> None:
@@ -265,10 +286,13 @@ class DataPlane:
         await self._log_in(self._log, self._log_fd, of_data=on)
 
     async def _log_in(self, mapping: ring.Mapping | None, fd: int | None, *, of_data: bool) -> None:
-        if self._log_fd is not None and self._log_fd != fd:
-            os.close(self._log_fd)  # which is kept for a successor
+        old = [] if mapping is self._log else [self._log]
+        old_fd = [] if self._log_fd in (None, fd) else [self._log_fd]
         self._log, self._log_fd, self._logs_data = mapping, fd, of_data
-        await self._everywhere(self._set_log(thread) for thread in self._crew_awake)
+        try:
+            await self._everywhere(self._set_log(thread) for thread in self._crew_awake)
+        finally:
+            await wait_closed(old_fd, old)
 
     @property
     def _is_migrating(self) -> bool:
@@ -295,7 +319,7 @@ class DataPlane:
     async def _replace_fd(self, index: int, kind: str, fd: int | None) -> None:
         with contextlib.ExitStack() as undo:
             if fd is not None:
-                undo.callback(os.close, fd)
+                undo.callback(close_foreign, [fd])
                 require_eventfd(fd, kind)
             r = await self._wake(index)
             undo.pop_all()
@@ -341,18 +365,32 @@ class DataPlane:
         """Drain and stop every ring, close its descriptors and unmap the guest's memory."""
         if self._left:
             return
+        async with contextlib.AsyncExitStack() as steps:  # all, whatever becomes of one: last first
+            steps.push_async_callback(self._use_memory, {})
+            steps.push_async_callback(self._log_in, None, None, of_data=False)
+            steps.callback(self._replace_inflight, None)
+            steps.callback(self._enabled.clear)
+            steps.push_async_callback(self._forget_rings)
+            steps.push_async_callback(self._stop_all)
+
+    async def _stop_all(self) -> None:
+        """Stop every ring; with the last of a guest that migrates, the image's lock goes."""
         was_serving = self._is_serving
-        await self._everywhere(r.stop() for r in self._rings if r.setup is not None)
-        if self._is_migrating and was_serving:
-            await self.after_migration()
-        for r in self._rings:
-            for kind in ("kick", "call", "error"):
-                await r.replace_fd(kind, None)
-            await self.enable_ring(r.index, enabled=False)
-        self._enabled.clear()
-        self._replace_inflight(None)
-        await self._log_in(None, None, of_data=False)
-        await self._use_memory({})
+        try:
+            await self._everywhere(r.stop() for r in self._rings if r.setup is not None)
+        finally:
+            if self._is_migrating and was_serving:
+                await self.after_migration()
+
+    async def _forget_rings(self) -> None:
+        """Disable every ring and close its descriptors."""
+        await self._everywhere(self._forget(r) for r in self._rings)
+
+    async def _forget(self, r: LiveRing) -> None:
+        async with contextlib.AsyncExitStack() as steps:
+            steps.push_async_callback(self.enable_ring, r.index, enabled=False)
+            for kind in ("error", "call", "kick"):
+                steps.push_async_callback(r.replace_fd, kind, None)
 
     @property
     def _is_serving(self) -> bool:
@@ -401,7 +439,7 @@ class DataPlane:
         told: list[asyncio.Future[int]] = []
         for given in rings:
             with contextlib.ExitStack() as undo:
-                undo.callback(close_all, given.fds.values())
+                undo.callback(close_foreign, list(given.fds.values()))
                 for kind, fd in given.fds.items():
                     require_eventfd(fd, kind)
                 r = await self._wake(given.index)
@@ -522,21 +560,25 @@ class DataPlane:
             thread.leave()
 
     def close(self) -> None:
-        """End the workers and release what belongs to them; `reset` has come before."""
+        """End the workers and release what belongs to them; `reset` has come before.
+
+        Where a worker is stuck in the disk, what it may still use stays open: the process ends.
+        """
         self.leave()
-        for thread in self._crew_awake:
-            thread.join()
+        patience = time.monotonic() + JOIN_LIMIT
+        if not all(t.join(patience - time.monotonic()) for t in self._crew_awake):
+            log.warning("worker stuck in the disk", image=self._image.path)
+            return
         for r in self._rings:
-            r.close("kick", "call", "error")
-        for shared in self._shared.values():
-            shared.close()
+            r.close_all()
+        close_foreign([shared.fd for shared in self._shared.values()])
         self._shared = {}
         self._replace_inflight(None)
         if self._log_fd is not None:
-            os.close(self._log_fd)
+            close_foreign([self._log_fd])
             self._log_fd = None
 
-    async def _everywhere(self, answers: Iterable[Awaitable[int]]) -> None:
+    async def _everywhere(self, answers: Iterable[Awaitable[object]]) -> None:
         """Wait for all of `answers`, whatever becomes of one of them."""
         results = await asyncio.gather(*answers, return_exceptions=True)
         for result in results:

@@ -7,6 +7,7 @@ it no longer needs it.
 
 import asyncio
 import errno
+import functools
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ import structlog
 from blkd import ring
 from blkd.dataplane.failures import FailureLog
 from blkd.errors import DataPlaneError
+from blkd.fds import close_foreign
 from blkd.vhost_user.rings import GivenRing, HeldRing, VringSetup
 from blkd.virtio.device import MAX_QUEUE_SIZE
 
@@ -121,9 +123,10 @@ class WorkerThread:
         for future in self._waiting.values():
             future.cancel()
 
-    def join(self) -> None:
-        """Wait for the thread to have left."""
-        self._thread.join()
+    def join(self, limit: float) -> bool:
+        """Wait up to `limit` seconds for the thread to have left: whether it has."""
+        self._thread.join(max(0.0, limit))
+        return not self._thread.is_alive()
 
     def _run(self, name: str, cpu: int | None) -> None:
         try:
@@ -168,6 +171,9 @@ class LiveRing:
         self.number = number
         self.setup: VringSetup | None = None
         self.fds: dict[str, int] = {}
+        self._unused: list[int] = []  # once the worker has ended
+        self._replacing: dict[str, asyncio.Future[int]] = {}  # the latest answer of each kind
+        self._stopping: asyncio.Future[int] | None = None  # what `stop` waits for
         self._before: Mapping[str, int] = {}  # counters of the process that served it before
         thread.rings[number] = self
 
@@ -182,22 +188,35 @@ class LiveRing:
             "call": self._worker.set_call,
             "error": self._worker.set_error,
         }[kind]
+        if (before := self._replacing.get(kind)) is not None and not before.done():
+            await asyncio.wait([before])  # whoever asked for that has been cancelled
+        ticket = post(self.number, NO_FD if fd is None else fd)
         old = self.fds.pop(kind, None)
         if fd is not None:
             self.fds[kind] = fd
-        try:
-            await self.thread.answer(post(self.number, NO_FD if fd is None else fd))
-        finally:
-            if old is not None:
-                os.close(old)
+        answer = self._replacing[kind] = self.thread.answer(ticket)
+        if old is not None:
+            answer.add_done_callback(functools.partial(self._retire, old))
+        await asyncio.shield(answer)  # cancelled or not: the old one is in use until the answer
+
+    def _retire(self, fd: int, answer: asyncio.Future[int]) -> None:
+        """Close a descriptor that was replaced, unless the worker left without an answer."""
+        if answer.cancelled():
+            self._unused.append(fd)
+        else:
+            close_foreign([fd])
 
     async def start(self, where: Place, setup: VringSetup, record: Record) -> None:
         """Start at a place; what was made available before is looked at right away.
 
         What the record says to be in flight is carried out first.
         """
-        await self._start(where, setup, record)
-        self.setup = setup
+        self.setup = setup  # if this is cancelled, the worker starts it all the same
+        try:
+            await asyncio.shield(self._start(where, setup, record))
+        except DataPlaneError:
+            self.setup = None
+            raise
 
     def _start(
         self,
@@ -262,17 +281,25 @@ class LiveRing:
         return self.thread.answer(self._worker.enable(self.number, enabled))
 
     async def stop(self) -> int:
-        """Drain and stop: the next base.  The kick and call eventfds are closed."""
-        base = await self.thread.answer(self._worker.stop(self.number))
+        """Drain and stop: the next base.  The kick and call eventfds are closed.
+
+        One that is stopping already, for somebody who was cancelled, is waited for.
+        """
+        if self._stopping is None or self._stopping.done():
+            self._stopping = self.thread.answer(self._worker.stop(self.number))
+        base = await asyncio.shield(self._stopping)
         self.setup = None
         self.close("kick", "call")
         return base
 
     def close(self, *kinds: str) -> None:
         """Close descriptors that the worker does not use any more."""
-        for kind in kinds:
-            if (fd := self.fds.pop(kind, None)) is not None:
-                os.close(fd)
+        close_foreign([self.fds.pop(kind) for kind in kinds if kind in self.fds])
+
+    def close_all(self) -> None:
+        """Close every descriptor: the worker has ended."""
+        self.close("kick", "call", "error")
+        close_foreign(self._unused)
 
     def counters(self) -> dict[str, int]:
         """The counters, and how many requests are in flight."""

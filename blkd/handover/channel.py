@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from blkd.errors import HandoverError
-from blkd.fds import ancillary_bytes, close_all, passed, readable, writable
+from blkd.fds import ancillary_bytes, close_foreign, passed, readable, writable
 from blkd.handover import models
 from blkd.handover.descriptors import Incoming
 from blkd.handover.framing import BATCH, FILLER, Header, batched, frame, read
@@ -34,7 +34,7 @@ class HandoverChannel:
     def close(self) -> None:
         """Close every descriptor that came and was not taken."""
         for incoming in self._unclaimed:
-            close_all(incoming.take_rest())
+            close_foreign(incoming.take_rest())
 
     async def say(self, document: models.Document, fds: Sequence[int] = ()) -> None:
         """Send a document, then the descriptors.
@@ -57,7 +57,7 @@ class HandoverChannel:
         """The next document, of this kind, and its descriptors."""
         fds: list[int] = []
         with contextlib.ExitStack() as undo:
-            undo.callback(lambda: close_all(fds))
+            undo.callback(lambda: close_foreign(fds))
             try:
                 async with asyncio.timeout(limit) as self._hearing:
                     header = Header.decode(await self._read(Header.LAYOUT.size))
@@ -107,7 +107,7 @@ class HandoverChannel:
         )
         fds = list(passed(ancillary))
         if not data or flags & socket.MSG_CTRUNC:
-            close_all(fds)
+            close_foreign(fds)
             raise HandoverError("descriptors were lost on the way, or are more than we can hold")
         return fds
 

@@ -3,11 +3,11 @@
 
 import asyncio
 import contextlib
-import os
 import socket
 from typing import Self
 
 from blkd.errors import ProtocolError, RequestRefused
+from blkd.fds import close_foreign
 from blkd.vhost_user.channel import receive
 from blkd.vhost_user.gate import Gate
 from blkd.vhost_user.wire import NEED_REPLY, U64, VERSION, BackendRequest, Header
@@ -35,10 +35,10 @@ class BackChannel:
         try:
             sock = socket.socket(fileno=fd)
         except OSError as error:
-            os.close(fd)
+            close_foreign([fd])
             raise RequestRefused(f"the back-end channel is no socket: {error.strerror}") from error
         if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
-            sock.close()
+            close_foreign([sock.detach()])
             raise RequestRefused("the back-end channel is no UNIX stream socket")
         return cls(sock, overdue)
 
@@ -60,7 +60,7 @@ class BackChannel:
         finally:
             self._waiting = False
             if self._closing:
-                self.sock.close()
+                close_foreign([self.sock.detach()])
 
     def close(self) -> None:
         """End the channel; a request under way fails."""
@@ -69,8 +69,8 @@ class BackChannel:
             # The event loop still watches the descriptor: it must outlive that.
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RDWR)
-        else:
-            self.sock.close()
+        elif self.sock.fileno() >= 0:
+            close_foreign([self.sock.detach()])
 
     def _send(self, header: Header) -> None:
         message = header.encode()

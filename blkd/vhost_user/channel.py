@@ -9,10 +9,13 @@ from types import TracebackType
 from typing import Self
 
 from blkd.errors import ProtocolError
-from blkd.fds import ancillary_bytes, close_all, passed, readable, writable
+from blkd.fds import ancillary_bytes, close_foreign, passed, readable, writable
 from blkd.vhost_user.wire import MAX_FDS, Header
 
-ANCILLARY_BYTES = ancillary_bytes(MAX_FDS)
+SENT_AT_ONCE = 253  # SCM_MAX_FD of the kernel
+ANCILLARY_BYTES = ancillary_bytes(SENT_AT_ONCE)
+"""More than any message may have: what does not fit would be closed by the kernel in our name, and
+on this thread."""
 
 
 class Fds:
@@ -56,8 +59,8 @@ class Fds:
         return self.take_one() if self._fds else None
 
     def close(self) -> None:
-        """Close what nobody took."""
-        close_all(self.take())
+        """Close what nobody took; never blocks and never raises."""
+        close_foreign(self.take())
 
 
 async def receive(sock: socket.socket, longest: int) -> tuple[Header, bytes, Fds] | None:
@@ -116,7 +119,7 @@ async def read_some(sock: socket.socket, size: int) -> tuple[bytes, Fds]:
     fds = Fds(passed(ancillary))
     if flags & socket.MSG_CTRUNC:
         fds.close()
-        raise ProtocolError(f"more than {MAX_FDS} descriptors at once, or more than we can hold")
+        raise ProtocolError("more descriptors at once than we can hold")
     return piece, fds
 
 

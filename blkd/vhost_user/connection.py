@@ -11,6 +11,7 @@ from typing import Final, cast
 import structlog
 
 from blkd.errors import BlkdError, HandoverError, ProtocolError, RequestRefused
+from blkd.fds import close_connection
 from blkd.handover import models
 from blkd.handover.descriptors import Incoming, Outgoing
 from blkd.vhost_user.backchannel import BackChannel
@@ -119,25 +120,23 @@ class Connection:
     async def serve(self) -> None:
         """Serve the front end until it closes, or `close` is called.
 
-        However this ends, the rings are reset and every descriptor is closed.  Raises
-        ProtocolError if the front end broke the protocol, DataPlaneError if the host failed.
+        However this ends, the rings are reset and every descriptor is closed, or left to be
+        closed by another thread.  Raises ProtocolError if the front end broke the protocol,
+        DataPlaneError or OSError if the host failed.
         """
-        failure: BlkdError | None = None
-        try:
+        failure: Exception | None = None
+        async with contextlib.AsyncExitStack() as ending:  # each step, whatever becomes of others
+            ending.callback(close_connection, self._sock)
+            ending.callback(self._close_back_channel)
+            ending.push_async_callback(self._rings.reset)
             async with asyncio.TaskGroup() as tasks:
                 telling = tasks.create_task(self._tell())
                 try:
                     await self._converse()
-                except BlkdError as error:
+                except (BlkdError, OSError) as error:  # alone, and not in a group of one
                     failure = error
                 self._leaving = True
                 telling.cancel()
-        finally:
-            try:
-                await self._rings.reset()
-            finally:
-                self._close_back_channel()
-                self._sock.close()
         if failure and not (self._closing and isinstance(failure, ProtocolError)):
             raise failure
 
@@ -385,7 +384,7 @@ class Connection:
             )
         except TimeoutError:
             log.warning("configuration change not acknowledged", seconds=ACK_LIMIT)
-        except ProtocolError as error:
+        except (ProtocolError, OSError) as error:
             log.warning("back-end channel lost", reason=str(error))
             if self._back is back:
                 self._close_back_channel()

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import errno
 import gc
 import os
 import socket
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blkd.errors import BlkdError, DrainTimeout, ProtocolError, RequestRefused
+from blkd.errors import BlkdError, DataPlaneError, DrainTimeout, ProtocolError, RequestRefused
 from blkd.vhost_user.requests import MAX_PAYLOAD
 from tests.frontend import (
     HEADER,
@@ -20,7 +21,7 @@ from tests.frontend import (
     Request,
     Vring,
 )
-from tests.served import Served, open_fds
+from tests.served import Served, open_fds, wait_for_fds
 
 
 @pytest.fixture
@@ -113,6 +114,25 @@ def test_what_the_session_holds_can_be_seen(served):
 # How it ends
 
 
+def test_an_error_of_the_host_comes_alone_and_the_rings_are_reset(served):
+    served.rings.failures["set_kick"] = OSError(errno.ENOSPC, "No space left on device")
+    served.front_end.negotiate()
+    served.front_end.send(Request.SET_VRING_KICK, bytes(8), [os.eventfd(0)])
+    assert served.front_end.wait_closed()
+    with pytest.raises(OSError, match="No space left"):
+        raise served.end()
+    assert served.rings.names()[-1] == "reset"
+
+
+def test_a_reset_that_fails_leaves_no_connection_behind(served):
+    served.rings.failures["reset"] = DataPlaneError("odd")
+    served.front_end.negotiate()
+    served.front_end.sock.shutdown(socket.SHUT_WR)
+    assert served.front_end.wait_closed()
+    with pytest.raises(DataPlaneError):
+        raise served.end()
+
+
 def test_a_front_end_that_closes_ends_the_connection_quietly(served):
     served.front_end.negotiate()
     assert served.end() is None
@@ -198,8 +218,8 @@ def send_raw(front_end, data, fds=()):
         pytest.param(HEADER.pack(1, 1, 0), 1, "1 descriptors, not 0", id="descriptor-unwanted"),
         pytest.param(HEADER.pack(12, 1, 8) + bytes(8), 0, "0 descriptors", id="no-descriptor"),
         pytest.param(HEADER.pack(12, 1, 8) + bytes(8), 8, "8 descriptors", id="8-descriptors"),
-        pytest.param(HEADER.pack(1, 1, 0), 9, "more than 8", id="9-descriptors"),
-        pytest.param(HEADER.pack(1, 1, 0), 250, "more than 8", id="250-descriptors"),
+        pytest.param(HEADER.pack(1, 1, 0), 9, "9 descriptors", id="9-descriptors"),
+        pytest.param(HEADER.pack(1, 1, 0), 250, "250 descriptors", id="250-descriptors"),
         pytest.param(
             HEADER.pack(12, 1, 8) + struct.pack("=Q", NO_FD), 0, "polling", id="kick-without-fd"
         ),
@@ -254,7 +274,7 @@ def test_no_descriptor_is_leaked_by_refusals_and_failures():
             front_end.ack(Request.SET_BACKEND_REQ_FD, b"", [regions[0].fd])
             front_end.ack(Request.ADD_MEM_REG, bytes(8) + regions[0].pack(), [regions[0].fd])
             assert failure in served.rings.names()
-    assert open_fds() == before
+    assert wait_for_fds(before)
 
 
 messages = st.tuples(
@@ -283,7 +303,7 @@ def test_arbitrary_messages_raise_only_our_own_errors_and_leak_nothing(said):
         error = served.end()
         assert error is None or isinstance(error, BlkdError)
         assert served.rings.names()[-1] == "reset"
-    assert open_fds() == before
+    assert wait_for_fds(before)
 
 
 def test_protocol_features_are_those_that_were_asked_for(served):

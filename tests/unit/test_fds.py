@@ -4,12 +4,16 @@
 import array
 import asyncio
 import contextlib
+import errno
 import os
 import socket
+import threading
+import time
 
 import pytest
 
-from blkd.fds import ancillary_bytes, close_all, passed, readable, writable
+from blkd.fds import ancillary_bytes, close_foreign, passed, readable, wait_closed, writable
+from tests.fuse import FLUSH, Fuse
 
 
 @pytest.fixture
@@ -54,14 +58,14 @@ async def test_a_wait_that_is_given_up_leaves_no_watch(pair):
     assert not asyncio.get_running_loop().remove_reader(ours)
 
 
-def test_descriptors_are_found_and_closed(pair):
+async def test_descriptors_are_found_and_closed(pair):
     ours, theirs = pair
     socket.send_fds(theirs, [b"x"], [0, 1])
     _, ancillary, flags, _ = ours.recvmsg(1, ancillary_bytes(2), socket.MSG_CMSG_CLOEXEC)
     found = list(passed(ancillary))
     assert len(found) == 2
     assert not flags & socket.MSG_CTRUNC
-    close_all(found)
+    await wait_closed(found)
     for fd in found:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)
@@ -76,3 +80,52 @@ def test_other_ancillary_data_and_half_a_descriptor_are_none():
         ]
     )
     assert list(found) == [5]
+
+
+class Kept:
+    """Tells on which thread it goes."""
+
+    def __init__(self, gone):
+        self._gone = gone
+
+    def __del__(self):
+        self._gone.append(threading.current_thread())
+
+
+async def test_what_is_kept_goes_on_another_thread_and_is_waited_for():
+    gone = []
+    fd = os.memfd_create("memory")
+    await wait_closed([fd], [Kept(gone)])
+    assert gone
+    assert gone[0] is not threading.main_thread()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+@pytest.mark.parametrize("make", [lambda: os.memfd_create("x"), lambda: os.eventfd(0)])
+def test_what_cannot_block_is_closed_at_once(make):
+    close_foreign([fd := make()])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+async def test_a_close_that_fails_is_no_error(tmp_path):
+    with Fuse(tmp_path / "fuse", 4096) as fuse:
+        fuse.errors[FLUSH] = errno.EIO
+        fd = os.open(fuse.file, os.O_RDWR)
+        await wait_closed([fd])
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+async def test_a_close_that_never_ends_holds_up_neither_the_caller_nor_others(tmp_path):
+    with Fuse(tmp_path / "fuse", 4096) as fuse:
+        fuse.silent.add(FLUSH)
+        began = time.monotonic()
+        await wait_closed([os.open(fuse.file, os.O_RDWR)], limit=0.1)
+        assert FLUSH in fuse.seen
+        reader, writer = os.pipe()
+        await wait_closed([writer])
+        assert time.monotonic() - began < 1
+        assert os.read(reader, 1) == b""
+        os.close(reader)

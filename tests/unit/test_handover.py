@@ -18,7 +18,7 @@ from blkd.errors import DrainTimeout, HandoverError, ImageError
 from blkd.handover import exchange, framing, models
 from blkd.handover.channel import HandoverChannel
 from blkd.handover.descriptors import Incoming, Outgoing
-from tests.served import open_fds
+from tests.served import open_fds, wait_for_fds
 
 HELLO = models.Hello(formats=(1,), version="2", pid=7)
 OFFER = models.Offer(
@@ -381,7 +381,7 @@ async def test_what_comes_broken_is_refused_and_leaves_no_descriptor(pair, data,
     theirs.shutdown(socket.SHUT_WR)
     with pytest.raises(HandoverError, match=reason):
         await channel.hear(models.Go, 5)
-    assert open_fds() == before
+    assert wait_for_fds(before)
 
 
 async def test_descriptors_that_nobody_takes_are_closed(pair):
@@ -392,7 +392,7 @@ async def test_descriptors_that_nobody_takes_are_closed(pair):
     _, fds = await channel.hear(models.Go, 5)
     os.close(fds.take(0))
     channel.close()
-    assert open_fds() == before
+    assert wait_for_fds(before)
 
 
 async def test_silence_is_not_waited_for_any_longer(pair):

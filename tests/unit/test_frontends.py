@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+import asyncio
+import errno
+
+import pytest
+
+from blkd import listener
+from blkd.errors import DataPlaneError
+from blkd.frontends import FrontEnds
+from tests.doubles import RecordingRings, ToyDevice
+from tests.frontend import FrontEnd, Request
+
+LIMIT = 10.0  # seconds for what takes milliseconds
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [OSError(errno.ENOSPC, "no space"), DataPlaneError("odd"), KeyError("an error of ours")],
+    ids=lambda failure: type(failure).__name__,
+)
+@pytest.mark.parametrize("where", ["set_call", "reset"])
+async def test_whatever_fails_for_one_front_end_the_next_is_served(tmp_path, failure, where):
+    path = tmp_path / "disk.sock"
+    rings = RecordingRings()
+    with listener.listen(str(path), 0o600) as sock:
+        front_ends = FrontEnds("disk", sock, ToyDevice(), rings)
+        serving = asyncio.create_task(front_ends.serve())
+        rings.failures[where] = failure
+        await asyncio.wait_for(asyncio.to_thread(meet, path), LIMIT)
+        rings.failures.clear()
+        await asyncio.wait_for(asyncio.to_thread(converse, path), LIMIT)
+        serving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+
+
+def meet(path):
+    """Ask for what fails, and be dropped."""
+    with FrontEnd.connect(path) as front_end:
+        front_end.send(Request.SET_VRING_CALL, (0x100).to_bytes(8, "little"))
+        front_end.send(99)
+        assert front_end.wait_closed()
+
+
+def converse(path):
+    with FrontEnd.connect(path) as front_end:
+        front_end.negotiate()
+        front_end.start_ring()

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
+import structlog
+
+from blkd.log import MOST, Limiter
 
 PROGRAM = """
 import structlog
@@ -55,3 +60,54 @@ def test_a_reader_that_went_away_does_not_end_the_program():
     os.close(reader)
     run(stderr=writer)
     os.close(writer)
+
+
+def held_back(limiter, event, times):
+    """How many of `times` such events get through."""
+    passed = 0
+    for n in range(times):
+        with contextlib.suppress(structlog.DropEvent):
+            limiter(None, "warning", {"event": event, "n": n})
+            passed += 1
+    return passed
+
+
+def test_what_comes_too_often_is_held_back_but_for_the_last():
+    woken = []
+    limiter = Limiter(lambda: woken.append(True))
+    assert held_back(limiter, "front end dropped", 264) == MOST
+    assert held_back(limiter, "stopping", 1) == 1
+    assert len(woken) == 1
+    assert limiter.take() == []
+    assert limiter.next_end() > time.monotonic()
+    (last,) = limiter.take(end=True)
+    assert last == {"event": "front end dropped", "n": 263, "suppressed": 264 - MOST - 1}
+    assert limiter.next_end() is None
+
+
+def test_debugging_is_never_held_back():
+    limiter = Limiter(lambda: None)
+    for n in range(10 * MOST):
+        assert limiter(None, "debug", {"event": "request", "n": n})["n"] == n
+
+
+FLOOD = """
+import structlog
+from blkd import log
+log.configure()
+for n in range(300):
+    structlog.get_logger().warning("front end dropped", n=n, path="\\udcff")
+structlog.get_logger().info("stopping")
+"""
+
+
+def test_a_flood_ends_with_its_last_event_and_the_number_of_the_others():
+    done = subprocess.run(
+        [sys.executable, "-c", FLOOD], stderr=subprocess.PIPE, check=True, timeout=30
+    )
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    dropped = [event for event in events if event["event"] == "front end dropped"]
+    assert [event["n"] for event in dropped] == [*range(MOST), 299]
+    assert dropped[-1]["suppressed"] == 300 - MOST - 1
+    assert dropped[-1]["path"] == "\\udcff"
+    assert "stopping" in [event["event"] for event in events]

@@ -21,4 +21,7 @@ def main() -> None:
     # All else is imported only now, so that no signal comes too early.
     from blkd.cli.backend import run  # noqa: PLC0415
 
-    run()
+    try:
+        run()
+    except SystemExit as stop:  # a thread may be stuck in a disk, and Python would wait for it
+        signals.leave_as(stop)

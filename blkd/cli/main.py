@@ -9,7 +9,8 @@ from blkd.cli import lean, signals
 
 def main() -> None:
     """Run `blkd` with the arguments of this process."""
-    if sys.argv[1:2] in (["serve"], ["upgrade"]):
+    serves = sys.argv[1:2] in (["serve"], ["upgrade"])
+    if serves:
         signals.hold()
         lean.import_structlog()
     else:  # what is half done is undone
@@ -17,4 +18,9 @@ def main() -> None:
     # All else is imported only now, so that no signal comes too early.
     from blkd.cli.group import blkd  # noqa: PLC0415
 
-    blkd()
+    try:
+        blkd()
+    except SystemExit as stop:
+        if serves:  # a thread may be stuck in a disk, and Python would wait for it
+            signals.leave_as(stop)
+        raise

@@ -14,6 +14,7 @@ import structlog
 
 from blkd import listener, systemd
 from blkd import log as log_events
+from blkd.blocking import ask
 from blkd.cli import signals
 from blkd.config import ExportConfig
 from blkd.errors import BlkdError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 DRAIN_LIMIT = 4.0  # seconds for the requests in flight when the process is to end
 KILL_LIMIT = 0.5  # seconds for the rest after that
+ANNOUNCE_LIMIT = 1.0  # seconds until whoever started it is expected to have read so
 
 Announce = Callable[[ExportState], None]
 Opening = Callable[
@@ -132,7 +134,8 @@ class _Host:
             self._ready.set()
             state = self._export.show()
             systemd.ready(f"serving {state.image}")
-            self._announce(state)
+            with contextlib.suppress(TimeoutError):  # nobody reads standard output: it goes on
+                await ask(functools.partial(self._announce, state), ANNOUNCE_LIMIT)
             await self._export.serve()
 
     async def _hand_over(self, gift: "Gift", sock: socket.socket) -> None:

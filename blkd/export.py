@@ -253,7 +253,7 @@ class Export:
         """
         async with self._resizing:
             present = self._device.capacity * SECTOR_BYTES
-            self._image.refresh()
+            await self._image.refresh()
             if (found := self._image.limits.size) < present:
                 log.error("image shrank under its disk", image=self._image.path, size=found)
                 return ResizeResult(present, present, "not-connected")
@@ -295,9 +295,10 @@ class Export:
 
     async def _look_at_size(self) -> None:
         try:
+            size = await self._image.measure()  # before all else waits for it
             async with self._resizing:  # one under way takes the size that it makes
-                changed = self._image.refresh()
-                changed |= self._image.limits.size > self._device.capacity * SECTOR_BYTES
+                known = self._image.limits.size
+                changed = size != known or known > self._device.capacity * SECTOR_BYTES
             if changed:
                 await self.refresh_size()
         except (OSError, ImageError) as error:

@@ -77,12 +77,15 @@ class Fuse:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Whoever still waits for an answer gets an error instead.
-        _libc.umount2(bytes(self.place), MNT_FORCE)
+        self.abort()
         _libc.umount2(bytes(self.place), MNT_DETACH)
         self._ended = True
         self._thread.join(10)
         os.close(self._device)
+
+    def abort(self) -> None:
+        """Be gone: whoever still waits for an answer gets an error instead."""
+        _libc.umount2(bytes(self.place), MNT_FORCE)
 
     def stop_reading(self) -> None:
         """Be like a server that was stopped: requests stay in the kernel, and can be killed."""

@@ -112,8 +112,11 @@ class Image(Protocol):
         written may be lost.
         """
 
-    def refresh(self) -> bool:
-        """Ask the kernel for the size again; whether `limits` changed."""
+    async def measure(self) -> int:
+        """The size now, in whole blocks.  Raises ImageError where it is not told in time."""
+
+    async def refresh(self) -> bool:
+        """Ask for the size again: whether `limits` changed.  Raises ImageError as `measure`."""
 
     async def resize(self, size: int) -> None:
         """Make the image `size` bytes long.  Raises ImageError where that cannot be.

@@ -94,9 +94,13 @@ class FaultyImage:
         """As the image does."""
         await self._inner.hand_over()
 
-    def refresh(self) -> bool:
+    async def measure(self) -> int:
         """As the image does."""
-        return self._inner.refresh()
+        return await self._inner.measure()
+
+    async def refresh(self) -> bool:
+        """As the image does."""
+        return await self._inner.refresh()
 
     async def resize(self, size: int) -> None:
         """As the image does."""

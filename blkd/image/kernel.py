@@ -105,11 +105,14 @@ class _Statx(ctypes.Structure):
     """struct statx up to the fields asked for; the kernel writes all 256 bytes."""
 
     SIZE: Final = 256
+    TYPE: Final = 0x1
     MNT_ID: Final = 0x1000
     DIOALIGN: Final = 0x2000
     _fields_ = (
         ("mask", ctypes.c_uint32),
-        ("before_mnt_id", ctypes.c_uint8 * 140),
+        ("before_mode", ctypes.c_uint8 * 24),
+        ("mode", ctypes.c_uint16),
+        ("before_mnt_id", ctypes.c_uint8 * 114),
         ("mnt_id", ctypes.c_uint64),
         ("dio_mem_align", ctypes.c_uint32),
         ("dio_offset_align", ctypes.c_uint32),
@@ -118,20 +121,24 @@ class _Statx(ctypes.Structure):
 
 
 _AT_EMPTY_PATH: Final = 0x1000
+_AT_STATX_DONT_SYNC: Final = 0x4000
 
 
-def _statx(fd: int, mask: int) -> _Statx:
+def _statx(fd: int, mask: int, flags: int = 0) -> _Statx:
     answer = _Statx()
-    if _libc.statx(fd, b"", _AT_EMPTY_PATH, mask, ctypes.byref(answer)) != 0:
+    if _libc.statx(fd, b"", _AT_EMPTY_PATH | flags, mask, ctypes.byref(answer)) != 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
     return answer
 
 
 def filesystem(fd: int) -> str:
-    """The type of the file system that holds `fd`, as mountinfo names it."""
+    """The type of the file system that holds `fd`, as mountinfo names it.
+
+    Asks no server, where the mount is in a list: statfs(2) does.
+    """
     # By mount and not by device number: that of a btrfs file is in no list of mounts.
-    mount = str(_statx(fd, _Statx.MNT_ID).mnt_id)
+    mount = str(_statx(fd, _Statx.MNT_ID, _AT_STATX_DONT_SYNC).mnt_id)
     named = (m.filesystem for m in _mounts() if m.mount_id == mount)
     return next(named, None) or FILESYSTEMS.get(_filesystem_magic(fd), "unknown")
 
@@ -247,6 +254,11 @@ def _mounts() -> Iterator[_Mount]:
     for mount, _, filesystem in (line.partition(" - ") for line in lines):
         mount_id, _, device, _, place, *_ = mount.split(" ")
         yield _Mount(mount_id, device, place, filesystem.split(" ", 1)[0])
+
+
+def is_block_device(fd: int) -> bool:
+    """Whether `fd` is one; asks no server."""
+    return stat.S_ISBLK(_statx(fd, _Statx.TYPE, _AT_STATX_DONT_SYNC).mode)
 
 
 def is_read_only(fd: int) -> bool:

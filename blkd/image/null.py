@@ -63,7 +63,11 @@ class NullImage:
     async def hand_over(self) -> None:
         """There is nothing to be written to by two."""
 
-    def refresh(self) -> bool:
+    async def measure(self) -> int:
+        """What it is said to have."""
+        return self.limits.size
+
+    async def refresh(self) -> bool:
         """Nobody else changes its size."""
         return False
 

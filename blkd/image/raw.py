@@ -20,6 +20,7 @@ from blkd.errors import ImageBusy, ImageError, SyncFailed
 from blkd.image import kernel, lock
 from blkd.image.base import Fault, Limits
 from blkd.image.engine import Engine, EngineChoice, choose
+from blkd.image.measure import Measure
 from blkd.image.syncing import SyncFiles, close_quietly
 
 log = structlog.get_logger()
@@ -69,6 +70,7 @@ class RawImage:
         held: bool,
     ) -> None:
         self.path = path
+        self._measure = Measure(path)
         self.fd = fd
         self._syncs = syncs
         self.identity = identity
@@ -123,7 +125,7 @@ class RawImage:
         if self.held:
             return
         await _patiently(lambda: asyncio.to_thread(self._reopen, held=True), HANDOVER_LIMIT)
-        self.refresh()
+        await self.refresh()
         log.info("image locked", path=self.path, size=self.limits.size)
 
     async def hand_over(self) -> None:
@@ -214,13 +216,17 @@ class RawImage:
             held=held,
         )
 
-    def refresh(self) -> bool:
-        """Ask the kernel for the size again; whether `limits` changed.
+    async def measure(self) -> int:
+        """The size now.  Raises ImageError where its file system does not tell it in time.
 
         A size that came about elsewhere need not be whole blocks: a part of one is not served.
         """
         block = self.limits.logical_block_size
-        size = kernel.size(self.fd) // block * block
+        return await self._measure.size(self.fd) // block * block
+
+    async def refresh(self) -> bool:
+        """Ask for the size again: whether `limits` changed.  Raises ImageError as `measure`."""
+        size = await self.measure()
         changed = size != self.limits.size
         self.limits = dataclasses.replace(self.limits, size=size)
         return changed
@@ -249,7 +255,7 @@ class RawImage:
                 f"{self.path}: cannot be made {size} bytes long: {error.strerror}"
             ) from error
         await self._sync()
-        self.refresh()
+        await self.refresh()
 
     def close(self) -> None:
         """Give up the descriptor and with it the lock; may be called twice."""

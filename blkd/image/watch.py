@@ -2,7 +2,6 @@
 """When an image may have got another size: told by the kernel, or by the clock where it cannot."""
 
 import asyncio
-import contextlib
 import os
 import re
 from collections.abc import AsyncGenerator
@@ -71,13 +70,20 @@ async def looks(image: Image, period: float) -> AsyncGenerator[None, None]:
     the process while the image rests, unless the kernel cannot tell: then it is every `period`.
     """
     loop = asyncio.get_running_loop()
-    with contextlib.closing(_watch(image, period)) as watch:
+    watch = _watch(image, period)
+    try:
         while True:
             next_one = loop.time() + period
             yield
-            await watch.wait()
+            try:
+                await watch.wait()
+            except OSError as error:
+                watch.close()
+                watch = _clock(image, period, error.strerror)
             await asyncio.sleep(next_one - loop.time())
             watch.arm()  # before the look: no change falls between the two
+    finally:
+        watch.close()
 
 
 def _watch(image: Image, period: float) -> Watch:
@@ -92,6 +98,10 @@ def _watch(image: Image, period: float) -> Watch:
             return Modification(image.fd)
     except OSError as error:
         reason = error.strerror
+    return _clock(image, period, reason)
+
+
+def _clock(image: Image, period: float, reason: str | None) -> Watch:
     log.info("size looked at by the clock", image=image.path, period=period, reason=reason)
     return AnyMoment()
 

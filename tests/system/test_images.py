@@ -92,7 +92,7 @@ async def test_a_grown_block_device_is_noticed_and_not_resized_from_here(backing
     async with opened(device) as image:
         os.truncate(backing, DISK_BYTES + MIB)
         run("losetup", "--set-capacity", device)
-        assert image.refresh()
+        assert await image.refresh()
         assert image.limits.size == DISK_BYTES + MIB
         with pytest.raises(ImageError, match="block device"):
             await image.resize(DISK_BYTES)

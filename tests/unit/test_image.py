@@ -310,12 +310,12 @@ async def test_a_resize_beyond_what_the_kernel_allows_is_refused(disk):
 
 async def test_refresh_sees_what_others_did_to_the_size(disk):
     async with opened(disk) as image:
-        assert not image.refresh()
+        assert not await image.refresh()
         os.truncate(disk, 3 * MIB + 100)
-        assert image.refresh()
+        assert await image.refresh()
         assert image.limits.size == 3 * MIB
         os.truncate(disk, 0)
-        assert image.refresh()
+        assert await image.refresh()
         assert image.limits.size == 0
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -232,3 +233,23 @@ def test_the_clock_takes_over_where_the_user_has_no_watch_left(tmp_path, pytestc
     command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", LIMITED]
     arguments = [image(tmp_path / "a.img"), limit, when]
     subprocess.run([*command, *arguments], check=True, timeout=30, cwd=pytestconfig.rootpath)
+
+
+async def test_a_kernel_that_stops_telling_is_replaced_by_the_clock(tmp_path):
+    with opened(image(tmp_path / "a.img"), os.O_RDONLY) as file:
+        async with contextlib.aclosing(watch.looks(file, PERIOD)) as looks:
+            await anext(looks)
+            broken = os.open(tmp_path, os.O_RDONLY)  # cannot be waited for, nor read
+            os.dup2(broken, inotify_fd())
+            os.close(broken)
+            for _ in range(2):
+                await asyncio.wait_for(anext(looks), LIMIT)
+
+
+def inotify_fd():
+    """The descriptor that this process has of inotify."""
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # of the listing itself
+            if "inotify" in str(entry.readlink()):
+                return int(entry.name)
+    raise AssertionError("there is none")

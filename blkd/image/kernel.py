@@ -171,6 +171,15 @@ def _filesystem_magic(fd: int) -> int:
     return magic
 
 
+def device_of_mount(mount_id: str) -> tuple[int, int] | None:
+    """The device number of the file system mounted as `mount_id`; None if it is not seen here."""
+    found = next((m.device for m in _mounts() if m.mount_id == mount_id), None)
+    if found is None:
+        return None
+    major, _, minor = found.partition(":")
+    return int(major), int(minor)
+
+
 def device_name(number: int) -> str:
     """What the kernel calls the block device `number`: sda1, dm-0."""
     return Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve().name

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntFlag
@@ -20,11 +21,17 @@ from pathlib import Path
 from typing import Final
 
 from blkd.errors import ImageBusy, ImageError
+from blkd.image import kernel
 
 USED_BYTES: Final = 100
 """File offset of the bytes that say which permissions are in use (RAW_LOCK_PERM_BASE)."""
 UNSHARED_BYTES: Final = 200
 """File offset of the bytes that say which are denied to others (RAW_LOCK_SHARED_BASE)."""
+
+SCAN_LIMIT: Final = 1.0  # seconds to look for who holds a lock
+SCAN_PERIOD: Final = 0.2  # seconds for which it is not looked for again
+PIECE_BYTES: Final = 1 << 16  # read at once: more than most files of /proc have
+LOCKED_FILE: Final = -3  # which word of a lock line of fdinfo is the file; the range follows
 
 FLOCK: Final = struct.Struct("@hhqqi4x")
 """struct flock where off_t has 64 bits: type, whence, start, len, pid."""
@@ -102,7 +109,7 @@ def acquire(fd: int, path: str, claim: Claim) -> None:
             ) from error
         free = False
     if not free:
-        raise busy(path, holders(os.fstat(fd), ours=fd))
+        raise busy(path, _holders_again(fd))
 
 
 def release(fd: int, path: str) -> None:
@@ -138,16 +145,88 @@ def busy(path: str, users: Iterable[object]) -> ImageBusy:
     return error
 
 
-def holders(file: os.stat_result, *, ours: int | None = None) -> list[Holder]:
-    """Who has locks on `file`, as far as /proc lets us look; our own descriptor left out."""
-    own = Path(f"/proc/{os.getpid()}/fd/{ours}")
-    found = []
+def holders(fd: int) -> list[Holder]:
+    """Who has locks on the file open as `fd`, but for `fd` itself, as far as /proc lets us look.
+
+    Nothing but /proc is asked: among all descriptors of all processes there may be some of a
+    file system that hangs.  So is it told in SCAN_LIMIT seconds, or as much as was seen by then.
+    """
+    name = _name_in_locks(fd)
+    return [] if name is None else _scan(name, ours=fd)
+
+
+def holders_at(path: str) -> list[Holder]:
+    """The same of the file at `path`, which is not opened for that."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        return holders(fd)
+    finally:
+        os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    """Who was seen to hold a file, and when."""
+
+    name: bytes | None
+    began: float
+    found: list[Holder]
+
+
+_last_scan = _Scan(None, 0.0, [])
+
+
+def _holders_again(fd: int) -> list[Holder]:
+    """`holders` for who waits for a lock and asks again and again: as of a moment ago will do."""
+    global _last_scan  # noqa: PLW0603
+    name, now = _name_in_locks(fd), time.monotonic()
+    if _last_scan.name != name or now - _last_scan.began > SCAN_PERIOD:
+        _last_scan = _Scan(name, now, [] if name is None else _scan(name, ours=fd))
+    return _last_scan.found
+
+
+def _scan(name: bytes, *, ours: int) -> list[Holder]:
+    """The processes with a lock on `name`, as their fdinfo tells; that of `ours` left out."""
+    own, deadline = f"/proc/{os.getpid()}/fdinfo/{ours}", time.monotonic() + SCAN_LIMIT
+    found: list[Holder] = []
+    called = b" %s " % name
+    with contextlib.suppress(OSError):
+        # All locks there are, though not whose: mostly there is none but ours.
+        if _read("/proc/locks").count(called) <= _read(own).count(called):
+            return found
     for process in Path("/proc").glob("[0-9]*"):
-        if any(_holds(entry, file) for entry in _descriptors(process) if entry != own):
+        if time.monotonic() > deadline:
+            break
+        if any(_has_lock(entry, name, own) for entry in _descriptors(process)):
             with contextlib.suppress(OSError):
                 command = (process / "comm").read_text("utf-8", "replace").strip()
                 found.append(Holder(int(process.name), command))
     return found
+
+
+def _name_in_locks(fd: int) -> bytes | None:
+    """How lock lines call the file open as `fd`: device and inode, `00:1a:12345`.
+
+    The device is the file system's, which on btrfs is not the one that stat tells.  None if that
+    is not seen here.
+    """
+    try:
+        info = _read(f"/proc/self/fdinfo/{fd}")
+    except OSError:
+        return None
+    lines = [line.split() for line in info.splitlines()]
+    for words in lines:
+        if words[0] == b"lock:":
+            return words[LOCKED_FILE]
+    known = {words[0]: words[1] for words in lines if len(words) > 1}
+    device = kernel.device_of_mount(known.get(b"mnt_id:", b"").decode())
+    if device is None or b"ino:" not in known:
+        return None
+    major, minor = device
+    return b"%02x:%02x:%s" % (major, minor, known[b"ino:"])
 
 
 def _bytes(base: int, permissions: Permission) -> list[int]:
@@ -164,19 +243,33 @@ def _is_opposed(fd: int, at: int) -> bool:
     return bool(FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
 
-def _descriptors(process: Path) -> Iterator[Path]:
-    """The entries of a process's fd directory; none where it ended or is another user's."""
+def _descriptors(process: Path) -> Iterator[os.DirEntry[str]]:
+    """The entries of a process's fdinfo; none where it ended or is another user's."""
     try:
-        yield from (process / "fd").iterdir()
+        with os.scandir(process / "fdinfo") as entries:
+            yield from entries
     except OSError:
         return
 
 
-def _holds(entry: Path, file: os.stat_result) -> bool:
-    """Whether the descriptor behind a /proc/PID/fd entry is of `file` and carries a lock."""
+def _has_lock(entry: os.DirEntry[str], name: bytes, own: str) -> bool:
+    """Whether an fdinfo, unless it is `own`, tells of a lock on the file called `name`."""
+    if entry.path == own:
+        return False
     try:
-        return os.path.samestat(entry.stat(), file) and "\nlock:" in (
-            entry.parent.parent / "fdinfo" / entry.name
-        ).read_text("ascii", "replace")
+        info = _read(entry.path)
     except OSError:
         return False
+    return b"lock:" in info and b" %s " % name in info
+
+
+def _read(path: str) -> bytes:
+    """What a file of /proc has; with as few calls as can be, for there are thousands of them."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        content = b""
+        while piece := os.read(fd, PIECE_BYTES):
+            content += piece
+        return content
+    finally:
+        os.close(fd)

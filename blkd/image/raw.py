@@ -374,7 +374,7 @@ def open_file(
         fd = os.open(at or path, access | exclusive | direct_flag | os.O_CLOEXEC)
     except OSError as error:
         if error.errno == errno.EBUSY:
-            users = [*lock.holders(status), *kernel.users_of_device(status.st_rdev)]
+            users = [*lock.holders_at(at or path), *kernel.users_of_device(status.st_rdev)]
             raise lock.busy(path, users) from error
         raise _refusal(path, error, read_only=read_only, direct=direct) from error
     if is_block_device and not read_only and kernel.is_read_only(fd):

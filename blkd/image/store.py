@@ -147,7 +147,7 @@ def look_at(path: str) -> ImageInfo:
             memory_alignment=facts.memory_alignment,
             direct=direct,
             foreign_format=kernel.foreign_format(fd),
-            locked_by=lock.holders(status),
+            locked_by=lock.holders(fd),
         )
     finally:
         os.close(fd)

@@ -558,7 +558,14 @@ def _as_0_1(config: ExportConfig) -> ExportConfig:
 def _directory() -> str:
     """Where relative paths begin.  Raises HandoverError if nobody could go there any more."""
     try:
-        return os.getcwd()  # noqa: PTH109 - as text
+        directory = os.getcwd()  # noqa: PTH109 - as text
+        directory.encode()
+        return directory  # noqa: TRY300
+    except UnicodeEncodeError as error:
+        raise HandoverError(
+            "the name of its working directory is no UTF-8",
+            hint="stop the old process and start the new one instead",
+        ) from error
     except OSError as error:
         raise HandoverError(
             f"its working directory is gone: {error.strerror}",

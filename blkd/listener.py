@@ -131,6 +131,13 @@ def is_listening(sock: socket.socket) -> bool:
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 0
 
 
+def peer(sock: socket.socket) -> int:
+    """The process that connected `sock`, or listens for it; 0 where it is not seen from here."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
+    pid: int = UCRED.unpack(credentials)[0]
+    return pid
+
+
 def _is_connected(sock: socket.socket) -> bool:
     try:
         sock.getpeername()
@@ -189,9 +196,7 @@ def _listener(path: str) -> int | None:
             if error.errno in (errno.EAGAIN, errno.EPROTOTYPE):  # a full backlog; another type
                 return 0
             raise
-        credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
-    pid: int = UCRED.unpack(credentials)[0]
-    return pid
+        return peer(probe)
 
 
 def _lasting_listener(path: str) -> int | None:

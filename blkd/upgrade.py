@@ -57,8 +57,11 @@ class Gift:
             return None
         finally:
             channel.close()
-        log.info("handed over", export=name, pid=taker.pid, version=taker.version)
-        systemd.main_pid(taker.pid)
+        # Whose process asked, as the kernel knows it: what it says of itself is not relied on.
+        pid = listener.peer(sock) or None
+        log.info("handed over", export=name, pid=pid, version=taker.version)
+        if pid is not None:
+            systemd.main_pid(pid)
         return taker
 
     def offer(self, hello: models.Hello, out: Outgoing) -> models.Offer:

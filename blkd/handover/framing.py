@@ -88,7 +88,7 @@ def read(data: bytes, expected: type[Expected]) -> Expected:
         kind = KINDS.get(envelope.message)
         if kind is None or kind not in (expected, models.Refusal):
             raise HandoverError(f"{envelope.message!r} where {due!r} was due")
-        if envelope.format != models.FORMAT and kind is not models.Hello:
+        if envelope.format != models.FORMAT and kind not in models.OF_ANY_FORMAT:
             raise HandoverError(f"format {envelope.format}, not {models.FORMAT}")
         document = msgspec.json.decode(envelope.content, type=kind)
     except (msgspec.DecodeError, RecursionError) as error:

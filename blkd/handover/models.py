@@ -22,6 +22,7 @@ MAX_DESCRIPTORS: Final = 1024  # 509 regions, 64 rings of 3, and some sockets
 MAX_RINGS: Final = 64
 MAX_REGIONS: Final = 509  # what KVM gives a guest, and other back ends offer
 MAX_SECTORS: Final = 2**54 - 1  # what off_t counts
+MAX_BEGUN: Final = 1 << 16  # bytes of a message that is not whole; the longest has fewer
 MAX_TEXT: Final = 4096  # bytes of a reason or a path
 MAX_ERRNO: Final = 4095  # of Linux
 
@@ -140,6 +141,16 @@ class Ring(
     counters: dict[Text, Number] = {}
 
 
+class Begun(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """What has come of a message of the front end that is not whole yet."""
+
+    data: Annotated[bytes, msgspec.Meta(max_length=MAX_BEGUN)]
+    descriptors: Annotated[tuple[Descriptor, ...], msgspec.Meta(max_length=8)] = ()
+    """Those that came along, in their order."""
+
+
 class BackChannel(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
@@ -148,6 +159,8 @@ class BackChannel(
     socket: Descriptor
     overdue: Number = 0
     """Acknowledgements that may still come for requests of the giver."""
+    begun: Begun | None = None
+    """An acknowledgement of which a part has come."""
 
 
 class Inflight(
@@ -188,6 +201,8 @@ class FrontEnd(
     fetched: Number | None = None
     """Generation of the configuration space as it was last read; None before."""
     back_channel: BackChannel | None = None
+    begun: Begun | None = None
+    """A request of which a part has come."""
     regions: Annotated[tuple[Region, ...], msgspec.Meta(max_length=MAX_REGIONS)] = ()
     inflight: Inflight | None = None
     log: Log | None = None
@@ -224,12 +239,16 @@ class Go(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     """The disk is the taker's."""
 
 
-class Refusal(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
-):
-    """One of the two cannot go on; the giver goes on serving."""
+class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One of the two cannot go on; the giver goes on serving.
+
+    The same in every format, so that each understands why it is refused by the other.
+    """
 
     reason: Text
 
 
 Document = Hello | Offer | Ready | State | Taken | Go | Refusal
+
+OF_ANY_FORMAT: Final = (Hello, Refusal)
+"""What is understood whatever format its envelope tells; what is not known in it is passed over."""

@@ -8,7 +8,7 @@ from typing import Self
 
 from blkd.errors import ProtocolError, RequestRefused
 from blkd.fds import close_foreign
-from blkd.vhost_user.channel import receive
+from blkd.vhost_user.channel import Receiver
 from blkd.vhost_user.gate import Gate
 from blkd.vhost_user.wire import NEED_REPLY, U64, VERSION, BackendRequest, Header
 
@@ -23,6 +23,7 @@ class BackChannel:
     def __init__(self, sock: socket.socket, overdue: int = 0) -> None:
         sock.setblocking(False)
         self.sock = sock
+        self.receiver = Receiver(sock, U64.LONGEST)
         self.overdue = overdue
         """Acknowledgements that may still come, of requests given up."""
         self.gate = Gate()
@@ -60,7 +61,7 @@ class BackChannel:
         finally:
             self._waiting = False
             if self._closing:
-                close_foreign([self.sock.detach()])
+                self._close()
 
     def close(self) -> None:
         """End the channel; a request under way fails."""
@@ -69,8 +70,13 @@ class BackChannel:
             # The event loop still watches the descriptor: it must outlive that.
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RDWR)
-        elif self.sock.fileno() >= 0:
-            close_foreign([self.sock.detach()])
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        self.receiver.close()
+        if (fd := self.sock.detach()) >= 0:
+            close_foreign([fd])
 
     def _send(self, header: Header) -> None:
         message = header.encode()
@@ -85,9 +91,11 @@ class BackChannel:
         """The acknowledgement of the latest request, those of earlier ones passed over."""
         while True:
             async with self.gate.message(self.sock):
-                message = await receive(self.sock, U64.LONGEST)
-            if message is None:
+                message = self.receiver.read()
+            if self.receiver.has_closed:
                 raise ProtocolError("the front end closed the back-end channel")
+            if message is None:
+                continue  # it is not whole, and may not be before the limit: so it stays there
             header, payload, fds = message
             fds.close()
             if not header.is_reply or header.request != request:

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One socket: whole messages with their descriptors, received without blocking the loop."""
+"""One socket: whole messages with their descriptors, without blocking the loop."""
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
-from blkd.errors import ProtocolError
-from blkd.fds import ancillary_bytes, close_foreign, passed, readable, writable
+from blkd.errors import HandoverError, ProtocolError
+from blkd.fds import ancillary_bytes, close_foreign, passed, writable
+from blkd.handover import models
+from blkd.handover.descriptors import Incoming, Outgoing
 from blkd.vhost_user.wire import MAX_FDS, Header
 
 SENT_AT_ONCE = 253  # SCM_MAX_FD of the kernel
@@ -63,64 +64,101 @@ class Fds:
         close_foreign(self.take())
 
 
-async def receive(sock: socket.socket, longest: int) -> tuple[Header, bytes, Fds] | None:
-    """The next whole message, or None once the peer has closed between messages.
+Message = tuple[Header, bytes, Fds]
 
-    The caller owns the descriptors.  Raises ProtocolError on what cannot be a message,
-    such as one with more than `longest` bytes of payload, before those are read.
+
+class Receiver:
+    """The receiving side of a non-blocking socket, which it borrows.
+
+    Its messages have payloads of up to `longest` bytes.
+
+    It never waits: what has come of a message stays here until there is more, or goes to another
+    process that reads the rest.
     """
-    fds = Fds()
-    with contextlib.ExitStack() as undo:
-        undo.callback(fds.close)
-        head = await read(sock, Header.LAYOUT.size, fds)
-        if not head:
+
+    def __init__(self, sock: socket.socket, longest: int) -> None:
+        self._sock = sock
+        self._longest = longest
+        self._data = bytearray()
+        self._fds = Fds()
+        self.has_closed = False
+        """Whether the peer has, between two messages."""
+
+    def read(self) -> Message | None:
+        """The next message, if the socket has it whole; the caller owns the descriptors.
+
+        None as long as it has not, or if the peer has closed.  Raises ProtocolError on what cannot
+        be a message, such as one with more than `longest` bytes of payload, before those are read.
+        """
+        while missing := self._missing():
+            piece = self._read_some(missing)
+            if piece is None:
+                return None
+            if not piece:
+                if self._data:
+                    raise ProtocolError("the peer closed in mid-message")
+                self.has_closed = True
+                return None
+            self._data += piece
+        header = Header.decode(bytes(self._data[: Header.LAYOUT.size]))
+        payload, fds = bytes(self._data[Header.LAYOUT.size :]), Fds(self._fds.take())
+        self._data.clear()
+        return header, payload, fds
+
+    def close(self) -> None:
+        """Close the descriptors of a message that is not whole; the socket is the caller's."""
+        self._fds.close()
+
+    def written(self, out: Outgoing) -> models.Begun | None:
+        """What has come of a message that is not whole."""
+        if not self._data:
             return None
-        if len(head) < Header.LAYOUT.size:
-            raise ProtocolError("the peer closed in mid-message")
-        header = Header.decode(head)
-        if header.size > longest:
-            raise ProtocolError(
-                f"request {header.request} announces {header.size} bytes, more than {longest}"
-            )
-        payload = await read(sock, header.size, fds)
-        if len(payload) < header.size:
-            raise ProtocolError("the peer closed in mid-message")
-        undo.pop_all()
-    return header, payload, fds
+        return models.Begun(
+            data=bytes(self._data), descriptors=tuple(out.add(fd) for fd in self._fds)
+        )
 
-
-async def read(sock: socket.socket, size: int, fds: Fds) -> bytes:
-    """`size` bytes, or fewer if the peer closes before; their descriptors go to `fds`."""
-    data = bytearray()
-    while len(data) < size:
-        piece, more = await read_some(sock, size - len(data))
-        fds.add(more.take())
-        if len(fds) > MAX_FDS:
-            raise ProtocolError(f"{len(fds)} descriptors with one message, not up to {MAX_FDS}")
-        if not piece:
-            break
-        data += piece
-    return bytes(data)
-
-
-async def read_some(sock: socket.socket, size: int) -> tuple[bytes, Fds]:
-    """Up to `size` bytes and what comes with them; none once the peer has closed."""
-    while True:
+    def restore(self, begun: models.Begun | None, fds: Incoming) -> None:
+        """Go on with a message that another process has begun to read.  Raises HandoverError."""
+        if begun is None:
+            return
+        self._fds.add(fds.take(place) for place in begun.descriptors)
+        self._data += begun.data
         try:
-            piece, ancillary, flags, _ = sock.recvmsg(
+            whole = self._missing() <= 0 or not begun.data or len(self._fds) > MAX_FDS
+        except ProtocolError as error:
+            raise HandoverError(f"a message was begun that cannot be: {error}") from error
+        if whole:
+            raise HandoverError("a message was begun that is none, or whole")
+
+    def _missing(self) -> int:
+        """Bytes that are still to come of the header, and after that of the payload."""
+        if (missing := Header.LAYOUT.size - len(self._data)) > 0:
+            return missing
+        header = Header.decode(bytes(self._data[: Header.LAYOUT.size]))
+        if header.size > self._longest:
+            raise ProtocolError(
+                f"request {header.request} announces {header.size} bytes, more than {self._longest}"
+            )
+        return Header.LAYOUT.size + header.size - len(self._data)
+
+    def _read_some(self, size: int) -> bytes | None:
+        """Up to `size` bytes, none once the peer has closed; None if nothing has come."""
+        try:
+            piece, ancillary, flags, _ = self._sock.recvmsg(
                 size, ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
-            await readable(sock)
+            return None
         except ConnectionError:
-            return b"", Fds()
-        else:
-            break
-    fds = Fds(passed(ancillary))
-    if flags & socket.MSG_CTRUNC:
-        fds.close()
-        raise ProtocolError("more descriptors at once than we can hold")
-    return piece, fds
+            return b""
+        self._fds.add(passed(ancillary))
+        if flags & socket.MSG_CTRUNC:
+            raise ProtocolError("more descriptors at once than we can hold")
+        if len(self._fds) > MAX_FDS:
+            raise ProtocolError(
+                f"{len(self._fds)} descriptors with one message, not up to {MAX_FDS}"
+            )
+        return piece
 
 
 async def send(sock: socket.socket, message: bytes, fds: Fds) -> bool:

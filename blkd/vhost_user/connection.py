@@ -15,7 +15,7 @@ from blkd.fds import close_connection
 from blkd.handover import models
 from blkd.handover.descriptors import Incoming, Outgoing
 from blkd.vhost_user.backchannel import BackChannel
-from blkd.vhost_user.channel import Fds, receive, send
+from blkd.vhost_user.channel import Fds, Receiver, send
 from blkd.vhost_user.commands import (
     AddMemory,
     Command,
@@ -107,6 +107,7 @@ class Connection:
     def __init__(self, sock: socket.socket, device: Device, rings: Rings) -> None:
         sock.setblocking(False)
         self._sock = sock
+        self._receiver = Receiver(sock, MAX_PAYLOAD)
         self._rings = rings
         self._session = Session(device)
         self._back: BackChannel | None = None
@@ -127,6 +128,7 @@ class Connection:
         failure: Exception | None = None
         async with contextlib.AsyncExitStack() as ending:  # each step, whatever becomes of others
             ending.callback(close_connection, self._sock)
+            ending.callback(self._receiver.close)
             ending.callback(self._close_back_channel)
             ending.push_async_callback(self._rings.reset)
             async with asyncio.TaskGroup() as tasks:
@@ -181,7 +183,7 @@ class Connection:
     # Handed to another process
 
     async def hold(self, limit: float) -> None:
-        """Read and say nothing more, from the end of the message under way on.
+        """Read and say nothing more, from the end of the request under way on.
 
         Raises HandoverError if that does not end within `limit` seconds, or the front end is
         about to leave; `release` goes on in any case.
@@ -192,7 +194,7 @@ class Connection:
                 if self._back:
                     await self._back.gate.shut()
         except TimeoutError:
-            raise HandoverError("the front end is in the midst of a message") from None
+            raise HandoverError("a request of the front end is being carried out") from None
         if self._leaving or self._closing:
             raise HandoverError("the front end is leaving", hint="try again")
 
@@ -219,7 +221,12 @@ class Connection:
             fetched=session.fetched,
             back_channel=None
             if back is None
-            else models.BackChannel(socket=out.add(back.sock.fileno()), overdue=back.overdue),
+            else models.BackChannel(
+                socket=out.add(back.sock.fileno()),
+                overdue=back.overdue,
+                begun=back.receiver.written(out),
+            ),
+            begun=self._receiver.written(out),
             regions=written_regions(session, self._rings, out),
             inflight=written_inflight(self._rings, out),
             log=written_log(session, self._rings, out),
@@ -234,8 +241,10 @@ class Connection:
         Raises BlkdError if the state cannot be true, or not be served here.
         """
         restore_session(self._session, front_end, rings)
+        self._receiver.restore(front_end.begun, fds)
         if (back := front_end.back_channel) is not None:
             self._back = BackChannel.adopt(fds.take(back.socket), back.overdue)
+            self._back.receiver.restore(back.begun, fds)
         if (logged := front_end.log) is not None:
             await self._rings.set_log(self._session.log, fds.take(logged.memory))
         if front_end.features & VirtioFeature.LOG_ALL:
@@ -259,10 +268,10 @@ class Connection:
             await asyncio.sleep(0)  # a front end that never pauses is not alone here
 
     async def _serve_message(self) -> bool:
-        """Answer the next message: False if the front end has closed."""
-        message = await receive(self._sock, MAX_PAYLOAD)
+        """Answer the next message, if it has come whole: False if the front end has closed."""
+        message = self._receiver.read()
         if message is None:
-            return False
+            return not self._receiver.has_closed
         self._quiet_at = math.inf
         header, payload, fds = message
         with fds, Fds() as gifts:

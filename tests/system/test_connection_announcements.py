@@ -255,3 +255,16 @@ async def test_an_answer_that_comes_late_is_not_taken_for_the_next():
             await channel.request(request, acknowledged=True, limit=0.05)
         ours.send(struct.pack("=IIIQ", request, 5, 8, 1) + struct.pack("=IIIQ", request, 5, 8, 0))
         assert await channel.request(request, acknowledged=True, limit=5) is True
+
+
+async def test_an_answer_whose_end_comes_late_is_not_taken_for_the_next():
+    ours, theirs = socket.socketpair()
+    channel = BackChannel(theirs)
+    with ours, contextlib.closing(channel):
+        request = BackendRequest.CONFIG_CHANGE_MSG
+        late = struct.pack("=IIIQ", request, 5, 8, 1)
+        ours.send(late[:7])
+        with pytest.raises(TimeoutError):
+            await channel.request(request, acknowledged=True, limit=0.05)
+        ours.send(late[7:] + struct.pack("=IIIQ", request, 5, 8, 0))
+        assert await channel.request(request, acknowledged=True, limit=5) is True

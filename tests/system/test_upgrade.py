@@ -16,6 +16,7 @@ import pytest
 from tests.daemon import PROGRAMS, Daemon, Successor, image, run
 from tests.dirtylog import DirtyLog, areas
 from tests.frontend import FLUSH, IN, OUT, Disk, FrontEnd, Protocol, Request
+from tests.relay import Relay
 from tests.storage import loop_device
 from tests.vring import DESC_NEXT, GuestMemory
 
@@ -426,6 +427,69 @@ def test_the_service_manager_is_told_who_is_the_service_now(path, tmp_path, upgr
             assert any(line.startswith(b"READY=1") for line in told)
             new.end()
             assert manager.recv(4096) == b"STOPPING=1"
+
+
+def test_what_a_new_process_says_of_itself_is_not_told_to_the_service_manager(path, tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(10)
+        environment = os.environ | {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+
+        def lie(message):
+            if message.name == "hello":
+                message.content["pid"] = 1
+
+        with Daemon(path, tmp_path, env=environment) as old:
+            old.ready()
+            assert manager.recv(4096).startswith(b"READY=1")
+            with (
+                Relay(tmp_path / "relay.sock", old.control, lie) as relay,
+                Successor(old, relay.path) as new,
+            ):
+                new.ready()
+                told = {manager.recv(4096), manager.recv(4096)}
+                # Whoever speaks to the old process is this one, with its relay.
+                assert f"MAINPID={os.getpid()}".encode() in told
+                assert new.end() == 0
+
+
+def test_a_message_that_has_only_begun_goes_on_in_the_new_process(daemon, front_end, upgrade):
+    disk = front_end.disk()
+    message = struct.pack("=IIIQ", Request.SET_STATUS, 0x9, 8, 15)
+    front_end.sock.sendall(message[:9])
+    new = upgrade(daemon)
+    assert disk.write(0, bytes(512)) == OK
+    front_end.sock.sendall(message[9:])
+    assert front_end.receive()[:2] == (Request.SET_STATUS, 0x5)
+    assert front_end.call_u64(Request.GET_STATUS) == 15
+    message = struct.pack("=IIIQ", Request.SET_VRING_ERR, 0x9, 8, 0)
+    socket.send_fds(front_end.sock, [message[:2]], [disk.ring.err_fd])
+    newer = upgrade(new)
+    front_end.sock.sendall(message[2:])
+    assert front_end.receive()[:2] == (Request.SET_VRING_ERR, 0x5)
+    assert disk.write(0, bytes(512)) == OK
+    assert newer.end() == 0
+
+
+def test_an_acknowledgement_that_has_only_begun_goes_on_in_the_new_process(
+    daemon, front_end, upgrade
+):
+    front_end.disk()
+    front_end.config(0, 60)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        grown = pool.submit(daemon.call, "resize", "32M")
+        assert front_end.backend_requests.recv(64)
+        assert front_end.capacity() == 2 * SIZE // 512
+        assert grown.result(10)["announced"] == "fetched"
+    answer = struct.pack("=IIIQ", 2, 5, 8, 0)
+    front_end.backend_requests.sendall(answer[:5])
+    new = upgrade(daemon)
+    front_end.backend_requests.sendall(answer[5:])
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        grown = pool.submit(new.call, "resize", "48M")
+        assert front_end.answer_backend()[0] == 2
+        assert grown.result(10)["announced"] == "fetched"
+    assert new.end() == 0
 
 
 def test_both_say_who_the_other_was(daemon, upgrade):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A live upgrade that comes to nothing: the old process serves on, and nobody notices."""
 
+import base64
 import concurrent.futures
 import contextlib
 import functools
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.daemon import Daemon, Successor, image, run
-from tests.frontend import OUT, FrontEnd, Request
+from tests.frontend import OUT, FrontEnd
 from tests.relay import Cut, Relay
 from tests.vring import GuestMemory
 
@@ -234,6 +235,14 @@ def other_format(message):
     message.document["format"] = 99
 
 
+def encoded(data):
+    return base64.b64encode(data).decode()
+
+
+GET_FEATURES = struct.pack("=III", 1, 1, 0)
+HUGE = struct.pack("=III", 1, 1, 1 << 30)
+
+
 @pytest.mark.parametrize(
     "lie",
     [
@@ -289,6 +298,15 @@ def other_format(message):
         ("state", of_front_end(log={"size": 0, "offset": 0, "memory": 0}), "dirty log of 0 bytes"),
         ("state", of_front_end(log={"size": 8, "offset": 0, "memory": 0}), "named twice|did not"),
         ("state", of_record(queues=5), "up to 4 of"),
+        ("state", of_front_end(begun={"data": ""}), "begun that is none"),
+        ("state", of_front_end(begun={"data": encoded(bytes(12))}), "begun that cannot be"),
+        (
+            "state",
+            of_front_end(begun={"data": encoded(GET_FEATURES)}),
+            "begun that is none, or who",
+        ),
+        ("state", of_front_end(begun={"data": encoded(HUGE)}), "announces"),
+        ("state", of_front_end(begun={"data": encoded(b"x"), "descriptors": [0]}), "named twice"),
     ],
 )
 def test_what_cannot_be_true_is_refused_with_a_reason(credulous, tmp_path, lie):
@@ -321,35 +339,6 @@ def test_requests_that_do_not_end_in_time_keep_the_disk_where_it_is(path, tmp_pa
             assert "in flight" in refused.stderr
             assert disk.write(8, bytes(512)) == OK
             assert disk.wait(slow)[0].status == OK
-
-
-def test_a_front_end_in_mid_message_keeps_the_disk_where_it_is(daemon, front_end):
-    disk = front_end.disk()
-    message = struct.pack("=IIIQ", Request.SET_STATUS, 0x9, 8, 15)
-    front_end.sock.sendall(message[:9])
-    refused = run("upgrade", "--control", daemon.control)
-    assert "in the midst of a message" in refused.stderr
-    front_end.sock.sendall(message[9:])
-    assert front_end.receive()[:2] == (Request.SET_STATUS, 0x5)
-    assert goes_on(daemon, disk)
-
-
-def test_what_was_only_begun_on_the_back_channel_keeps_the_disk_where_it_is(
-    daemon, front_end, background
-):
-    disk = front_end.disk()
-    front_end.config(0, 60)
-    grown = background.submit(daemon.call, "resize", "32M")
-    assert front_end.backend_requests.recv(64)
-    assert front_end.capacity() == 2 * SIZE // 512
-    assert grown.result(10)["announced"] == "fetched"
-    answer = struct.pack("=IIIQ", 2, 5, 8, 0)
-    front_end.backend_requests.sendall(answer[:5])
-    refused = run("upgrade", "--control", daemon.control)
-    assert "in the midst of a message" in refused.stderr
-    front_end.backend_requests.sendall(answer[5:])
-    daemon.wait_for_log("configuration change announced")
-    assert goes_on(daemon, disk)
 
 
 def test_only_one_takes_over_at_a_time(daemon, front_end, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blkd.config import ExportConfig
 from blkd.errors import DrainTimeout, HandoverError, ImageError
 from blkd.handover import exchange, framing, models
 from blkd.handover.channel import HandoverChannel
@@ -37,6 +38,7 @@ PARTS = (
     models.Region,
     models.Addresses,
     models.Ring,
+    models.Begun,
     models.BackChannel,
     models.Inflight,
     models.Log,
@@ -102,6 +104,11 @@ def test_what_has_its_default_is_not_said():
 def test_a_hello_of_any_format_with_any_news_is_understood():
     content = {"formats": [9], "version": "9", "pid": 1, "news": {}}
     assert framing.read(document("hello", content, 9), models.Hello).formats == (9,)
+
+
+def test_a_refusal_of_any_format_with_any_news_is_understood():
+    with pytest.raises(HandoverError, match="no way"):
+        framing.read(document("refusal", {"reason": "no way", "news": 1}, 9), models.Ready)
 
 
 @pytest.mark.parametrize(
@@ -405,3 +412,10 @@ async def test_the_other_side_gone_is_an_error_of_a_handover(pair):
     theirs.close()
     with pytest.raises(HandoverError, match="has gone"):
         await channel.say(models.Go())
+
+
+def test_settings_at_their_defaults_are_not_said():
+    """A version that does not know them yet can take such a disk over."""
+    config = ExportConfig(image="a.img", name="a", queues=2)
+    assert json.loads(msgspec.json.encode(config)) == {"image": "a.img", "name": "a", "queues": 2}
+    assert msgspec.json.decode(msgspec.json.encode(config), type=ExportConfig) == config

@@ -103,7 +103,7 @@ class Export:
                 image_format=config.image_format,
             )
             self._make_disk(undo)
-            self._admit_from(inherited or self._listen(undo))
+            self._admit_from(inherited or await self._listen(undo))
             self._resources = undo.pop_all()
 
     def _make_disk(self, undo: contextlib.ExitStack, shown: Shown | None = None) -> None:
@@ -120,12 +120,12 @@ class Export:
         self._plane.before_first = self._claim_image
         self._plane.after_migration = self._hand_image_over
 
-    def _listen(self, undo: contextlib.ExitStack) -> socket.socket:
+    async def _listen(self, undo: contextlib.ExitStack) -> socket.socket:
         config = self.config
         path = config.socket
         assert path is not None
         group = listener.group_number(config.socket_group)
-        sock = listener.listen(path, config.socket_mode, group)
+        sock = await listener.listen_soon(path, config.socket_mode, group)
         undo.callback(sock.close)
         undo.callback(listener.unlink_if_ours, path)
         return sock

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The UNIX sockets that blkd listens on: made, taken over from a parent, removed."""
 
+import asyncio
 import contextlib
 import errno
+import fcntl
 import grp
 import os
 import socket
 import stat
 import struct
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from blkd.errors import SocketError
@@ -17,23 +19,43 @@ MAX_PATH = 107  # bytes: sun_path has 108 and ends in NUL (unix(7))
 OWNERS = 0o700  # of a mode, what it says of the owner
 BACKLOG = 16  # peers that may wait to be accepted
 LINGER_LIMIT = 5.0  # seconds that a killed process may take to let its socket go
+TURN_LIMIT = 1.0  # seconds to wait for others that make sockets in the directory, or say so
 LINGER_PERIOD = 0.02  # seconds between two looks
 UCRED = struct.Struct("=iII")  # pid, uid, gid (unix(7), SO_PEERCRED)
 
 
-def listen(path: str, mode: int, group: int | None = None) -> socket.socket:
+class Passing(SocketError):
+    """The path is taken for a moment: by a process that is dying, or by one that starts as well."""
+
+
+async def listen_soon(path: str, mode: int, group: int | None = None) -> socket.socket:
+    """`listen`, tried for some seconds where the path is taken for a moment only."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while True:
+        waited = loop.time() - began
+        try:
+            return listen(path, mode, group, alone=waited < TURN_LIMIT)
+        except Passing:
+            if waited > LINGER_LIMIT:
+                raise
+        await asyncio.sleep(LINGER_PERIOD)
+
+
+def listen(path: str, mode: int, group: int | None = None, *, alone: bool = True) -> socket.socket:
     """A non-blocking socket listening at `path`, whose file has the permissions `mode`.
 
     It belongs to `group`, if one is given; until it does, only to the owner.  A socket file that
-    nobody answers on any more is replaced.
+    nobody answers on any more is replaced: by one process, of those that find it at the same time
+    and are to be `alone` in its directory.
 
     Raises:
         SocketError: the path is unfit, not a socket, or a living process listens there; or the
             file may not be given to the group.
     """
     _check(path)
-    _clear(path)
-    with contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as undo, _turn(path) if alone else contextlib.nullcontext():
+        _clear(path)
         sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         sock.setblocking(False)
         # bind() takes the mode from here: never open to more than told, not for a moment.
@@ -86,6 +108,25 @@ def _give_to_group(path: str, group: int) -> None:
             f"cannot give {path} to group {group}: {error}",
             hint="a process that is not root can only give it to a group that it is in",
         ) from error
+
+
+@contextlib.contextmanager
+def _turn(path: str) -> Iterator[None]:
+    """Be the one process that makes a socket in the directory of `path`.
+
+    By a lock on the directory itself, which leaves no file behind.  Where it cannot be had for
+    lack of rights or on a network file system, whoever comes second may win.  Raises Passing.
+    """
+    with contextlib.ExitStack() as undo:
+        try:
+            fd = os.open(Path(path).parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            undo.callback(os.close, fd)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Passing(f"another process makes a socket beside {path}") from error
+        except OSError:  # a directory that is missing is found out by bind()
+            pass
+        yield
 
 
 def unlink_if_ours(path: str) -> None:
@@ -169,11 +210,14 @@ def _clear(path: str) -> None:
     if not stat.S_ISSOCK(kind):
         raise SocketError(f"{path} exists and is not a socket", hint="choose another path")
     try:
-        pid = _lasting_listener(path)
+        pid = _listener(path)
         if pid is not None:
-            raise SocketError(
+            refusal = Passing if pid and _is_dying(pid) else SocketError
+            raise refusal(
                 f"{path} is in use by {_process(pid)}",
-                hint="choose another path, or end that process first",
+                hint="--socket and --control need a path each"
+                if pid == os.getpid()
+                else "choose another path, or end that process first",
             )
         Path(path).unlink()
     except FileNotFoundError:
@@ -199,19 +243,11 @@ def _listener(path: str) -> int | None:
         return peer(probe)
 
 
-def _lasting_listener(path: str) -> int | None:
-    """Like `_listener`, but a process that is dying already is waited for, for a while.
+def _is_dying(pid: int) -> bool:
+    """Whether process `pid` has ended but for a thread that the kernel still holds.
 
     One that was killed keeps its sockets until the disk has answered its last requests.
     """
-    patience = time.monotonic() + LINGER_LIMIT
-    while (pid := _listener(path)) and _is_dying(pid) and time.monotonic() < patience:
-        time.sleep(LINGER_PERIOD)
-    return pid
-
-
-def _is_dying(pid: int) -> bool:
-    """Whether process `pid` has ended but for a thread that the kernel still holds."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:

@@ -56,7 +56,7 @@ def run(config: ExportConfig, announce: Announce, fd: int | None = None) -> None
     async def opened(
         stack: contextlib.AsyncExitStack, _settled: asyncio.Event
     ) -> tuple[Export, socket.socket | None]:
-        control = _listen_for_control(config, stack)
+        control = await _listen_for_control(config, stack)
         export = Export(config)
         await export.open(sock)
         return export, control
@@ -87,14 +87,15 @@ def _first(error: BaseException) -> BaseException:
     return error
 
 
-def _listen_for_control(
+async def _listen_for_control(
     config: ExportConfig, stack: contextlib.AsyncExitStack
 ) -> socket.socket | None:
     """Claim the control socket early: what can be refused is refused before serving."""
     if config.control is None:
         return None
     group = listener.group_number(config.control_group)
-    sock = stack.enter_context(listener.listen(config.control, config.control_mode, group))
+    listening = await listener.listen_soon(config.control, config.control_mode, group)
+    sock = stack.enter_context(listening)
     stack.callback(listener.unlink_if_ours, config.control)
     return sock
 

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import asyncio
+import fcntl
 import os
 import socket
 import stat
@@ -215,3 +217,90 @@ def test_a_closed_descriptor_is_refused():
     os.close(fd)
     with pytest.raises(SocketError, match=f"file descriptor {fd} is no socket"):
         listener.adopt(fd)
+
+
+STARTER = """
+import asyncio, sys
+from blkd import errors, listener
+print(flush=True)
+for line in sys.stdin:
+    path = line.rstrip()
+    try:
+        sock = asyncio.run(listener.listen_soon(path, 0o600))
+    except errors.SocketError as error:
+        print(0, error, flush=True)
+        sock = None
+    else:
+        print(1, flush=True)
+    sys.stdin.readline()
+    if sock:
+        sock.close()
+"""
+STARTS = 40
+AT_ONCE = 3
+
+
+def test_of_many_that_find_a_dead_socket_at_once_one_listens(tmp_path):
+    starters = [
+        subprocess.Popen(
+            [sys.executable, "-c", STARTER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        for _ in range(AT_ONCE)
+    ]
+    try:
+        for starter in starters:
+            starter.stdout.readline()
+        for turn in range(STARTS):
+            path = tmp_path / f"{turn}.sock"
+            with socket.socket(socket.AF_UNIX) as dead:
+                dead.bind(str(path))
+            for starter in starters:
+                starter.stdin.write(f"{path}\n")
+            said = [starter.stdout.readline() for starter in starters]
+            assert sum(line.startswith("1") for line in said) == 1, said
+            assert connected(path)
+            for starter in starters:
+                starter.stdin.write("\n")
+    finally:
+        for starter in starters:
+            starter.kill()
+            starter.communicate()
+
+
+async def test_a_socket_that_another_process_is_about_to_listen_at_is_not_replaced(tmp_path):
+    path = tmp_path / "a.sock"
+    fd = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))  # nobody answers there, yet
+        starting = asyncio.create_task(listener.listen_soon(str(path), 0o600))
+        await asyncio.wait([starting], timeout=3 * listener.LINGER_PERIOD)
+        other.listen()
+        os.close(fd)
+        with pytest.raises(SocketError, match="in use by process"):
+            await starting
+        assert connected(path)
+
+
+async def test_whoever_keeps_a_directory_locked_keeps_nobody_from_listening(tmp_path):
+    fd = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    with await listener.listen_soon(str(tmp_path / "a.sock"), 0o600):
+        assert connected(tmp_path / "a.sock")
+    os.close(fd)
+
+
+def test_a_path_that_this_process_listens_at_is_refused_with_a_hint(tmp_path):
+    path = str(tmp_path / "a.sock")
+    with listener.listen(path, 0o600):
+        for other in (path, f"{tmp_path}/./a.sock"):
+            with pytest.raises(SocketError, match="is in use by process") as refused:
+                listener.listen(other, 0o600)
+            assert "--control" in refused.value.hint
+        os.link(path, tmp_path / "b.sock")
+        with pytest.raises(SocketError, match="is in use by process"):
+            listener.listen(str(tmp_path / "b.sock"), 0o600)

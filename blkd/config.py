@@ -5,6 +5,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from blkd.errors import ConfigError
 from blkd.image.engine import EngineChoice
 from blkd.virtio.device import MAX_QUEUE_SIZE
 
@@ -70,6 +71,11 @@ class ExportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     control_group: str | None = None
     control_mode: Mode = CONTROL_MODE
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError on a text that neither the API nor the log could tell of."""
+        for field in self.__struct_fields__:
+            _require_text(field, getattr(self, field))
+
 
 SETTINGS_OF_0_1: Final = frozenset(
     {
@@ -102,6 +108,18 @@ def for_successor(config: ExportConfig, serial: str) -> bytes:
         if told[name] == fresh[name]:
             del told[name]
     return msgspec.json.encode(told)
+
+
+def _require_text(field: str, value: object) -> None:
+    """Raise ConfigError if `value` is a text with bytes of the command line that are no UTF-8."""
+    try:
+        if isinstance(value, str):
+            value.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"the {field} {value!a} is no UTF-8",
+            hint="a file with such a name can be served through a symbolic link with another",
+        ) from error
 
 
 def cpu_list(text: str) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ import socket
 import stat
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -377,3 +378,29 @@ def test_every_answer_of_the_commands_is_json_if_asked(daemon):
         done = run(verb, "--control", daemon.control, "--json")
         assert done.stdout.count("\n") == 1
         assert isinstance(json.loads(done.stdout), dict)
+
+
+@pytest.mark.parametrize("what", ["image", "name", "socket", "control"])
+def test_a_name_that_is_no_utf8_is_refused_before_anything_listens(tmp_path, what):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    path = image(Path(odd if what == "image" else tmp_path / "disk.img"))
+    socket_path = odd if what == "socket" else tmp_path / "a.sock"
+    options = {"name": ("--name", "\udcff"), "control": ("--control", odd)}.get(what, ())
+    refused = run("serve", path, "--socket", socket_path, *options)
+    assert refused.returncode == 1
+    assert f"the {what}" in refused.stderr
+    assert "is no UTF-8" in refused.stderr
+    assert "hint:" in refused.stderr
+    assert not list(tmp_path.glob("*.sock"))
+
+
+def test_an_image_with_an_odd_name_is_served_through_a_link(tmp_path):
+    odd = image(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")))
+    link = tmp_path / "plain.img"
+    link.symlink_to(odd)
+    with Daemon(link, tmp_path) as daemon:
+        daemon.ready()
+        with FrontEnd.connect(daemon.socket) as front_end:
+            assert front_end.disk().write(0, bytes(512)) == 0
+        assert daemon.call("show")["image"] == str(link)
+        assert daemon.end() == 0

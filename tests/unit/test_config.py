@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
+
 import pytest
 
-from blkd.config import cpu_list
+from blkd.config import SETTINGS_OF_0_1, ExportConfig, cpu_list, for_successor
 
 
 @pytest.mark.parametrize(
@@ -16,3 +18,15 @@ def test_a_list_of_cpus_keeps_its_order(text, cpus):
 def test_what_is_no_list_of_cpus_is_refused(text):
     with pytest.raises(ValueError, match="CPU"):
         cpu_list(text)
+
+
+def test_an_older_version_is_told_of_no_setting_that_it_does_not_know():
+    config = ExportConfig(image="a.img", name="a", image_format="raw", socket_group="kvm")
+    told = json.loads(for_successor(config, "the guest's serial"))
+    assert set(told) == SETTINGS_OF_0_1
+    assert told["serial"] == "the guest's serial"
+
+
+def test_a_newer_setting_that_is_in_use_is_told():
+    config = ExportConfig(image="a.img", name="a", features_as="0.1")
+    assert json.loads(for_successor(config, ""))["features_as"] == "0.1"

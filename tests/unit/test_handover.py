@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blkd.config import ExportConfig
 from blkd.errors import DrainTimeout, HandoverError, ImageError
 from blkd.handover import exchange, framing, models
 from blkd.handover.channel import HandoverChannel
@@ -412,10 +411,3 @@ async def test_the_other_side_gone_is_an_error_of_a_handover(pair):
     theirs.close()
     with pytest.raises(HandoverError, match="has gone"):
         await channel.say(models.Go())
-
-
-def test_settings_at_their_defaults_are_not_said():
-    """A version that does not know them yet can take such a disk over."""
-    config = ExportConfig(image="a.img", name="a", queues=2)
-    assert json.loads(msgspec.json.encode(config)) == {"image": "a.img", "name": "a", "queues": 2}
-    assert msgspec.json.decode(msgspec.json.encode(config), type=ExportConfig) == config

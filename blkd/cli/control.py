@@ -1,19 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands that speak to a serving `blkd` over its control socket."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import click
 
 from blkd.cli import sizes
 from blkd.cli.output import json_option, print_result
-from blkd.control import models
-from blkd.control.client import call, watched
+from blkd.control import client, models
 from blkd.errors import ControlError
 
 STOP_LIMIT = 10.0  # seconds; a process that is told to end has five
 
-control_option = click.option(
-    "--control", required=True, metavar="PATH", help="The socket given to blkd serve --control."
-)
+RESIZE_WAIT = 40.0  # seconds that a shrink may drain, and a front end take to fetch the size
+TIMEOUT = "blkd.timeout"  # where click keeps what --timeout says
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+
+def control_option(command: Command) -> Command:
+    """Add --control, which the command is given, and --timeout, which `timeout` tells."""
+    limited = click.option(
+        "--timeout",
+        type=click.FloatRange(0, min_open=True),
+        default=client.ANSWER_LIMIT,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long the answer may take, beyond what the call waits for by its nature.",
+        expose_value=False,
+        callback=_keep_timeout,
+    )(command)
+    return click.option(
+        "--control", required=True, metavar="PATH", help="The socket given to blkd serve --control."
+    )(limited)
+
+
+def _keep_timeout(ctx: click.Context, _param: click.Parameter, value: float) -> None:
+    ctx.meta[TIMEOUT] = value
+
+
+def timeout() -> float:
+    """What --timeout says to the command that runs."""
+    seconds: float = click.get_current_context().meta[TIMEOUT]
+    return seconds
+
+
+def call(control: str, method: str, target: str, body: object = None, *, wait: float = 0) -> Any:
+    """What the API at `control` answers within --timeout."""
+    return client.call(control, method, target, body, wait=wait, limit=timeout())
 
 
 @click.command()
@@ -40,7 +75,8 @@ def stats(control: str, *, as_json: bool) -> None:
 def resize(control: str, size: int, *, force: bool, as_json: bool) -> None:
     """Make a served disk SIZE bytes large (10G, 512M) while the guest runs."""
     wanted = models.ResizeExport(size=size, force=force)
-    print_result(call(control, "POST", models.RESIZE, wanted), title="resized", as_json=as_json)
+    result = call(control, "POST", models.RESIZE, wanted, wait=RESIZE_WAIT)
+    print_result(result, title="resized", as_json=as_json)
 
 
 @click.command()
@@ -90,7 +126,7 @@ def stop(control: str, *, as_json: bool) -> None:
 
     Returns when the process has ended.
     """
-    with watched(control) as ended:
+    with client.watched(control) as ended:
         print_result(call(control, "POST", models.STOP), title="last state", as_json=as_json)
         if not ended(STOP_LIMIT):
             raise ControlError(

@@ -3,13 +3,14 @@
 
 import asyncio
 import contextlib
+import functools
 import socket
 
 import click
 
 from blkd import listener, log
 from blkd.cli import serving, signals
-from blkd.cli.control import control_option
+from blkd.cli.control import control_option, timeout
 from blkd.cli.output import json_option, print_result
 from blkd.control import client, models
 from blkd.export import Export
@@ -28,6 +29,7 @@ def upgrade(control: str, *, as_json: bool) -> None:
     that one serves on.
     """
     log.configure(json=as_json)
+    limit = timeout()
 
     def announce(state: ExportState) -> None:
         print_result(state, title="serving", as_json=as_json)
@@ -36,7 +38,8 @@ def upgrade(control: str, *, as_json: bool) -> None:
         stack: contextlib.AsyncExitStack, settled: asyncio.Event
     ) -> tuple[Export, socket.socket | None]:
         inheritance = Inheritance()
-        with await asyncio.to_thread(client.switch, control, models.UPGRADE, PROTOCOL) as sock:
+        switching = functools.partial(client.switch, control, models.UPGRADE, PROTOCOL, limit=limit)
+        with await asyncio.to_thread(switching) as sock:
             await inheritance.take_over(sock)
             settled.set()
             await inheritance.begin()

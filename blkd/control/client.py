@@ -17,10 +17,18 @@ from blkd.control import models
 from blkd.errors import ControlError, SocketError
 from blkd.listener import UCRED
 
-ANSWER_LIMIT = 60.0  # seconds for an answer, beyond what the call itself may wait
+ANSWER_LIMIT = 10.0  # seconds for an answer, beyond what the call itself may wait
 
 
-def call(path: str, method: str, target: str, body: object = None, *, wait: float = 0) -> Any:
+def call(
+    path: str,
+    method: str,
+    target: str,
+    body: object = None,
+    *,
+    wait: float = 0,
+    limit: float = ANSWER_LIMIT,
+) -> Any:
     """The JSON that the API at the socket `path` answers to `method target`.
 
     Args:
@@ -29,33 +37,36 @@ def call(path: str, method: str, target: str, body: object = None, *, wait: floa
         target: One of the paths in `models`.
         body: What to send as JSON, if anything.
         wait: Seconds that the call may take by its nature.
+        limit: Seconds that the answer may take beyond that.
 
     Raises:
-        ControlError: the call was refused; the message says why.
+        ControlError: the call was refused, or there was no answer in time; the message says so.
         SocketError: nobody answers at `path`.
     """
-    status, answer = _exchange(path, method, target, body, wait + ANSWER_LIMIT)
+    status, answer = _exchange(path, method, target, body, wait + limit)
     if status < 400:  # noqa: PLR2004 - where HTTP's errors begin
         return _decode(answer, Any)
     raise _refusal(answer)
 
 
-def switch(path: str, target: str, protocol: str) -> socket.socket:
+def switch(path: str, target: str, protocol: str, *, limit: float = ANSWER_LIMIT) -> socket.socket:
     """The socket on which the API at `path` goes on with `protocol`; the caller owns it.
 
     Raises:
-        ControlError: the call was refused; the message says why.
+        ControlError: the call was refused, or there was no answer within `limit` seconds.
         SocketError: nobody answers at `path`.
     """
     headers = {"Connection": "upgrade", "Upgrade": protocol}
     with contextlib.closing(http.client.HTTPConnection("blkd")) as connection:
-        connection.sock = sock = _connect(path, ANSWER_LIMIT)
+        connection.sock = sock = _connect(path, limit)
         try:
             connection.request("POST", target, headers=headers)
             response = connection.getresponse()
             if response.status == HTTPStatus.SWITCHING_PROTOCOLS:
                 return sock.dup()
             raise _refusal(response.read())
+        except TimeoutError as error:
+            raise _no_answer(path, limit) from error
         except (OSError, http.client.HTTPException) as error:
             raise ControlError(f"{path} does not speak the control API: {error}") from error
 
@@ -83,6 +94,13 @@ def watched(path: str) -> Iterator[Callable[[float], bool]]:
         yield lambda limit: bool(poll.poll(limit * 1000))
 
 
+def _no_answer(path: str, limit: float) -> ControlError:
+    return ControlError(
+        f"no answer from {path} within {limit:g} s",
+        hint="the process that listens there may be stopped; --timeout waits for longer",
+    )
+
+
 def _refusal(answer: bytes) -> ControlError:
     problem = _decode(answer, models.Problem)
     return ControlError(problem.detail or problem.title, hint=problem.hint)
@@ -98,7 +116,7 @@ def _exchange(path: str, method: str, target: str, body: object, limit: float) -
             response = connection.getresponse()
             return response.status, response.read()
         except TimeoutError as error:
-            raise ControlError(f"no answer from {path} within {limit:g} s") from error
+            raise _no_answer(path, limit) from error
         except (OSError, http.client.HTTPException) as error:
             raise ControlError(f"{path} does not speak the control API: {error}") from error
 

@@ -404,3 +404,15 @@ def test_an_image_with_an_odd_name_is_served_through_a_link(tmp_path):
             assert front_end.disk().write(0, bytes(512)) == 0
         assert daemon.call("show")["image"] == str(link)
         assert daemon.end() == 0
+
+
+@pytest.mark.parametrize("command", [["show"], ["stats"], ["resume"], ["upgrade"]], ids=" ".join)
+def test_a_process_that_is_stopped_is_not_waited_for_without_end(daemon, command):
+    daemon.ready()
+    daemon.process.send_signal(signal.SIGSTOP)
+    told = run(*command, "--control", daemon.control, "--timeout", 0.2, timeout=8)
+    daemon.process.send_signal(signal.SIGCONT)
+    assert told.returncode == 1
+    assert "within 0.2 s" in told.stderr
+    assert "--timeout" in told.stderr
+    assert daemon.call("show")["state"] == "serving"

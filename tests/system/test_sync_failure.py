@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Storage that loses what the page cache had for it: nobody is told that it is durable."""
 
+import errno
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from tests.daemon import Daemon, Successor, image
+from tests.daemon import Daemon, Successor, image, run
 from tests.dirtylog import DirtyLog
 from tests.frontend import FLUSH, IOERR, OK, OUT, FrontEnd
+from tests.fuse_image import FSYNC, FileSystem, times
 from tests.storage import loop_device, mounted
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and loop devices are root's")
@@ -187,3 +189,19 @@ def test_an_image_that_cannot_be_synced_is_not_unlocked_and_no_flush_succeeds(sm
     assert daemon.call("show")["sync_error"] == "Input/output error"
     assert daemon.call("show")["image_locked"]
     assert base is not None
+
+
+def test_a_resize_that_cannot_be_synced_is_an_error_and_none_is_tried_again(tmp_path, serve):
+    with FileSystem(tmp_path / "fuse", MIB) as storage:
+        daemon, front_end = serve(storage.path, "--cache", "writeback")
+        disk = front_end.disk()
+        assert disk.flush() == OK
+        storage.answers[FSYNC] = times(1, errno.EIO)
+        failed = run("resize", "2M", "--control", daemon.control)
+        assert "cannot be made durable" in failed.stderr
+        refused = run("resize", "2M", "--control", daemon.control)
+        assert "a sync of it has failed before" in refused.stderr
+        assert failed.returncode == refused.returncode == 1
+        assert disk.flush() == IOERR
+        front_end.close()
+        assert daemon.end() == 0

@@ -96,6 +96,7 @@ def for_successor(config: ExportConfig, serial: str) -> bytes:
     config = msgspec.structs.replace(
         config,
         serial=serial,
+        features_as=None,
         image_format=None,
         socket_group=None,
         socket_mode=SOCKET_MODE,

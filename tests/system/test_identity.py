@@ -139,7 +139,8 @@ def test_a_process_of_the_first_version_is_told_only_what_it_understands(backing
         elif message.name == "offer":
             offers.append(message.content)
 
-    with Daemon(backings[0], tmp_path, "--format", "raw") as daemon:
+    options = ["--format", "raw", "--features-as", "0.1", "--socket-mode", "0600"]
+    with Daemon(backings[0], tmp_path, *options) as daemon:
         serial = daemon.ready()["serial"]
         with upgraded(daemon, tmp_path, hook) as new:
             assert new.end() == 0

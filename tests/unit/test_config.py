@@ -25,8 +25,3 @@ def test_an_older_version_is_told_of_no_setting_that_it_does_not_know():
     told = json.loads(for_successor(config, "the guest's serial"))
     assert set(told) == SETTINGS_OF_0_1
     assert told["serial"] == "the guest's serial"
-
-
-def test_a_newer_setting_that_is_in_use_is_told():
-    config = ExportConfig(image="a.img", name="a", features_as="0.1")
-    assert json.loads(for_successor(config, ""))["features_as"] == "0.1"

@@ -17,7 +17,8 @@ from layouts cimport (
     EVENT_WRAP, EventSuppress, PACKED_F_AVAIL, PACKED_F_USED, PackedDesc,
 )
 from virtq cimport (
-    Chain, Segment, UsedChain, Virtq, add_segments, event_passed, indirect_table,
+    Chain, HEADER_AHEAD, Segment, TABLE_AHEAD, UsedChain, Virtq, add_segments, event_passed,
+    expect_buffer, expect_header, indirect_table,
 )
 
 
@@ -181,6 +182,32 @@ cdef inline int walk_packed(
             return 0
 
 
+cdef inline const PackedDesc *available_ahead(
+    const Virtq *vq, uint16_t distance
+) noexcept nogil:
+    """The descriptor so many behind the next one, if it is available, or NULL."""
+    cdef uint32_t at = vq.next_avail + distance
+    cdef bint wrap = vq.avail_wrap
+    cdef const PackedDesc *d
+    if at >= vq.size:
+        at -= vq.size
+        wrap = not wrap
+    if at >= vq.size:
+        return NULL             # the ring is shorter than that
+    d = &packed_ring(vq)[at]
+    return d if is_available(load_relaxed_u16(&d.flags), wrap) else NULL
+
+
+cdef inline void look_ahead_packed(const Virtq *vq, const GuestMemory *memory) noexcept nogil:
+    """Have what later chains point to on its way before they are walked: see `virtq`."""
+    cdef const PackedDesc *d = available_ahead(vq, TABLE_AHEAD)
+    if d != NULL:
+        expect_buffer(vq, memory, d.addr)
+    d = available_ahead(vq, HEADER_AHEAD)
+    if d != NULL and d.flags & DESC_F_INDIRECT:
+        expect_header(vq, memory, d.addr)
+
+
 cdef inline int take_packed(
     Virtq *vq, const GuestMemory *memory, Segment *out, uint32_t room, Chain *chain
 ) noexcept nogil:
@@ -190,6 +217,7 @@ cdef inline int take_packed(
         load_acquire_u16(&packed_ring(vq)[vq.next_avail].flags), vq.avail_wrap
     ):
         return 0
+    look_ahead_packed(vq, memory)
     rc = walk_packed(vq, memory, out, room, chain)
     return rc if rc < 0 else 1
 

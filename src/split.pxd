@@ -13,7 +13,8 @@ from layouts cimport (
     AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, Desc, USED_F_NO_NOTIFY, UsedElem,
 )
 from virtq cimport (
-    Chain, Segment, UsedChain, Virtq, add_segments, event_passed, indirect_table,
+    Chain, HEADER_AHEAD, Segment, TABLE_AHEAD, UsedChain, Virtq, add_segments, event_passed,
+    expect_buffer, expect_header, indirect_table,
 )
 
 
@@ -106,6 +107,26 @@ cdef inline int walk_split(
         at = d.next
 
 
+cdef inline const Desc *head_ahead(const Virtq *vq, uint16_t distance) noexcept nogil:
+    """The first descriptor of the chain that is so many behind the next one, or NULL."""
+    cdef uint16_t at = vq.next_avail + distance
+    cdef uint16_t head
+    if <uint16_t>(vq.avail_seen - vq.next_avail) <= distance:
+        return NULL
+    head = load_relaxed_u16(&avail_ring(vq)[2 + (at & (vq.size - 1))])
+    return &split_table(vq)[head] if head < vq.size else NULL
+
+
+cdef inline void look_ahead_split(const Virtq *vq, const GuestMemory *memory) noexcept nogil:
+    """Have what later chains point to on its way before they are walked: see `virtq`."""
+    cdef const Desc *d = head_ahead(vq, TABLE_AHEAD)
+    if d != NULL:
+        expect_buffer(vq, memory, d.addr)
+    d = head_ahead(vq, HEADER_AHEAD)
+    if d != NULL and d.flags & DESC_F_INDIRECT:
+        expect_header(vq, memory, d.addr)
+
+
 cdef inline int take_split(
     Virtq *vq, const GuestMemory *memory, Segment *out, uint32_t room, Chain *chain
 ) noexcept nogil:
@@ -124,6 +145,7 @@ cdef inline int take_split(
         prefetch_to_write(used_elements(vq) + (vq.next_used & (vq.size - 1)))
     chain.id = load_relaxed_u16(&avail_ring(vq)[2 + (vq.next_avail & (vq.size - 1))])
     vq.next_avail += 1
+    look_ahead_split(vq, memory)
     rc = walk_split(vq, memory, out, room, chain)
     return rc if rc < 0 else 1
 

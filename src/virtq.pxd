@@ -8,9 +8,15 @@ time: it is copied once and only the copy is checked and used.
 from libc.errno cimport EFAULT, EINVAL, ENOBUFS
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from atomics cimport prefetch, prefetch_to_write
 from guestmem cimport GuestMemory, near_base, translate, translate_whole
 from hints cimport unlikely
 from layouts cimport DESC_F_WRITE, Desc
+
+
+cdef enum:
+    TABLE_AHEAD = 4             # chains; what is further ahead is out of the cache again
+    HEADER_AHEAD = 2
 
 
 cdef struct Segment:
@@ -98,6 +104,30 @@ cdef inline int indirect_table(
     if table[0] == NULL:
         return -EFAULT
     return <int>(length // sizeof(Desc))
+
+
+# Looking ahead: a driver on another CPU has just written what a chain points to, so each cache
+# line takes a while.  They are asked for some chains before: first what a chain's first
+# descriptor points to, mostly an indirect table, later what that begins with, the header.
+# Nothing read here is trusted; what does not lie in the region found last is left alone.
+
+cdef inline void expect_buffer(
+    const Virtq *vq, const GuestMemory *memory, uint64_t address
+) noexcept nogil:
+    """Have the beginning of a buffer or table on its way."""
+    prefetch(near_base(memory, address, sizeof(Desc), vq.near))
+
+
+cdef inline void expect_header(
+    const Virtq *vq, const GuestMemory *memory, uint64_t address
+) noexcept nogil:
+    """Have what the indirect table at `address` begins with on its way; both layouts' is alike.
+
+    To be written, since drivers keep a request's status beside its header.
+    """
+    cdef const Desc *table = <const Desc *>near_base(memory, address, sizeof(Desc), vq.near)
+    if table != NULL:
+        prefetch_to_write(near_base(memory, table.addr, 1, vq.near))
 
 
 cdef inline bint event_passed(uint16_t event, uint16_t now, uint16_t before) noexcept nogil:

@@ -17,8 +17,8 @@ from layouts cimport (
     EVENT_WRAP, EventSuppress, PACKED_F_AVAIL, PACKED_F_USED, PackedDesc,
 )
 from virtq cimport (
-    Chain, HEADER_AHEAD, Segment, TABLE_AHEAD, UsedChain, Virtq, add_segments, event_passed,
-    expect_buffer, expect_header, indirect_table,
+    CHAINS_AHEAD, Chain, Segment, UsedChain, Virtq, add_segments, event_passed, expect_header,
+    indirect_table,
 )
 
 
@@ -182,30 +182,21 @@ cdef inline int walk_packed(
             return 0
 
 
-cdef inline const PackedDesc *available_ahead(
-    const Virtq *vq, uint16_t distance
-) noexcept nogil:
-    """The descriptor so many behind the next one, if it is available, or NULL."""
-    cdef uint32_t at = vq.next_avail + distance
+cdef inline void look_ahead_packed(const Virtq *vq, const GuestMemory *memory) noexcept nogil:
+    """Have what a later chain needs on its way before it is walked, if one is known of."""
+    cdef uint32_t at = vq.next_avail + CHAINS_AHEAD
     cdef bint wrap = vq.avail_wrap
     cdef const PackedDesc *d
+    cdef uint16_t flags
     if at >= vq.size:
         at -= vq.size
         wrap = not wrap
     if at >= vq.size:
-        return NULL             # the ring is shorter than that
+        return                  # the ring is shorter than that
     d = &packed_ring(vq)[at]
-    return d if is_available(load_relaxed_u16(&d.flags), wrap) else NULL
-
-
-cdef inline void look_ahead_packed(const Virtq *vq, const GuestMemory *memory) noexcept nogil:
-    """Have what later chains point to on its way before they are walked: see `virtq`."""
-    cdef const PackedDesc *d = available_ahead(vq, TABLE_AHEAD)
-    if d != NULL:
-        expect_buffer(vq, memory, d.addr)
-    d = available_ahead(vq, HEADER_AHEAD)
-    if d != NULL and d.flags & DESC_F_INDIRECT:
-        expect_header(vq, memory, d.addr)
+    flags = load_relaxed_u16(&d.flags)
+    if flags & DESC_F_INDIRECT and is_available(flags, wrap):
+        expect_header(vq, memory, &d.addr)
 
 
 cdef inline int take_packed(

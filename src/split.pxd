@@ -13,8 +13,8 @@ from layouts cimport (
     AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, Desc, USED_F_NO_NOTIFY, UsedElem,
 )
 from virtq cimport (
-    Chain, HEADER_AHEAD, Segment, TABLE_AHEAD, UsedChain, Virtq, add_segments, event_passed,
-    expect_buffer, expect_header, indirect_table,
+    CHAINS_AHEAD, Chain, Segment, UsedChain, Virtq, add_segments, event_passed, expect_header,
+    indirect_table,
 )
 
 
@@ -45,6 +45,11 @@ cdef inline uint16_t *avail_event(const Virtq *vq) noexcept nogil:
 cdef inline UsedElem *used_elements(const Virtq *vq) noexcept nogil:
     """The used ring's elements, 4-byte aligned behind flags and index."""
     return <UsedElem *>(used_ring(vq) + 2)
+
+
+cdef inline UsedElem *used_element(const Virtq *vq, uint16_t index) noexcept nogil:
+    """The used ring's element of a free-running index."""
+    return used_elements(vq) + (index & (vq.size - 1))
 
 
 cdef inline void start_split(Virtq *vq, uint16_t base) noexcept nogil:
@@ -107,24 +112,21 @@ cdef inline int walk_split(
         at = d.next
 
 
-cdef inline const Desc *head_ahead(const Virtq *vq, uint16_t distance) noexcept nogil:
-    """The first descriptor of the chain that is so many behind the next one, or NULL."""
-    cdef uint16_t at = vq.next_avail + distance
-    cdef uint16_t head
-    if <uint16_t>(vq.avail_seen - vq.next_avail) <= distance:
-        return NULL
-    head = load_relaxed_u16(&avail_ring(vq)[2 + (at & (vq.size - 1))])
-    return &split_table(vq)[head] if head < vq.size else NULL
-
-
 cdef inline void look_ahead_split(const Virtq *vq, const GuestMemory *memory) noexcept nogil:
-    """Have what later chains point to on its way before they are walked: see `virtq`."""
-    cdef const Desc *d = head_ahead(vq, TABLE_AHEAD)
-    if d != NULL:
-        expect_buffer(vq, memory, d.addr)
-    d = head_ahead(vq, HEADER_AHEAD)
-    if d != NULL and d.flags & DESC_F_INDIRECT:
-        expect_header(vq, memory, d.addr)
+    """Have what a later chain needs on its way before it is walked, if one is known of."""
+    cdef uint16_t at = vq.next_avail + CHAINS_AHEAD
+    cdef uint16_t head
+    cdef const Desc *d
+    if <uint16_t>(vq.avail_seen - vq.next_avail) <= CHAINS_AHEAD:
+        return
+    # Where that chain's answer goes, if answers come in order; else a line for another one.
+    prefetch_to_write(used_element(vq, at))
+    head = load_relaxed_u16(&avail_ring(vq)[2 + (at & (vq.size - 1))])
+    if head >= vq.size:
+        return
+    d = &split_table(vq)[head]
+    if load_relaxed_u16(&d.flags) & DESC_F_INDIRECT:
+        expect_header(vq, memory, &d.addr)
 
 
 cdef inline int take_split(
@@ -142,7 +144,7 @@ cdef inline int take_split(
         if <uint16_t>(vq.avail_seen - vq.next_avail) > vq.size:
             return -ERANGE
         prefetch_to_write(&used_ring(vq)[1])    # it is on its way while we read the chain
-        prefetch_to_write(used_elements(vq) + (vq.next_used & (vq.size - 1)))
+        prefetch_to_write(used_element(vq, vq.next_used))
     chain.id = load_relaxed_u16(&avail_ring(vq)[2 + (vq.next_avail & (vq.size - 1))])
     vq.next_avail += 1
     look_ahead_split(vq, memory)
@@ -156,7 +158,7 @@ cdef inline bint publish_split(Virtq *vq, const UsedChain *used, uint32_t count)
     cdef UsedElem *element
     cdef uint32_t i
     for i in range(count):
-        element = used_elements(vq) + (vq.next_used & (vq.size - 1))
+        element = used_element(vq, vq.next_used)
         store_relaxed_u32(&element.id, used[i].id)
         store_relaxed_u32(&element.len, used[i].written)
         vq.next_used += 1

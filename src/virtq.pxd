@@ -8,15 +8,14 @@ time: it is copied once and only the copy is checked and used.
 from libc.errno cimport EFAULT, EINVAL, ENOBUFS
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from atomics cimport prefetch, prefetch_to_write
+from atomics cimport load_relaxed_u64, prefetch_to_write
 from guestmem cimport GuestMemory, near_base, translate, translate_whole
 from hints cimport unlikely
 from layouts cimport DESC_F_WRITE, Desc
 
 
 cdef enum:
-    TABLE_AHEAD = 4             # chains; what is further ahead is out of the cache again
-    HEADER_AHEAD = 2
+    CHAINS_AHEAD = 2            # whose header is fetched into the cache while one is walked
 
 
 cdef struct Segment:
@@ -106,28 +105,19 @@ cdef inline int indirect_table(
     return <int>(length // sizeof(Desc))
 
 
-# Looking ahead: a driver on another CPU has just written what a chain points to, so each cache
-# line takes a while.  They are asked for some chains before: first what a chain's first
-# descriptor points to, mostly an indirect table, later what that begins with, the header.
-# Nothing read here is trusted; what does not lie in the region found last is left alone.
-
-cdef inline void expect_buffer(
-    const Virtq *vq, const GuestMemory *memory, uint64_t address
-) noexcept nogil:
-    """Have the beginning of a buffer or table on its way."""
-    prefetch(near_base(memory, address, sizeof(Desc), vq.near))
-
-
 cdef inline void expect_header(
-    const Virtq *vq, const GuestMemory *memory, uint64_t address
+    const Virtq *vq, const GuestMemory *memory, const uint64_t *address
 ) noexcept nogil:
-    """Have what the indirect table at `address` begins with on its way; both layouts' is alike.
+    """Have the header of a later chain on its way, by the `address` of its indirect table.
 
-    To be written, since drivers keep a request's status beside its header.
+    A driver on another CPU has just written both, and each cache line takes a while to come.  To
+    be written, since drivers keep a request's status beside its header.  Nothing read here is
+    trusted; what does not lie in the region found last is left alone.
     """
-    cdef const Desc *table = <const Desc *>near_base(memory, address, sizeof(Desc), vq.near)
-    if table != NULL:
-        prefetch_to_write(near_base(memory, table.addr, 1, vq.near))
+    cdef uint8_t *table = near_base(memory, load_relaxed_u64(address), sizeof(Desc), vq.near)
+    cdef const uint64_t *header = <const uint64_t *>table   # the first field, in both layouts
+    if table != NULL and (<size_t>table & (sizeof(uint64_t) - 1)) == 0:
+        prefetch_to_write(near_base(memory, load_relaxed_u64(header), 1, vq.near))
 
 
 cdef inline bint event_passed(uint16_t event, uint16_t now, uint16_t before) noexcept nogil:

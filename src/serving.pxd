@@ -205,6 +205,8 @@ cdef inline bint serve_rings(Worker *w) noexcept nogil:
     cdef bint more = False
     for i in range(w.started_count):
         r = w.started[i]
+        if r.used_count:
+            publish_ring(w, r)  # a call goes to the kernel before the requests fetched next
         if r.wants_look and served(w, r):
             serve_ring(w, r)
             if r.wants_look and r.free_count:

@@ -4,7 +4,7 @@
 Whoever logs never waits: a thread writes the lines, and of too many that wait for a reader the
 oldest are dropped and counted.  Of one event there are ten in ten seconds at the most; then the
 last of those that were held back comes, with the number of the others.  `BLKD_LOG=debug` in the
-environment shows every message of the protocol as well, all of them.
+environment shows every message of the protocol as well, and holds nothing back.
 """
 
 import atexit
@@ -39,19 +39,22 @@ def configure(*, json: bool = False) -> None:
     """Send every event to standard error, as JSON if asked for or if nobody watches."""
     people = not json and sys.stderr.isatty()
     render = _for_people() if people else _for_programs()
-    limiter = Limiter(_writer.wake)
-    _writer.take_late = lambda end: [render(None, "", event) for event in limiter.take(end=end)]
-    _writer.next_late = limiter.next_end
+    level = _level()
+    limits: list[Any] = []
+    if level > logging.DEBUG:  # or else somebody wants to see everything
+        limits = [limiter := Limiter(_writer.wake)]
+        _writer.take_late = lambda end: [render(None, "", event) for event in limiter.take(end=end)]
+        _writer.next_late = limiter.next_end
     structlog.configure(
         processors=[
             _say_always,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=not people),
             *([] if people else [structlog.processors.format_exc_info]),
-            limiter,
+            *limits,
             render,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(_level()),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=StandardError,
         cache_logger_on_first_use=True,
     )
@@ -106,10 +109,8 @@ class Limiter:
         self._recent: dict[str, _Recent] = {}
         self._ready: list[Event] = []
 
-    def __call__(self, _logger: object, method: str, event: Event) -> Event:
+    def __call__(self, _logger: object, _method: str, event: Event) -> Event:
         """Return `event`, or raise DropEvent."""
-        if method == "debug":
-            return event
         name, now = str(event.get("event")), time.monotonic()
         with self._lock:
             recent = self._recent.get(name)

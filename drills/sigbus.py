@@ -178,7 +178,9 @@ def shrink_often(rounds: int, options: tuple[str, ...], chance: random.Random, s
         image = Path(name) / "disk.img"
         image.write_bytes(bytes(BLOCKS * BLOCK))
         crew = ("--queues", RINGS, "--workers", RINGS)
-        with Daemon(image, Path(name), *crew, *options) as daemon:
+        # All events: a drill has more front ends in a moment than the log tells of otherwise.
+        environment = os.environ | {"BLKD_LOG": "debug"}
+        with Daemon(image, Path(name), *crew, *options, env=environment) as daemon:
             daemon.ready()
             verify(daemon, ledger, seen)  # it has all that it ever needs, from here on
             misbehave(daemon, ledger, chance, seen)

@@ -376,11 +376,9 @@ class DataPlane:
     async def _stop_all(self) -> None:
         """Stop every ring; with the last of a guest that migrates, the image's lock goes."""
         was_serving = self._is_serving
-        try:
-            await self._everywhere(r.stop() for r in self._rings if r.setup is not None)
-        finally:
-            if self._is_migrating and was_serving:
-                await self.after_migration()
+        await self._everywhere(r.stop() for r in self._rings if r.setup is not None)
+        if self._is_migrating and was_serving:  # not if one may still write
+            await self.after_migration()
 
     async def _forget_rings(self) -> None:
         """Disable every ring and close its descriptors."""

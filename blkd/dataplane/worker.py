@@ -211,12 +211,14 @@ class LiveRing:
 
         What the record says to be in flight is carried out first.
         """
+        answer = self._start(where, setup, record)
         self.setup = setup  # if this is cancelled, the worker starts it all the same
-        try:
-            await asyncio.shield(self._start(where, setup, record))
-        except DataPlaneError:
+        answer.add_done_callback(self._check_started)
+        await asyncio.shield(answer)
+
+    def _check_started(self, answer: asyncio.Future[int]) -> None:
+        if not answer.cancelled() and answer.exception() is not None:
             self.setup = None
-            raise
 
     def _start(
         self,

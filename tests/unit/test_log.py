@@ -85,12 +85,6 @@ def test_what_comes_too_often_is_held_back_but_for_the_last():
     assert limiter.next_end() is None
 
 
-def test_debugging_is_never_held_back():
-    limiter = Limiter(lambda: None)
-    for n in range(10 * MOST):
-        assert limiter(None, "debug", {"event": "request", "n": n})["n"] == n
-
-
 FLOOD = """
 import structlog
 from blkd import log
@@ -111,3 +105,15 @@ def test_a_flood_ends_with_its_last_event_and_the_number_of_the_others():
     assert dropped[-1]["suppressed"] == 300 - MOST - 1
     assert dropped[-1]["path"] == "\\udcff"
     assert "stopping" in [event["event"] for event in events]
+
+
+def test_nothing_is_held_back_from_who_looks_for_a_fault():
+    environment = os.environ | {"BLKD_LOG": "debug"}
+    done = subprocess.run(
+        [sys.executable, "-c", FLOOD],
+        stderr=subprocess.PIPE,
+        check=True,
+        timeout=30,
+        env=environment,
+    )
+    assert done.stderr.count(b"front end dropped") == 300

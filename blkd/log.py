@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Events to standard error: lines for people on a terminal, else one JSON object each.
 
-Whoever logs never waits: a thread writes the lines, and of too many that wait for a reader the
-oldest are dropped and counted.  Of one event there are ten in ten seconds at the most; then the
-last of those that were held back comes, with the number of the others.  `BLKD_LOG=debug` in the
-environment shows every message of the protocol as well, and holds nothing back.
+A thread writes the lines.  Whoever logs waits a moment for it, so that a line comes before what
+follows from its event; but once nobody reads, not again before all is written.  Of too many lines
+that wait for a reader the oldest are dropped and counted.  Of one event there are ten in ten
+seconds at the most; then the last of those that were held back comes, with the number of the
+others.  `BLKD_LOG=debug` in the environment shows every message of the protocol as well, and holds
+nothing back.
 """
 
 import atexit
@@ -25,6 +27,7 @@ import structlog
 
 STDERR: Final = 2
 QUEUE_BYTES: Final = 256 * 1024  # of lines that wait to be written
+PATIENCE: Final = 0.1  # seconds that a line is waited for
 FLUSH_LIMIT: Final = 0.3  # seconds that the last lines may take when the process ends
 PERIOD: Final = 10.0  # seconds
 MOST: Final = 10  # of one event in a period
@@ -156,6 +159,9 @@ class _Writer:
         self._lines: collections.deque[bytes] = collections.deque()
         self._queued = 0  # bytes, of the line that is being written as well
         self._dropped = 0
+        self._last = 0  # lines put so far, and how many of them are written or dropped
+        self._done = 0
+        self._is_slow = False  # nobody reads, or not fast enough, since all was written
         self._thread: threading.Thread | None = None
         self.take_late: Callable[[bool], list[str]] = lambda _: []
         self.next_late: Callable[[], float | None] = lambda: None
@@ -167,9 +173,14 @@ class _Writer:
             while self._lines and self._queued + len(line) > QUEUE_BYTES:
                 self._queued -= len(self._lines.popleft())
                 self._dropped += 1
+                self._done += 1
             self._lines.append(line)
             self._queued += len(line)
-        self.wake()
+            self._last = number = self._last + 1
+            self.wake()
+            if not self._is_slow and self._thread not in (None, threading.current_thread()):
+                written = self._changed.wait_for(lambda: self._done >= number, PATIENCE)
+                self._is_slow = not written
 
     def wake(self) -> None:
         """Have the thread look what there is to do."""
@@ -199,6 +210,8 @@ class _Writer:
                 _write(line)
                 with self._changed:
                     self._queued -= len(line)
+                    self._done += 1
+                    self._is_slow = self._is_slow and bool(self._lines)
                     dropped, self._dropped = self._dropped, 0
                     self._changed.notify_all()
                 if dropped:

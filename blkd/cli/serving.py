@@ -135,7 +135,7 @@ class _Host:
             self._ready.set()
             state = self._export.show()
             systemd.ready(f"serving {state.image}")
-            with contextlib.suppress(TimeoutError):  # nobody reads standard output: it goes on
+            with contextlib.suppress(OSError):  # nobody reads it in time, or no thread: it goes on
                 await ask(functools.partial(self._announce, state), ANNOUNCE_LIMIT)
             await self._export.serve()
 

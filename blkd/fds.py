@@ -90,7 +90,7 @@ def close_foreign(fds: Iterable[int], kept: list[Any] | None = None) -> None:
     """
     slow = [fd for fd in fds if not _close_if_harmless(fd)]
     if slow or kept:
-        _closer.add(_Closing(slow, kept or []))
+        _closer_of(kept).add(_Closing(slow, kept or []))
 
 
 async def wait_closed(
@@ -107,7 +107,7 @@ async def wait_closed(
         with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
             loop.call_soon_threadsafe(done.set)
 
-    _closer.add(_Closing(slow, kept or [], tell))
+    _closer_of(kept).add(_Closing(slow, kept or [], tell))
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(limit):
             await done.wait()
@@ -171,10 +171,12 @@ class _Closer:
     def add(self, closing: _Closing) -> None:
         with self._lock:
             self._waiting.append(closing)
-            if self._threads >= CLOSERS:
-                log.warning("descriptors cannot be closed", waiting=len(self._waiting))
-                return
-            self._threads += 1
+            waiting = len(self._waiting)
+            starts = self._threads < CLOSERS
+            self._threads += starts
+        if not starts:
+            log.warning("descriptors cannot be closed", waiting=waiting)
+            return
         try:
             threading.Thread(target=self._run, name="blkd-close", daemon=True).start()
         except RuntimeError as error:  # no thread is to be had: the next one does this too
@@ -194,3 +196,9 @@ class _Closer:
 
 
 _closer: Final = _Closer()
+_unmapper: Final = _Closer()
+
+
+def _closer_of(kept: list[Any] | None) -> _Closer:
+    """Who is to close: memory that was mapped is local, and must not wait behind what hangs."""
+    return _unmapper if kept else _closer

@@ -88,6 +88,7 @@ class DataPlane:
         self._shared: dict[MemoryRegion, Shared] = {}
         self._memory: ring.MemoryMap | None = None
         self._inflight: InflightRegion | None = None
+        self._written_to: list[InflightRegion] = []  # mapped until the workers have ended
         self._said_unrecorded = False
         self._log: ring.Mapping | None = None
         self._log_fd: int | None = None
@@ -247,8 +248,11 @@ class DataPlane:
     def _replace_inflight(self, region: InflightRegion | None) -> None:
         old, self._inflight = self._inflight, region
         self._said_unrecorded = False
-        if old is not None:
-            old.close()
+        if old is None:
+            return
+        old.close()
+        if self._is_serving:  # a ring could not be stopped, and may still write there
+            self._written_to.append(old)
 
     def _record(self, index: int, setup: VringSetup) -> Record:
         """Where a ring is recorded.  One that cannot be is served all the same, which is said once.
@@ -569,6 +573,7 @@ class DataPlane:
             return
         for r in self._rings:
             r.close_all()
+        self._written_to.clear()
         close_foreign([shared.fd for shared in self._shared.values()])
         self._shared = {}
         self._replace_inflight(None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a socket's reading can be stopped: between two messages, never inside one."""
+"""Where a socket's reading can be stopped: never while a message is carried out."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from blkd.fds import readable
 
 
 class Gate:
-    """Lets one message after the other in, until it is shut.
+    """Lets one message after the other in, or what has come of it, until it is shut.
 
     What has not been let in stays in the socket, for whoever reads that next.
     """

@@ -6,6 +6,7 @@ import errno
 import os
 import struct
 import time
+from pathlib import Path
 
 import pytest
 
@@ -136,6 +137,11 @@ def test_descriptors_of_many_hung_closes_are_kept_and_others_go_on(daemon, fuse)
         give(daemon, fuse, set_log_fd)
     assert serves(daemon)
     daemon.wait_for_log("descriptors cannot be closed")
+    daemon.wait_for("front_end", None)
+    maps = Path(f"/proc/{daemon.process.pid}/maps")
+    deadline = time.monotonic() + ANSWERED_WITHIN
+    while "memfd:guest" in maps.read_text():
+        assert time.monotonic() < deadline, "memory stays mapped"
 
 
 @pytest.mark.parametrize("sent", [add_memory, set_log, set_inflight], ids=lambda f: f.__name__)

@@ -3,10 +3,10 @@
 
 A thread writes the lines.  Whoever logs waits a moment for it, so that a line comes before what
 follows from its event; but once nobody reads, not again before all is written.  Of too many lines
-that wait for a reader the oldest are dropped and counted.  Of one event there are ten in ten
-seconds at the most; then the last of those that were held back comes, with the number of the
-others.  `BLKD_LOG=debug` in the environment shows every message of the protocol as well, and holds
-nothing back.
+that wait for a reader the oldest are dropped and counted.  Of one event, of one ring if it has to
+do with one, there are ten in ten seconds at the most; then the last of those that were held back
+comes, with the number of the others.  `BLKD_LOG=debug` in the environment shows every message of
+the protocol as well, and holds nothing back.
 """
 
 import atexit
@@ -33,6 +33,8 @@ PERIOD: Final = 10.0  # seconds
 MOST: Final = 10  # of one event in a period
 
 Event = MutableMapping[str, Any]
+Name = tuple[str, int | None]
+"""What an event is called, and the ring that it is about."""
 
 _always: dict[str, str] = {}
 """What every event says."""
@@ -103,18 +105,18 @@ class _Recent:
 
 
 class Limiter:
-    """Holds back what comes too often, by the name of the event; a processor of structlog."""
+    """Holds back what comes too often, by event and ring; a processor of structlog."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         """Have `wake` called when there is something for `take`, later on."""
         self._wake = wake
         self._lock = threading.Lock()
-        self._recent: dict[str, _Recent] = {}
+        self._recent: dict[Name, _Recent] = {}
         self._ready: list[Event] = []
 
     def __call__(self, _logger: object, _method: str, event: Event) -> Event:
         """Return `event`, or raise DropEvent."""
-        name, now = str(event.get("event")), time.monotonic()
+        name, now = (str(event.get("event")), event.get("ring")), time.monotonic()
         with self._lock:
             recent = self._recent.get(name)
             if recent is None or now >= recent.end:
@@ -144,7 +146,7 @@ class Limiter:
         with self._lock:
             return min((r.end for r in self._recent.values() if r.last is not None), default=None)
 
-    def _retire(self, name: str) -> None:
+    def _retire(self, name: Name) -> None:
         recent = self._recent.pop(name, None)
         if recent is not None and recent.last is not None:
             recent.last["suppressed"] = recent.count - MOST - 1  # but for this one

@@ -19,6 +19,7 @@ from blkd.vhost_user.wire import LogBase, MemoryRegion
 
 LAST_ADDRESS: Final = 2**63 - 1  # of a file, as off_t counts
 KIND_LIMIT: Final = 1.0  # seconds that a file system may take to say what it is
+MOST_ASKED: Final = 4  # that do not say it, before nobody is asked any more
 
 LOCAL_FILESYSTEMS: Final = {
     0xEF53: "ext4",  # and ext2, ext3
@@ -37,6 +38,8 @@ and which only the host's root can mount."""
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _STATFS_BYTES: Final = 256  # more than struct statfs has, which begins with the magic number
 _MAGIC: Final = struct.Struct("@l")
+_asked: Final[list[int]] = []
+"""Descriptors whose file system has been asked and has not answered: a thread waits for each."""
 
 
 def require_eventfd(fd: int, what: str) -> None:
@@ -58,6 +61,10 @@ async def require_local(fds: Iterable[int], what: str) -> None:
     for fd in fds:
         if is_memory(fd):
             continue
+        if len(_asked) >= MOST_ASKED:
+            raise RequestRefused(
+                f"{what}: no memory, and {len(_asked)} file systems still do not say what they are"
+            )
         try:
             magic = await ask(functools.partial(_magic, fd), KIND_LIMIT)
         except TimeoutError:
@@ -74,7 +81,12 @@ async def require_local(fds: Iterable[int], what: str) -> None:
 def _magic(fd: int) -> int:
     """The magic number of the file system that has `fd`; on FUSE and NFS this asks the server."""
     answer = ctypes.create_string_buffer(_STATFS_BYTES)
-    if _libc.fstatfs(fd, answer) != 0:
+    _asked.append(fd)
+    try:
+        result = _libc.fstatfs(fd, answer)
+    finally:
+        _asked.remove(fd)
+    if result != 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
     magic: int = _MAGIC.unpack_from(answer)[0]

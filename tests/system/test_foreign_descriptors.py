@@ -152,6 +152,20 @@ def test_a_file_system_that_does_not_say_what_it_is_holds_nobody_up(daemon, fuse
     assert serves(daemon)
 
 
+def test_threads_that_wait_for_file_systems_do_not_become_ever_more(daemon, fuse):
+    fuse.silent.add(STATFS)
+    tasks = Path(f"/proc/{daemon.process.pid}/task")
+    with FrontEnd.connect(daemon.socket) as front_end, fuse.file.open("rb+") as file:
+        front_end.prepare()
+        for _ in range(4):
+            assert add_memory(front_end, file.fileno()) != 0
+        before = len(list(tasks.iterdir()))
+        for _ in range(20):
+            assert add_memory(front_end, file.fileno()) != 0
+        assert len(list(tasks.iterdir())) <= before
+    assert serves(daemon)
+
+
 def test_guest_memory_may_be_a_file_of_a_local_file_system(daemon, tmp_path):
     with FrontEnd.connect(daemon.socket) as front_end:
         front_end.prepare()

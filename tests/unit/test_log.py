@@ -85,6 +85,12 @@ def test_what_comes_too_often_is_held_back_but_for_the_last():
     assert limiter.next_end() is None
 
 
+def test_every_ring_is_told_of():
+    limiter = Limiter(lambda: None)
+    for ring in range(64):
+        assert limiter(None, "info", {"event": "ring started", "ring": ring})["ring"] == ring
+
+
 FLOOD = """
 import structlog
 from blkd import log

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # What src/ring.pyx shows to Python; its docstrings are there.
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 _Place: TypeAlias = tuple[int, int, int, tuple[int, int] | None]
@@ -27,7 +27,7 @@ class Mapping:
 class MemoryMap:
     mappings: tuple[Mapping, ...]
     def __init__(self, mappings: Sequence[Mapping]) -> None: ...
-    def populate(self) -> None: ...
+    def populate(self, wanted: Callable[[], bool]) -> None: ...
     def locate(self, address: int, length: int) -> int: ...
     def guest_address(self, address: int) -> int: ...
 

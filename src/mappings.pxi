@@ -35,6 +35,9 @@ cdef void *reserve(size_t length) except NULL:
 
 LARGEST_CHUNK = 1 << 30         # bytes that io_uring registers as one buffer
 
+cdef enum:
+    POPULATED_PIECE = 1 << 24   # bytes; some milliseconds' work, and whole huge pages of most kinds
+
 
 cdef class Mapping:
     """One region of the front end's memory, mapped shared and writable until collected.
@@ -125,19 +128,26 @@ cdef class MemoryMap:
         free(self.regions)
         free(self.chunks)
 
-    def populate(self) -> None:
+    def populate(self, wanted) -> None:
         """Have every page there, so that to pin them is quick; blocks for as long as that takes.
+
+        Piece by piece, and no further once `wanted()` is false.
 
         Raises:
             OSError: There is no room for all, or no such memory any more.
         """
         cdef Mapping mapping
+        cdef size_t at, length
         cdef int rc
         for mapping in self.mappings:
-            with nogil:
-                rc = madvise(mapping.base, mapping.length, MADV_POPULATE_WRITE)
-            if rc < 0:
-                raise OSError(errno, os.strerror(errno))
+            for at in range(0, mapping.length, POPULATED_PIECE):
+                if not wanted():
+                    return
+                length = min(mapping.length - at, <size_t>POPULATED_PIECE)
+                with nogil:
+                    rc = madvise(<uint8_t *>mapping.base + at, length, MADV_POPULATE_WRITE)
+                if rc < 0:
+                    raise OSError(errno, os.strerror(errno))
 
     def locate(self, address: int, length: int) -> int:
         """Where `length` bytes at the front end's own `address` are mapped here, or 0."""

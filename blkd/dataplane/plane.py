@@ -190,13 +190,13 @@ class DataPlane:
         memory = ring.MemoryMap([s.mapping for s in shared.values()]) if shared else None
         gone = list(set(self._shared.values()) - set(shared.values()))
         self._shared, self._memory, self._registrable = shared, memory, False
-        if self._crew.register_memory:
+        async with contextlib.AsyncExitStack() as afterwards:
+            afterwards.push_async_callback(wait_closed, [shared.fd for shared in gone], gone)
+            # The front end may soon use the old memory otherwise: no page of it is filled then.
+            afterwards.push_async_callback(self._registration.leave)
+            await self._everywhere(thread.set_memory(memory) for thread in self._crew_awake)
+        if self._crew.register_memory and memory is not None:
             self._registration.want(memory)
-        del shared, memory
-        try:
-            await self._everywhere(t.set_memory(self._memory) for t in self._crew_awake)
-        finally:
-            await wait_closed([shared.fd for shared in gone], gone)
 
     def _register(self, error: OSError | None) -> None:
         """Have every worker register the present memory, if its pages are there."""
@@ -556,7 +556,7 @@ class DataPlane:
         if self._left:
             return
         self._left = True
-        self._registration.want(None)
+        self._registration.forget()
         asyncio.get_running_loop().remove_reader(self._faults)
         for thread in self._crew_awake:
             thread.leave()

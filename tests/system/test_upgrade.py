@@ -376,8 +376,11 @@ def test_every_kind_of_disk_goes_on(path, tmp_path, upgrade, name, options):
         before = old.ready()
         with FrontEnd.connect(old.socket) as front_end:
             disks = list(front_end.disks(2))
+            registered = "--register-memory" in options
+            old.wait_for("memory_registered", registered)
             before = old.call("show")
             new = upgrade(old)
+            new.wait_for("memory_registered", registered)
             for disk in disks:
                 assert disk.read(0, 4096)[0] == OK
                 assert disk.request(FLUSH).status == OK

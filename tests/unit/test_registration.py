@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guest memory that is filled before it is registered: the latest map, one at a time."""
+"""Guest memory that is filled before it is registered, and left at once when it changes."""
 
 import asyncio
 import errno
@@ -13,16 +13,21 @@ LIMIT = 5
 
 
 class ToyMap:
-    """Plays what is asked of a memory map; filled once `go_on` is set."""
+    """Plays what is asked of a memory map; a piece is filled once `go_on` is set."""
 
     def __init__(self, error=None):
         self.error = error
         self.begun = threading.Event()
         self.go_on = threading.Event()
+        self.pieces = 0
 
-    def populate(self):
-        self.begun.set()
-        assert self.go_on.wait(LIMIT)
+    def populate(self, wanted):
+        for _ in range(2):
+            if not wanted():
+                return
+            self.begun.set()
+            assert self.go_on.wait(LIMIT)
+            self.pieces += 1
         if self.error is not None:
             raise self.error
 
@@ -50,32 +55,32 @@ async def test_the_loop_goes_on_while_memory_is_filled(registration, told):
     assert await asyncio.wait_for(told.get(), LIMIT) is None
 
 
-async def test_only_the_latest_map_is_told_of(registration, told):
-    first, second, third = ToyMap(), ToyMap(), ToyMap()
-    registration.want(first)
-    await begun(first)
-    registration.want(second)
-    registration.want(third)
-    assert not third.begun.is_set()
-    for memory in (first, third):
-        memory.go_on.set()
-    assert await asyncio.wait_for(told.get(), LIMIT) is None
-    assert third.begun.is_set()
-    assert not second.begun.is_set()
-    assert told.empty()
-
-
-async def test_a_map_that_is_wanted_no_more_is_not_told_of(registration, told):
+async def test_what_is_left_is_touched_no_more_and_not_told_of(registration, told):
     memory, other = ToyMap(), ToyMap()
     registration.want(memory)
     await begun(memory)
-    registration.want(None)
+    leaving = asyncio.create_task(registration.leave())
+    await asyncio.sleep(0)
+    assert not leaving.done()
     memory.go_on.set()
+    await asyncio.wait_for(leaving, LIMIT)
+    assert memory.pieces == 1
     other.go_on.set()
     registration.want(other)
     assert await asyncio.wait_for(told.get(), LIMIT) is None
-    assert other.begun.is_set()
+    assert other.pieces == 2
     assert told.empty()
+
+
+async def test_memory_that_hangs_is_left_after_a_while(registration, told, monkeypatch):
+    monkeypatch.setattr("blkd.dataplane.registration.LEAVE_LIMIT", 0.01)
+    memory = ToyMap()
+    registration.want(memory)
+    await begun(memory)
+    await registration.leave()
+    registration.want(ToyMap())
+    assert (await asyncio.wait_for(told.get(), LIMIT)).errno == errno.EBUSY
+    memory.go_on.set()
 
 
 async def test_what_cannot_be_filled_is_told_with_the_reason(registration, told):

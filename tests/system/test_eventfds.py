@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.frontend import IN, OK, FrontEnd, Request
+from tests.frontend import IN, OK, Feature, FrontEnd, Request
 from tests.vring import Vring
 
 MOST = (1 << 64) - 2
@@ -133,6 +133,21 @@ def test_a_ring_that_starts_calls_its_driver_once(serve, packed):
     front_end.start_ring(0, ring=disk.ring, base=base)
     assert disk.ring.called(LIMIT)
     assert disk.flush() == OK
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_a_ring_is_stopped_only_after_its_last_call(serve, packed):
+    _, front_end = serve("null:64M")
+    every_answer = front_end.offered() & ~(Feature.LOG_ALL | Feature.EVENT_IDX)
+    disk = front_end.disk(packed=packed, features=every_answer)
+    for n in range(REQUESTS):
+        assert disk.ring.called(LIMIT)  # at the start
+        head = disk.submit(IN, n, size=512)
+        base = front_end.stop_ring(0)
+        done = disk.ring.take_used()
+        assert disk.ring.called(0) or not done
+        front_end.start_ring(0, ring=disk.ring, base=base)
+        assert done or disk.wait(head)[0].status == OK
 
 
 def leave_one_descriptor(pid):

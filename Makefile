@@ -45,7 +45,8 @@ test: other-debian
 	$(MAKE) test-other
 
 test-here: build $(VENV)/tested $(GUEST)/kernel/version packages-guest packages-test
-	$(BIN)/pytest $(TESTS)
+	$(BIN)/pytest $(TESTS) -m "not alone" -n 2
+	$(BIN)/pytest $(TESTS) -m alone
 
 test-other: other-debian
 	$(IN_OTHER_DEBIAN) $(MAKE) VENV=$(OTHER_VENV) TESTS="$(OTHER_TESTS)" test-here

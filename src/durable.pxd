@@ -8,13 +8,23 @@ failed one the page cache has dropped data that was acknowledged, and a later sy
 succeed all the same: the image's first failure is kept, and answers whatever comes later.
 """
 
-from libc.stdint cimport int32_t
+from libc.errno cimport EINVAL, ENOSYS, EPERM, ESPIPE, errno
+from libc.stdint cimport int32_t, int64_t
 
 from atomics cimport load_acquire_i32, store_once
 from mailbox cimport stage_answer
 from requests cimport STEP_SYNC, Request
 from uring cimport IORING_FSYNC_DATASYNC, io_uring_prep_fsync, io_uring_sqe
 from worker cimport REPORT_SYNC, TAG_REQUEST, Worker, next_sqe, tagged
+
+cdef extern from "<fcntl.h>" nogil:
+    enum:
+        SYNC_FILE_RANGE_WAIT_BEFORE
+    int sync_file_range(int fd, int64_t offset, int64_t n, unsigned flags)
+
+
+cdef enum:
+    NO_DATA_THERE = 1 << 62     # bytes; beyond any image
 
 
 cdef inline int32_t sync_error(const Worker *w) noexcept nogil:
@@ -35,6 +45,17 @@ cdef inline int32_t sync_result(Worker *w, int32_t result) noexcept nogil:
     if result < 0 and store_once(w.sync_error, result):
         stage_answer(&w.mailbox, 0, 0, REPORT_SYNC)
     return sync_error(w)
+
+
+cdef inline bint has_write_error(const Worker *w) noexcept nogil:
+    """Whether a write-back failed that the description for data was not told of; at once.
+
+    A sync that ends with EINTR may have been interrupted, or told of a write-back that ended so
+    and would not be told again.  Its own description is none the wiser: another one is asked.
+    """
+    return sync_file_range(w.limits.fd, NO_DATA_THERE, 1, SYNC_FILE_RANGE_WAIT_BEFORE) < 0 and (
+        errno != ENOSYS and errno != EINVAL and errno != EPERM and errno != ESPIPE
+    )
 
 
 cdef inline void wait_for_sync(Worker *w, Request *q) noexcept nogil:

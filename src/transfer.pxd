@@ -5,7 +5,7 @@ from libc.errno cimport EAGAIN, EFAULT, EINTR, EOPNOTSUPP
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from dirtylog cimport mark_iovecs, seldom
-from durable cimport submit_sync, sync_error, sync_result, wait_for_sync
+from durable cimport has_write_error, submit_sync, sync_error, sync_result, wait_for_sync
 from failures cimport note_failure
 from fixed cimport chunk_of
 from layouts cimport BLK_S_IOERR, BLK_S_OK, BLK_S_UNSUPP, RANGE_F_UNMAP, SECTOR_SHIFT
@@ -244,12 +244,14 @@ cdef inline bint try_again(Worker *w, Request *q) noexcept nogil:
     return True
 
 
-cdef inline bint is_undone(const Request *q, int32_t result) noexcept nogil:
+cdef inline bint is_undone(const Worker *w, const Request *q, int32_t result) noexcept nogil:
     """Whether the kernel gave a step up before it did anything.
 
-    EAGAIN from a sync may be what a write-back ended with, and would not be told again.
+    What a sync ends with may be what a write-back ended with, and would not be told again.
     """
-    return result == -EINTR or (result == -EAGAIN and q.step != STEP_SYNC)
+    if q.step == STEP_SYNC:
+        return result == -EINTR and not has_write_error(w)
+    return result == -EINTR or result == -EAGAIN
 
 
 cdef inline void complete_transfer(Worker *w, Request *q, uint32_t n) noexcept nogil:
@@ -318,7 +320,7 @@ cdef inline void complete_rarely(Worker *w, Request *q, int32_t result) noexcept
     elif q.step == STEP_PAUSE:
         q.step = q.paused_step
         repeat_step(w, q)
-    elif is_undone(q, result) and try_again(w, q):
+    elif is_undone(w, q, result) and try_again(w, q):
         return
     elif result == -EFAULT and q.fixed:
         q.fixed, q.plain = False, True

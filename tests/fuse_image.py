@@ -33,13 +33,16 @@ RANGE: Final = struct.Struct("=QQQII")  # handle, offset, length, mode
 PUNCH_HOLE: Final = 2  # of a mode
 ROOT, FILE = 1, 2  # nodes
 MOST: Final = 1 << 17  # bytes of one request's data
+WRITEBACK_CACHE: Final = 1 << 16  # the kernel writes when it likes to, or at a sync
 NAME: Final = "disk.img"
 
 
 class FileSystem:
     """Mounted at `place` within the context; its one file is `path`."""
 
-    def __init__(self, place: Path, size: int) -> None:
+    def __init__(self, place: Path, size: int, *, writeback: bool = False) -> None:
+        """With `writeback` what is written stays in the page cache at first."""
+        self._flags = WRITEBACK_CACHE if writeback else 0
         self.path = place / NAME
         self.content = bytearray(size)
         self.answers: dict[int, Callable[[], int]] = {}
@@ -96,7 +99,8 @@ class FileSystem:
 
     def _describe(self, kind: int, body: bytes) -> tuple[int, bytes]:
         if kind == INIT:
-            return 0, struct.pack("=IIIIHHIIHHI28x", 7, 31, 0, 0, 16, 12, MOST, 1, 32, 0, 0)
+            limits = (16, 12, MOST, 1, 32, 0, 0)
+            return 0, struct.pack("=IIIIHHIIHHI28x", 7, 31, 0, self._flags, *limits)
         if kind == STATFS:
             room = 1 << 20
             return 0, struct.pack("=5Q4I24x", room, room, room, 9, 9, 4096, 255, 4096, 0)

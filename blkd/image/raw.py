@@ -146,11 +146,20 @@ class RawImage:
 
     async def _sync(self) -> None:
         try:
-            await asyncio.to_thread(self._syncs.sync)
+            await asyncio.to_thread(self._sync_whole)
         except OSError as error:
             raise SyncFailed(
                 f"{self.path}: cannot be made durable: {error.strerror}", error.errno or errno.EIO
             ) from error
+
+    def _sync_whole(self) -> None:
+        try:
+            self._syncs.sync()
+        finally:
+            # Python repeats a sync that ends with EINTR, also a write-back's, which is told once.
+            error = kernel.write_error(self.fd)
+        if error:
+            raise OSError(error, os.strerror(error))
 
     def _reopen(self, *, held: bool) -> None:
         """Open what `fd` is open for once more, locked or not, in its place."""

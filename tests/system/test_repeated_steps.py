@@ -65,6 +65,21 @@ def test_a_sync_that_was_interrupted_is_repeated(storage, serve):
     assert disk.flush() == OK
 
 
+@pytest.mark.parametrize("error", [errno.EAGAIN, errno.EINTR, errno.EIO])
+def test_a_sync_that_tells_of_a_failed_write_back_is_not_repeated(tmp_path, serve, error):
+    with FileSystem(tmp_path / "fuse", SIZE, writeback=True) as storage:
+        daemon, front_end = serve(storage.path, "--cache", "writeback", "--engine", "uring")
+        disk = front_end.disk()
+        storage.answers[WRITE] = lambda: error
+        assert disk.write(0, b"w" * 4096) == OK
+        assert disk.flush() == IOERR
+        storage.answers.clear()
+        assert disk.flush() == IOERR
+        assert daemon.call("show")["sync_error"] == os.strerror(error)
+        front_end.close()
+        daemon.end()
+
+
 def test_a_sync_that_failed_is_not_repeated(storage, serve):
     daemon, front_end = serve(storage.path, "--cache", "writeback")
     disk = front_end.disk()

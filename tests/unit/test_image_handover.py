@@ -2,13 +2,15 @@
 """An image whose lock goes from one process to another and back, each end by itself."""
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from blkd.errors import ImageBusy, ImageError
+from blkd.errors import ImageBusy, ImageError, SyncFailed
 from blkd.image import raw
+from tests.fuse_image import WRITE, FileSystem
 
 MIB = 1 << 20
 
@@ -170,3 +172,15 @@ async def test_an_image_that_is_only_read_is_locked_for_reading_at_once(disk):
         assert other.held
         assert locks(one)
         assert locks(other)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="FUSE is mounted as root")
+async def test_what_a_write_back_lost_keeps_the_lock(tmp_path):
+    with FileSystem(tmp_path / "fuse", MIB, writeback=True) as storage:
+        async with opened(storage.path) as image:
+            storage.answers[WRITE] = lambda: errno.EINTR
+            os.pwrite(image.fd, b"w" * 4096, 0)
+            with pytest.raises(SyncFailed):
+                await image.hand_over()
+            assert image.held
+            storage.answers.clear()

@@ -142,7 +142,8 @@ def _are_one(one: str, other: str) -> bool:
 @click.option(
     "--register-memory",
     is_flag=True,
-    help="Pin the guest's memory once, not for each request; needs locked memory.",
+    help="Pin the guest's memory once, not for each request; needs locked memory."
+    "  Corrupts the disk of a guest with a balloon or virtio-mem.",
 )
 @click.option(
     "--incoming",

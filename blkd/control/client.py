@@ -46,7 +46,7 @@ def call(
     status, answer = _exchange(path, method, target, body, wait + limit)
     if status < 400:  # noqa: PLR2004 - where HTTP's errors begin
         return _decode(answer, Any)
-    raise _refusal(answer)
+    raise _refusal(status, answer)
 
 
 def switch(path: str, target: str, protocol: str, *, limit: float = ANSWER_LIMIT) -> socket.socket:
@@ -64,7 +64,7 @@ def switch(path: str, target: str, protocol: str, *, limit: float = ANSWER_LIMIT
             response = connection.getresponse()
             if response.status == HTTPStatus.SWITCHING_PROTOCOLS:
                 return sock.dup()
-            raise _refusal(response.read())
+            raise _refusal(response.status, response.read())
         except TimeoutError as error:
             raise _no_answer(path, limit) from error
         except (OSError, http.client.HTTPException) as error:
@@ -101,8 +101,13 @@ def _no_answer(path: str, limit: float) -> ControlError:
     )
 
 
-def _refusal(answer: bytes) -> ControlError:
+def _refusal(status: int, answer: bytes) -> ControlError:
     problem = _decode(answer, models.Problem)
+    if status == HTTPStatus.NOT_FOUND:
+        return ControlError(
+            f"there is no call {problem.detail} there",
+            hint="the process is of an older version: blkd upgrade, or SIGTERM, works all the same",
+        )
     return ControlError(problem.detail or problem.title, hint=problem.hint)
 
 

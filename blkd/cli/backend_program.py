@@ -6,13 +6,14 @@ It follows the back-end program conventions of the vhost-user specification.
 
 import sys
 
-from blkd.cli import lean, signals
+from blkd.cli import descriptors, lean, signals
 
 CAPABILITIES = '{"type": "block", "features": ["read-only", "blk-file"]}'
 
 
 def main() -> None:
     """Run `vhost-user-blkd` with the arguments of this process."""
+    descriptors.keep_standard()
     if "--print-capabilities" in sys.argv[1:]:  # whatever else is said
         sys.stdout.write(CAPABILITIES + "\n")
         return

@@ -4,11 +4,12 @@
 import signal
 import sys
 
-from blkd.cli import lean, signals
+from blkd.cli import descriptors, lean, signals
 
 
 def main() -> None:
     """Run `blkd` with the arguments of this process."""
+    descriptors.keep_standard()
     serves = sys.argv[1:2] in (["serve"], ["upgrade"])
     if serves:
         signals.hold()

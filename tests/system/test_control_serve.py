@@ -7,12 +7,15 @@ import signal
 import socket
 import stat
 import struct
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.daemon import Daemon, Process, image, run
+from blkd.control import client
+from blkd.errors import ControlError
+from tests.daemon import PROGRAMS, Daemon, Process, image, run
 from tests.frontend import FrontEnd
 
 MIB = 1 << 20
@@ -63,6 +66,28 @@ def test_people_get_a_table(disk, tmp_path):
         assert "demo" in shown
         assert "1 MiB" in shown
         assert not shown.startswith("{")
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["for people", "for programs"])
+def test_no_other_file_is_taken_for_a_standard_error_that_is_closed(disk, tmp_path, options):
+    path = tmp_path / "disk.sock"
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", PROGRAMS / "blkd", "serve", disk]
+    command += ["--socket", path, *options]
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL) as process:
+        try:
+            with FrontEnd.connect(path) as front_end:
+                assert front_end.disk().flush() == 0
+            assert Path(f"/proc/{process.pid}/fd/2").readlink() == Path(os.devnull)
+        finally:
+            process.terminate()
+        assert process.wait(6) == 0
+
+
+def test_a_call_that_a_process_does_not_have_is_no_riddle(daemon):
+    daemon.ready()
+    with pytest.raises(ControlError, match="no call POST /v1/export/novelty") as refused:
+        client.call(str(daemon.control), "POST", "/v1/export/novelty")
+    assert "older version" in refused.value.hint
 
 
 def test_only_the_owner_may_control(daemon):

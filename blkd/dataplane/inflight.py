@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import os
 import struct
+from dataclasses import replace
 from typing import Final, Self
 
 from blkd import ring
@@ -71,6 +72,8 @@ class InflightRegion:
             if not all(_is_ours(head, entries) for head in heads):
                 entries = 0
             undo.pop_all()
+        if entries:  # as it is laid out: so any version of blkd knows it in a live upgrade
+            region = replace(region, queue_size=entries)
         return cls(HeldInflight(region, packed, fd), mapping, entries)
 
     def close(self) -> None:

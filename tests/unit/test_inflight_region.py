@@ -27,3 +27,15 @@ def test_a_file_that_shrinks_while_it_is_adopted_is_refused(monkeypatch):
         InflightRegion.adopt(Inflight(size, 0, 2, 128), fd, 1024, packed=False)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)  # it was taken, and is closed
+
+
+@pytest.mark.parametrize(
+    ("part", "entries"), [(16448, 1024), (2112, 128)], ids=["of now", "of old"]
+)
+def test_a_region_is_described_to_another_process_as_it_is_laid_out(part, entries):
+    """Older versions of blkd take a region over only if its size is that of its rings."""
+    fd = os.memfd_create("in-flight")
+    os.ftruncate(fd, 2 * part)
+    region = InflightRegion.adopt(Inflight(2 * part, 0, 2, 128), fd, 1024, packed=False)
+    assert region.held.region == Inflight(2 * part, 0, 2, entries)
+    region.close()

@@ -42,6 +42,9 @@ class Measure:
             raise ImageError(
                 f"{self._path}: its file system has not answered for {LIMIT:g} s"
             ) from None
+        except OSError:
+            self._asking = False  # there may have been no thread to do so
+            raise
 
     def _ask(self, fd: int) -> int:
         try:

@@ -93,7 +93,7 @@ profile: bench-ready
 bench-ready: build $(VENV)/benched packages-bench packages-guest packages-test $(GUEST)/kernel/version
 
 clean:
-	rm -rf build dist *.egg-info $(VENV) blkd/*.so
+	rm -rf build dist *.egg-info $(VENV) blkd/*.so blkd/*/*.so
 
 $(VENV)/made: | packages-build
 	$(PYTHON) -m venv $(VENV)

@@ -6,9 +6,13 @@ import os
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-RELEASED = ("ring", "loadgen")
-DOORS = ("probes", "loadgen_probes")  # of tests into inline functions
-PROBES = os.environ.get("BLKD_PROBES") == "1"
+RELEASED = {"blkd.ring": "ring", "blkd.loadgen.native": "loadgen"}
+"""Extensions, and the .pyx file in src/ of each."""
+PROBES = {
+    "blkd.probes": "probes",
+    "blkd.loadgen_probes": "loadgen_probes",
+}  # tests call inline functions
+WITH_PROBES = os.environ.get("BLKD_PROBES") == "1"
 SANITIZE = os.environ.get("BLKD_SANITIZE", "")  # for example "address,undefined"
 SANITIZER_FLAGS = [
     f"-fsanitize={SANITIZE}",
@@ -22,11 +26,11 @@ SANITIZER_FLAGS = [
 FLAGS = SANITIZER_FLAGS if SANITIZE else []
 
 
-def extension(name: str) -> Extension:
-    """The extension `blkd.NAME` of src/NAME.pyx."""
+def extension(name: str, source: str) -> Extension:
+    """The extension `name`, of src/SOURCE.pyx."""
     return Extension(
-        f"blkd.{name}",
-        sources=[f"src/{name}.pyx"],
+        name,
+        sources=[f"src/{source}.pyx"],
         include_dirs=["src"],
         libraries=["uring"],
         extra_compile_args=["-O2", "-g", "-Wall", "-Wno-unused-function", *FLAGS],
@@ -36,7 +40,7 @@ def extension(name: str) -> Extension:
 
 setup(
     ext_modules=cythonize(
-        [extension(name) for name in RELEASED + (DOORS if PROBES else ())],
+        [extension(*each) for each in (RELEASED | (PROBES if WITH_PROBES else {})).items()],
         include_path=["src"],
         build_dir="build/cython",
         compiler_directives={

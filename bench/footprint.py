@@ -13,8 +13,8 @@ from bench.images import GIB, MIB, sparse
 from bench.processor import Switches, cpu_seconds, resident
 from bench.results import Footprint
 from bench.targets import BLKD, Target, output, serving
-from blkd.bench.backend import BackEnd, Ring
-from blkd.bench.memory import GUEST_ADDRESS, QueueLayout
+from blkd.loadgen.conversation import BackEnd, Ring
+from blkd.loadgen.guest_memory import GUEST_ADDRESS, QueueLayout
 from blkd.vhost_user.wire import MemoryRegion
 
 QUEUES: Final = 4

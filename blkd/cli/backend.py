@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from blkd.cli import signals
 from blkd.errors import BlkdError
+from blkd.host import signals
 
 FIRST_FD = 3  # 0, 1 and 2 keep their usual meaning
 
@@ -53,9 +53,9 @@ def serve(arguments: argparse.Namespace) -> None:
         BlkdError: it cannot start.
     """
     # Only now: wrong usage is refused without them.
-    from blkd import log  # noqa: PLC0415
     from blkd.cli import serving  # noqa: PLC0415
-    from blkd.config import MAX_QUEUES, ExportConfig  # noqa: PLC0415
+    from blkd.export.config import MAX_QUEUES, ExportConfig  # noqa: PLC0415
+    from blkd.host import log  # noqa: PLC0415
 
     log.configure()
     config = ExportConfig(

@@ -6,14 +6,15 @@ It follows the back-end program conventions of the vhost-user specification.
 
 import sys
 
-from blkd.cli import descriptors, lean, signals
+from blkd.cli import lean
+from blkd.host import signals, standard_fds
 
 CAPABILITIES = '{"type": "block", "features": ["read-only", "blk-file"]}'
 
 
 def main() -> None:
     """Run `vhost-user-blkd` with the arguments of this process."""
-    descriptors.keep_standard()
+    standard_fds.keep_standard()
     if "--print-capabilities" in sys.argv[1:]:  # whatever else is said
         sys.stdout.write(CAPABILITIES + "\n")
         return

@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from blkd.bench.progress import line
-from blkd.bench.result import Result
-from blkd.bench.run import bench as load
-from blkd.bench.workload import DEFAULT_RUNTIME, MAX_QUEUES, PERCENT, Rw, Workload
-from blkd.cli import sizes
+from blkd.cli import size_arguments
 from blkd.cli.output import json_option, print_result
 from blkd.errors import BenchError
+from blkd.loadgen.phases import bench as load
+from blkd.loadgen.progress import line
+from blkd.loadgen.result import Result
+from blkd.loadgen.workload import DEFAULT_RUNTIME, MAX_QUEUES, PERCENT, Rw, Workload
 from blkd.virtio.device import MAX_QUEUE_SIZE
 
 LARGEST_SEED = 2**63 - 1
@@ -29,7 +29,7 @@ seconds = click.FloatRange(0, min_open=True)
 
 def optional_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """A size, where one is given."""
-    return None if value is None else sizes.callback(ctx, param, value)
+    return None if value is None else size_arguments.callback(ctx, param, value)
 
 
 @click.command()
@@ -42,7 +42,11 @@ def optional_size(ctx: click.Context, param: click.Parameter, value: str | None)
     help="What is asked for, in order or at random places.",
 )
 @click.option(
-    "--bs", default="4K", show_default=True, callback=sizes.callback, help="Bytes of a request."
+    "--bs",
+    default="4K",
+    show_default=True,
+    callback=size_arguments.callback,
+    help="Bytes of a request.",
 )
 @click.option(
     "--iodepth",

@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from blkd.cli import sizes
+from blkd.cli import size_arguments
 from blkd.cli.output import json_option, print_result
 from blkd.cli.recipes import VMMS, Disk, recipe
-from blkd.config import MAX_QUEUES, MIN_QUEUE_SIZE
+from blkd.export.config import MAX_QUEUES, MIN_QUEUE_SIZE
 from blkd.virtio.device import MAX_QUEUE_SIZE
 
 ANSWER_LIMIT = 5.0  # seconds for QEMU to tell its version
@@ -51,7 +51,7 @@ ANSWER_LIMIT = 5.0  # seconds for QEMU to tell its version
 )
 @click.option(
     "--memory",
-    callback=sizes.callback,
+    callback=size_arguments.callback,
     default="4G",
     show_default=True,
     help="The guest's memory.",

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from blkd.cli import sizes
+from blkd.cli import size_arguments
 from blkd.cli.output import json_option, print_result
 from blkd.control import client, models
 from blkd.errors import ControlError
@@ -68,7 +68,7 @@ def stats(control: str, *, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("size", callback=sizes.positive)
+@click.argument("size", callback=size_arguments.positive)
 @control_option
 @click.option("--force", is_flag=True, help="Shrink as well: the guest loses what is beyond.")
 @json_option

@@ -6,7 +6,7 @@ import sys
 import click
 
 from blkd.cli.output import json_option, print_result
-from blkd.doctor import examine
+from blkd.diagnosis import examine
 
 
 @click.command()

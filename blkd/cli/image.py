@@ -5,7 +5,7 @@ import asyncio
 
 import click
 
-from blkd.cli import sizes
+from blkd.cli import size_arguments
 from blkd.cli.output import json_option, print_result
 from blkd.image import store
 
@@ -17,7 +17,7 @@ def image() -> None:
 
 @image.command()
 @click.argument("path")
-@click.argument("size", callback=sizes.positive)
+@click.argument("size", callback=size_arguments.positive)
 @click.option("--preallocate", is_flag=True, help="Take the space now, not when it is written.")
 @json_option
 def create(path: str, size: int, *, preallocate: bool, as_json: bool) -> None:

@@ -4,12 +4,13 @@
 import signal
 import sys
 
-from blkd.cli import descriptors, lean, signals
+from blkd.cli import lean
+from blkd.host import signals, standard_fds
 
 
 def main() -> None:
     """Run `blkd` with the arguments of this process."""
-    descriptors.keep_standard()
+    standard_fds.keep_standard()
     serves = sys.argv[1:2] in (["serve"], ["upgrade"])
     if serves:
         signals.hold()

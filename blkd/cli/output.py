@@ -9,7 +9,7 @@ from typing import Any
 import click
 import msgspec
 
-from blkd.cli import sizes
+from blkd.cli import size_arguments
 
 PIPE_WIDTH = 160  # columns, where there is no terminal to ask
 BYTES = frozenset(
@@ -128,7 +128,7 @@ def _text(name: str, value: object) -> str:
         case bool():
             return "yes" if value else "no"
         case int() if name in BYTES:
-            return sizes.show(value)
+            return size_arguments.show(value)
         case int() if name in HEXADECIMAL:
             return hex(value)
         case list() | tuple():

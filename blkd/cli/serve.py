@@ -8,10 +8,9 @@ from typing import Any, get_args
 import click
 import msgspec
 
-from blkd import log
-from blkd.cli import serving, signals
+from blkd.cli import serving
 from blkd.cli.output import json_option, print_result
-from blkd.config import (
+from blkd.export.config import (
     CONTROL_MODE,
     MAX_POLL_US,
     MAX_QUEUES,
@@ -22,8 +21,9 @@ from blkd.config import (
     ExportConfig,
     cpu_list,
 )
+from blkd.export.views import ExportState
+from blkd.host import log, signals
 from blkd.image.engine import EngineChoice
-from blkd.views import ExportState
 from blkd.virtio.blk import FEATURE_SETS
 from blkd.virtio.device import MAX_QUEUE_SIZE
 

@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from blkd import listener, systemd
-from blkd import log as log_events
-from blkd.blocking import ask
-from blkd.cli import signals
-from blkd.config import ExportConfig
 from blkd.errors import BlkdError
-from blkd.export import Export
-from blkd.views import ExportState
+from blkd.export.config import ExportConfig
+from blkd.export.export import Export
+from blkd.export.views import ExportState
+from blkd.host import log as log_events
+from blkd.host import signals, systemd, unix_socket
+from blkd.host.blocking import ask
 
 if TYPE_CHECKING:
-    from blkd.upgrade import Gift
+    from blkd.upgrade.sides import Gift
 
 DRAIN_LIMIT = 4.0  # seconds for the requests in flight when the process is to end
 KILL_LIMIT = 0.5  # seconds for the rest after that
@@ -51,7 +50,7 @@ def run(config: ExportConfig, announce: Announce, fd: int | None = None) -> None
             one at `config.socket`.
     """
     log_events.name_export(config.name)
-    sock = None if fd is None else listener.adopt(fd)
+    sock = None if fd is None else unix_socket.adopt(fd)
 
     async def opened(
         stack: contextlib.AsyncExitStack, _settled: asyncio.Event
@@ -93,10 +92,10 @@ async def _listen_for_control(
     """Claim the control socket early: what can be refused is refused before serving."""
     if config.control is None:
         return None
-    group = listener.group_number(config.control_group)
-    listening = await listener.listen_soon(config.control, config.control_mode, group)
+    group = unix_socket.group_number(config.control_group)
+    listening = await unix_socket.listen_soon(config.control, config.control_mode, group)
     sock = stack.enter_context(listening)
-    stack.callback(listener.unlink_if_ours, config.control)
+    stack.callback(unix_socket.unlink_if_ours, config.control)
     return sock
 
 
@@ -126,7 +125,7 @@ class _Host:
             if control is not None:
                 # Only this needs HTTP.
                 from blkd.control.server import control_api  # noqa: PLC0415
-                from blkd.upgrade import Gift  # noqa: PLC0415
+                from blkd.upgrade.sides import Gift  # noqa: PLC0415
 
                 gift = Gift(self._export, control)
                 hand_over = functools.partial(self._hand_over, gift)

@@ -8,15 +8,15 @@ import socket
 
 import click
 
-from blkd import listener, log
-from blkd.cli import serving, signals
+from blkd.cli import serving
 from blkd.cli.control import control_option, timeout
 from blkd.cli.output import json_option, print_result
 from blkd.control import client, models
-from blkd.export import Export
-from blkd.handover.models import PROTOCOL
-from blkd.upgrade import Inheritance
-from blkd.views import ExportState
+from blkd.export.export import Export
+from blkd.export.views import ExportState
+from blkd.host import log, signals, unix_socket
+from blkd.upgrade.messages import PROTOCOL
+from blkd.upgrade.sides import Inheritance
 
 
 @click.command()
@@ -46,7 +46,7 @@ def upgrade(control: str, *, as_json: bool) -> None:
         export = inheritance.export
         stack.enter_context(inheritance.control)
         if export.config.control is not None:
-            stack.callback(listener.unlink_if_ours, export.config.control)
+            stack.callback(unix_socket.unlink_if_ours, export.config.control)
         return export, inheritance.control
 
     serving.host(taken, announce)

@@ -15,7 +15,7 @@ import msgspec
 
 from blkd.control import models
 from blkd.errors import ControlError, SocketError
-from blkd.listener import UCRED
+from blkd.host.unix_socket import UCRED
 
 ANSWER_LIMIT = 10.0  # seconds for an answer, beyond what the call itself may wait
 

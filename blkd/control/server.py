@@ -17,7 +17,7 @@ import structlog
 from blkd import errors
 from blkd.control import models
 from blkd.control.http import Request, Response, Switch, serve_one
-from blkd.handover.models import PROTOCOL
+from blkd.upgrade.messages import PROTOCOL
 
 SHUTDOWN_LIMIT = 0.5  # seconds that a call under way has when the export ends
 

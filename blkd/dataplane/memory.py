@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from blkd import ring
-from blkd.blocking import ask
 from blkd.errors import RequestRefused
-from blkd.fds import close_foreign, is_eventfd, is_memory
+from blkd.host.blocking import ask
+from blkd.host.fds import close_foreign, is_eventfd, is_memory
 from blkd.vhost_user.wire import LogBase, MemoryRegion
 
 LAST_ADDRESS: Final = 2**63 - 1  # of a file, as off_t counts

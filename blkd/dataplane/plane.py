@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import structlog
 
 from blkd import ring
-from blkd.dataplane import inflight
-from blkd.dataplane.inflight import InflightRegion
+from blkd.dataplane import inflight_region
+from blkd.dataplane.inflight_region import InflightRegion
 from blkd.dataplane.memory import (
     Shared,
     map_log,
@@ -22,7 +22,7 @@ from blkd.dataplane.memory import (
 )
 from blkd.dataplane.probe import discards_by_command
 from blkd.dataplane.registration import Registration
-from blkd.dataplane.worker import (
+from blkd.dataplane.workers import (
     NOT_RECORDED,
     LiveRing,
     Place,
@@ -32,7 +32,7 @@ from blkd.dataplane.worker import (
     place,
 )
 from blkd.errors import DataPlaneError, DrainTimeout, RequestRefused
-from blkd.fds import close_foreign, wait_closed
+from blkd.host.fds import close_foreign, wait_closed
 from blkd.image.base import Image
 from blkd.vhost_user.channel import Fds
 from blkd.vhost_user.inflight import Inflight
@@ -232,7 +232,7 @@ class DataPlane:
 
     async def make_inflight(self, region: Inflight) -> int:
         """Make an in-flight region: its descriptor, which is the caller's."""
-        return inflight.make(region)
+        return inflight_region.make(region)
 
     async def use_inflight(self, region: Inflight, fd: int, *, packed: bool) -> None:
         """Record what is in flight in this region, from the next ring that is started on."""

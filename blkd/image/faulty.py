@@ -13,8 +13,8 @@ The first rule that strikes is carried out, by the data path (`src/injected.pxd`
 import re
 from typing import Final, cast
 
-from blkd import sizes
 from blkd.errors import ImageError
+from blkd.host import sizes
 from blkd.image.base import Fault, FaultAction, FaultKind, Image, Limits
 from blkd.image.engine import Engine
 

@@ -7,7 +7,7 @@ import os
 import struct
 from typing import Final
 
-from blkd.fds import readable
+from blkd.host.fds import readable
 
 IN_MODIFY: Final = 0x00000002
 IN_IGNORED: Final = 0x00008000

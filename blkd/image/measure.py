@@ -4,8 +4,8 @@
 import functools
 from typing import Final
 
-from blkd.blocking import ask
 from blkd.errors import ImageError
+from blkd.host.blocking import ask
 from blkd.image import kernel
 
 LIMIT: Final = 5.0  # seconds that a file system may take to tell the size

@@ -5,8 +5,8 @@ import dataclasses
 import os
 from typing import Final
 
-from blkd import sizes
 from blkd.errors import ImageError
+from blkd.host import sizes
 from blkd.image.base import Fault, Limits
 from blkd.image.engine import Engine
 

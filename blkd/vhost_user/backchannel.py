@@ -7,7 +7,7 @@ import socket
 from typing import Self
 
 from blkd.errors import ProtocolError, RequestRefused
-from blkd.fds import close_foreign
+from blkd.host.fds import close_foreign
 from blkd.vhost_user.channel import Receiver
 from blkd.vhost_user.gate import Gate
 from blkd.vhost_user.wire import NEED_REPLY, U64, VERSION, BackendRequest, Header

@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import Self
 
 from blkd.errors import HandoverError, ProtocolError
-from blkd.fds import ancillary_bytes, close_foreign, passed, writable
-from blkd.handover import models
-from blkd.handover.descriptors import Incoming, Outgoing
+from blkd.host.fds import ancillary_bytes, close_foreign, passed, writable
+from blkd.upgrade import messages
+from blkd.upgrade.descriptors import Incoming, Outgoing
 from blkd.vhost_user.wire import MAX_FDS, Header
 
 SENT_AT_ONCE = 253  # SCM_MAX_FD of the kernel
@@ -109,15 +109,15 @@ class Receiver:
         """Close the descriptors of a message that is not whole; the socket is the caller's."""
         self._fds.close()
 
-    def written(self, out: Outgoing) -> models.Begun | None:
+    def written(self, out: Outgoing) -> messages.Begun | None:
         """What has come of a message that is not whole."""
         if not self._data:
             return None
-        return models.Begun(
+        return messages.Begun(
             data=bytes(self._data), descriptors=tuple(out.add(fd) for fd in self._fds)
         )
 
-    def restore(self, begun: models.Begun | None, fds: Incoming) -> None:
+    def restore(self, begun: messages.Begun | None, fds: Incoming) -> None:
         """Go on with a message that another process has begun to read.  Raises HandoverError."""
         if begun is None:
             return

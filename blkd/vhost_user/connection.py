@@ -11,9 +11,18 @@ from typing import Final, cast
 import structlog
 
 from blkd.errors import BlkdError, HandoverError, ProtocolError, RequestRefused
-from blkd.fds import close_connection
-from blkd.handover import models
-from blkd.handover.descriptors import Incoming, Outgoing
+from blkd.host.fds import close_connection
+from blkd.upgrade import messages
+from blkd.upgrade.descriptors import Incoming, Outgoing
+from blkd.upgrade.session_state import (
+    given_inflight,
+    given_rings,
+    restore_session,
+    written_inflight,
+    written_log,
+    written_regions,
+    written_rings,
+)
 from blkd.vhost_user.backchannel import BackChannel
 from blkd.vhost_user.channel import Fds, Receiver, send
 from blkd.vhost_user.commands import (
@@ -41,15 +50,6 @@ from blkd.vhost_user.gate import Gate
 from blkd.vhost_user.requests import MAX_PAYLOAD
 from blkd.vhost_user.rings import Rings
 from blkd.vhost_user.session import Answer, Plan, Session
-from blkd.vhost_user.succession import (
-    given_inflight,
-    given_rings,
-    restore_session,
-    written_inflight,
-    written_log,
-    written_regions,
-    written_rings,
-)
 from blkd.vhost_user.wire import (
     BackendRequest,
     Header,
@@ -209,10 +209,10 @@ class Connection:
         if self._back:
             self._back.gate.open()
 
-    def written(self, out: Outgoing) -> tuple[models.FrontEnd, tuple[models.Ring, ...]]:
+    def written(self, out: Outgoing) -> tuple[messages.FrontEnd, tuple[messages.Ring, ...]]:
         """All that another process must know to go on; this one is held."""
         session, back = self._session, self._back
-        front_end = models.FrontEnd(
+        front_end = messages.FrontEnd(
             socket=out.add(self._sock.fileno()),
             features=int(session.features),
             based_on=int(session.based_on),
@@ -221,7 +221,7 @@ class Connection:
             fetched=session.fetched,
             back_channel=None
             if back is None
-            else models.BackChannel(
+            else messages.BackChannel(
                 socket=out.add(back.sock.fileno()),
                 overdue=back.overdue,
                 begun=back.receiver.written(out),
@@ -234,7 +234,7 @@ class Connection:
         return front_end, written_rings(session, self._rings, out)
 
     async def restore(
-        self, front_end: models.FrontEnd, rings: tuple[models.Ring, ...], fds: Incoming
+        self, front_end: messages.FrontEnd, rings: tuple[messages.Ring, ...], fds: Incoming
     ) -> None:
         """Go on where another process has left the front end, once `serve` is called.
 

@@ -6,7 +6,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 
-from blkd.fds import readable
+from blkd.host.fds import readable
 
 
 class Gate:

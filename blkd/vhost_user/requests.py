@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from blkd.errors import ProtocolError, RequestRefused
-from blkd.handover import models
+from blkd.upgrade import messages
 from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.wire import (
     U64,
@@ -36,7 +36,7 @@ from blkd.vhost_user.wire import (
     VringState,
 )
 
-MAX_MEM_SLOTS: Final = models.MAX_REGIONS
+MAX_MEM_SLOTS: Final = messages.MAX_REGIONS
 
 
 class Support(enum.Enum):

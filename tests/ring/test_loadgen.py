@@ -8,7 +8,7 @@ from blkd.loadgen_probes import count_latencies, judge_block, make_block, passed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blkd.bench.latency import BUCKET_ERROR, WHOLE, Counted
+from blkd.loadgen.latency import BUCKET_ERROR, WHOLE, Counted
 
 INTACT, FOREIGN, DAMAGED, MISPLACED, OTHER_SEED, STALE = range(6)
 HEAD = 48  # bytes

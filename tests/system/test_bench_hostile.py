@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from blkd.bench.run import bench
-from blkd.bench.workload import Rw, Workload
 from blkd.errors import BenchError
+from blkd.loadgen.phases import bench
+from blkd.loadgen.workload import Rw, Workload
 from tests.backend import AVAIL, DISABLE, FEATURES, PROTOCOL, USED, BackEnd
 from tests.frontend import DISCARD, FLUSH, IN, OUT, Feature, Protocol, Request
 

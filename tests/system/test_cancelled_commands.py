@@ -8,10 +8,10 @@ import os
 
 import pytest
 
-from blkd.config import ExportConfig
 from blkd.dataplane import Crew, DataPlane
+from blkd.export.config import ExportConfig
+from blkd.export.settings import parameters
 from blkd.image.kinds import open_image
-from blkd.settings import parameters
 from blkd.vhost_user.rings import VringSetup
 from blkd.vhost_user.wire import MemoryRegion
 from blkd.virtio.blk import BlkDevice

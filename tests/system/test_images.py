@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from blkd.doctor import examine
+from blkd.diagnosis import examine
 from blkd.errors import ImageBusy, ImageError
 from blkd.image import raw, store
 from tests.storage import DISK_BYTES, loop_device, mounted, run

@@ -11,16 +11,16 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blkd.bench.latency import PERCENTILES, WHOLE, Counted, Latency
-from blkd.bench.loader import Passing
-from blkd.bench.memory import FRAME_STRIDE, PAGE, QueueLayout
-from blkd.bench.processor import Processor
-from blkd.bench.progress import describe
-from blkd.bench.result import Result, judge_passings
-from blkd.bench.run import Progress
-from blkd.bench.workload import DEFAULT_RUNTIME, Rw, Workload
 from blkd.cli.group import blkd
 from blkd.errors import BenchError
+from blkd.loadgen.cpu_time import Processor
+from blkd.loadgen.guest_memory import FRAME_STRIDE, PAGE, QueueLayout
+from blkd.loadgen.latency import PERCENTILES, WHOLE, Counted, Latency
+from blkd.loadgen.loader import Passing
+from blkd.loadgen.phases import Progress
+from blkd.loadgen.progress import describe
+from blkd.loadgen.result import Result, judge_passings
+from blkd.loadgen.workload import DEFAULT_RUNTIME, Rw, Workload
 
 NOTHING = Latency.of(Counted())
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blkd.cli import sizes
+from blkd.cli import size_arguments
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -28,7 +28,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
     ],
 )
 def test_sizes_are_read_as_people_write_them(text, size):
-    assert sizes.parse(text) == size
+    assert size_arguments.parse(text) == size
 
 
 @pytest.mark.parametrize(
@@ -36,25 +36,25 @@ def test_sizes_are_read_as_people_write_them(text, size):
 )
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(ValueError, match="no size"):
-        sizes.parse(text)
+        size_arguments.parse(text)
 
 
 @pytest.mark.parametrize("text", ["10GB", "1.5mb", "1 TB", "..KB"])
 def test_units_that_some_take_for_decimal_are_explained(text):
     with pytest.raises(ValueError, match="units of 1024") as refused:
-        sizes.parse(text)
+        size_arguments.parse(text)
     assert repr(text) in str(refused.value)
 
 
 def test_more_than_a_file_can_have_is_refused():
-    assert sizes.parse("7E") < 2**63
+    assert size_arguments.parse("7E") < 2**63
     with pytest.raises(ValueError, match="more than a file"):
-        sizes.parse("8E")
+        size_arguments.parse("8E")
 
 
 def test_parts_of_a_byte_are_refused():
     with pytest.raises(ValueError, match="whole number"):
-        sizes.parse("0.3K")
+        size_arguments.parse("0.3K")
 
 
 @pytest.mark.parametrize(
@@ -70,13 +70,15 @@ def test_parts_of_a_byte_are_refused():
     ],
 )
 def test_sizes_are_shown_short(size, text):
-    assert sizes.show(size) == text
+    assert size_arguments.show(size) == text
 
 
 @given(st.integers(0, (1 << 63) - 1))
 def test_what_is_shown_is_read_back_nearly_alike(size):
-    assert abs(round(float(sizes.show(size).split()[0]) * unit(size)) - size) <= size * 0.01
+    assert (
+        abs(round(float(size_arguments.show(size).split()[0]) * unit(size)) - size) <= size * 0.01
+    )
 
 
 def unit(size):
-    return sizes.parse("1" + sizes.show(size).split()[1])
+    return size_arguments.parse("1" + size_arguments.show(size).split()[1])

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from blkd.config import SETTINGS_OF_0_1, ExportConfig, cpu_list, for_successor
+from blkd.export.config import SETTINGS_OF_0_1, ExportConfig, cpu_list, for_successor
 
 
 @pytest.mark.parametrize(

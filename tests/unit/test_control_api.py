@@ -13,14 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from blkd import errors, listener
+from blkd import errors
 from blkd.control import models
 from blkd.control.client import call, switch
 from blkd.control.server import control_api
-from blkd.handover.models import PROTOCOL
+from blkd.export.views import ExportState, ExportStats, PauseResult, ResizeResult, RingStats
+from blkd.host import unix_socket
+from blkd.upgrade.messages import PROTOCOL
 from blkd.vhost_user.connection import FrontEndRing, FrontEndState
 from blkd.vhost_user.wire import MemoryRegion
-from blkd.views import ExportState, ExportStats, PauseResult, ResizeResult, RingStats
 
 NOBODY = 65534
 DOCUMENT = Path(__file__).parents[2] / "docs" / "control-api.md"
@@ -66,7 +67,7 @@ class Played:
 
 @contextlib.asynccontextmanager
 async def served(path, export):
-    with listener.listen(path, 0o600) as sock:
+    with unix_socket.listen(path, 0o600) as sock:
         async with control_api(export, sock, converse, export.stop):
             yield
 
@@ -351,7 +352,7 @@ def test_the_client_says_that_nobody_is_there(path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user for a while")
 def test_the_client_says_that_the_socket_is_another_user_s(path):
-    with listener.listen(path, 0o600):
+    with unix_socket.listen(path, 0o600):
         os.seteuid(NOBODY)
         try:
             with pytest.raises(errors.SocketError, match="not be opened by this user") as refused:

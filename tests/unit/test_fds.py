@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from blkd.fds import ancillary_bytes, close_foreign, passed, readable, wait_closed, writable
+from blkd.host.fds import ancillary_bytes, close_foreign, passed, readable, wait_closed, writable
 from tests.fuse import FLUSH, Fuse
 
 

@@ -4,9 +4,9 @@ import errno
 
 import pytest
 
-from blkd import listener
 from blkd.errors import DataPlaneError
-from blkd.frontends import FrontEnds
+from blkd.export.frontends import FrontEnds
+from blkd.host import unix_socket
 from tests.doubles import RecordingRings, ToyDevice
 from tests.frontend import FrontEnd, Request
 
@@ -22,7 +22,7 @@ LIMIT = 10.0  # seconds for what takes milliseconds
 async def test_whatever_fails_for_one_front_end_the_next_is_served(tmp_path, failure, where):
     path = tmp_path / "disk.sock"
     rings = RecordingRings()
-    with listener.listen(str(path), 0o600) as sock:
+    with unix_socket.listen(str(path), 0o600) as sock:
         front_ends = FrontEnds("disk", sock, ToyDevice(), rings)
         serving = asyncio.create_task(front_ends.serve())
         rings.failures[where] = failure

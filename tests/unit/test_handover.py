@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blkd.errors import DrainTimeout, HandoverError, ImageError
-from blkd.handover import exchange, framing, models
-from blkd.handover.channel import HandoverChannel
-from blkd.handover.descriptors import Incoming, Outgoing
+from blkd.upgrade import exchange, framing, messages
+from blkd.upgrade.descriptors import Incoming, Outgoing
+from blkd.upgrade.transport import HandoverChannel
 from tests.served import open_fds, wait_for_fds
 
-HELLO = models.Hello(formats=(1,), version="2", pid=7)
-OFFER = models.Offer(
+HELLO = messages.Hello(formats=(1,), version="2", pid=7)
+OFFER = messages.Offer(
     version="1",
     pid=6,
     directory="/",
@@ -30,18 +30,18 @@ OFFER = models.Offer(
     listener=0,
     control=1,
 )
-STATE = models.State(began=5, capacity=8, generation=0, write_back=True)
+STATE = messages.State(began=5, capacity=8, generation=0, write_back=True)
 
 PARTS = (
-    models.Device,
-    models.Region,
-    models.Addresses,
-    models.Ring,
-    models.Begun,
-    models.BackChannel,
-    models.Inflight,
-    models.Log,
-    models.FrontEnd,
+    messages.Device,
+    messages.Region,
+    messages.Addresses,
+    messages.Ring,
+    messages.Begun,
+    messages.BackChannel,
+    messages.Inflight,
+    messages.Log,
+    messages.FrontEnd,
 )
 DOCUMENT = Path(__file__).parents[2] / "docs" / "upgrade.md"
 
@@ -64,25 +64,25 @@ def sent(said):
         HELLO,
         OFFER,
         STATE,
-        models.Ready(),
-        models.Taken(),
-        models.Go(),
-        models.State(
+        messages.Ready(),
+        messages.Taken(),
+        messages.Go(),
+        messages.State(
             began=1,
             paused=True,
             capacity=1,
             generation=3,
             write_back=False,
-            rings=(models.Ring(index=3, kick=2, counters={"reads": 5}),),
-            front_end=models.FrontEnd(
+            rings=(messages.Ring(index=3, kick=2, counters={"reads": 5}),),
+            front_end=messages.FrontEnd(
                 socket=0,
                 features=1 << 63,
                 based_on=0,
                 protocol_features=0,
                 status=0,
-                back_channel=models.BackChannel(socket=1, overdue=2),
+                back_channel=messages.BackChannel(socket=1, overdue=2),
                 regions=(
-                    models.Region(
+                    messages.Region(
                         guest_address=2**64 - 1, size=1, user_address=0, mmap_offset=0, memory=3
                     ),
                 ),
@@ -96,18 +96,18 @@ def test_what_is_said_is_understood(said):
 
 
 def test_what_has_its_default_is_not_said():
-    told = json.loads(sent(framing.frame(models.Ring(index=1), 0)))
+    told = json.loads(sent(framing.frame(messages.Ring(index=1), 0)))
     assert told == {"message": "ring", "format": 1, "content": {"index": 1}}
 
 
 def test_a_hello_of_any_format_with_any_news_is_understood():
     content = {"formats": [9], "version": "9", "pid": 1, "news": {}}
-    assert framing.read(document("hello", content, 9), models.Hello).formats == (9,)
+    assert framing.read(document("hello", content, 9), messages.Hello).formats == (9,)
 
 
 def test_a_refusal_of_any_format_with_any_news_is_understood():
     with pytest.raises(HandoverError, match="no way"):
-        framing.read(document("refusal", {"reason": "no way", "news": 1}, 9), models.Ready)
+        framing.read(document("refusal", {"reason": "no way", "news": 1}, 9), messages.Ready)
 
 
 @pytest.mark.parametrize(
@@ -129,13 +129,13 @@ def test_a_refusal_of_any_format_with_any_news_is_understood():
 )
 def test_what_is_not_due_is_refused_with_the_reason(data, reason):
     with pytest.raises(HandoverError, match=reason):
-        framing.read(data, models.Ready)
+        framing.read(data, messages.Ready)
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_do_harm(data):
     with pytest.raises(HandoverError):
-        framing.read(data, models.State)
+        framing.read(data, messages.State)
 
 
 JSON = st.recursive(
@@ -149,7 +149,7 @@ JSON = st.recursive(
 def test_no_value_of_a_field_does_harm(field, value):
     content = msgspec.to_builtins(STATE) | {field: value}
     with contextlib.suppress(HandoverError):
-        framing.read(document("state", content), models.State)
+        framing.read(document("state", content), messages.State)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ class Scripted:
         self.last = document
 
     async def hear(self, kind, limit):
-        assert (limit is None) == (kind is models.Go)
+        assert (limit is None) == (kind is messages.Go)
         heard = self.script.pop(0)
         if isinstance(heard, BaseException):
             raise heard
@@ -256,8 +256,8 @@ class PlayedDisk:
         self._note("take")
 
 
-TAKER_SAYS = [HELLO, models.Ready(), models.Taken()]
-GIVER_SAYS = [OFFER, STATE, models.Go()]
+TAKER_SAYS = [HELLO, messages.Ready(), messages.Taken()]
+GIVER_SAYS = [OFFER, STATE, messages.Go()]
 
 
 async def test_a_giver_lets_go_only_at_the_end():
@@ -296,7 +296,7 @@ async def test_a_giver_that_cannot_says_why_and_serves_on(step, failure):
     channel, disk = Scripted(*TAKER_SAYS), PlayedDisk(**{step: failure})
     with pytest.raises(type(failure)):
         await exchange.give(channel, disk)
-    assert channel.last == models.Refusal(reason=str(failure))
+    assert channel.last == messages.Refusal(reason=str(failure))
     assert disk.calls.count("hold") == disk.calls.count("release")
 
 
@@ -355,8 +355,10 @@ async def test_hundreds_of_descriptors_come_in_their_order():
     out = [os.memfd_create(str(n)) for n in range(600)]
     with ours, theirs:
         giver, taker = HandoverChannel(ours), HandoverChannel(theirs)
-        (said, fds), _ = await asyncio.gather(taker.hear(models.Go, 5), giver.say(models.Go(), out))
-        assert said == models.Go()
+        (said, fds), _ = await asyncio.gather(
+            taker.hear(messages.Go, 5), giver.say(messages.Go(), out)
+        )
+        assert said == messages.Go()
         for n in (0, 252, 253, 599):
             fd = fds.take(n)
             assert os.path.samestat(os.fstat(fd), os.fstat(out[n]))
@@ -372,10 +374,10 @@ async def test_hundreds_of_descriptors_come_in_their_order():
         pytest.param(b"", 0, "has gone", id="nothing"),
         pytest.param(b"\0\0\0", 0, "has gone", id="half-a-header"),
         pytest.param(struct.pack("=II", 9, 0) + b"{", 0, "has gone", id="half-a-document"),
-        pytest.param(framing.frame(models.Go(), 2), 0, "were lost", id="no-descriptors"),
-        pytest.param(framing.frame(models.Go(), 2), 1, "1 descriptors, not 2", id="too-few"),
-        pytest.param(framing.frame(models.Go(), 2), 3, "3 descriptors, not 2", id="too-many"),
-        pytest.param(framing.frame(models.Ready(), 2), 2, "was due", id="wrong-message"),
+        pytest.param(framing.frame(messages.Go(), 2), 0, "were lost", id="no-descriptors"),
+        pytest.param(framing.frame(messages.Go(), 2), 1, "1 descriptors, not 2", id="too-few"),
+        pytest.param(framing.frame(messages.Go(), 2), 3, "3 descriptors, not 2", id="too-many"),
+        pytest.param(framing.frame(messages.Ready(), 2), 2, "was due", id="wrong-message"),
     ],
 )
 async def test_what_comes_broken_is_refused_and_leaves_no_descriptor(pair, data, fds, reason):
@@ -386,16 +388,16 @@ async def test_what_comes_broken_is_refused_and_leaves_no_descriptor(pair, data,
         socket.send_fds(theirs, [b"\0"], [theirs.fileno()] * fds)
     theirs.shutdown(socket.SHUT_WR)
     with pytest.raises(HandoverError, match=reason):
-        await channel.hear(models.Go, 5)
+        await channel.hear(messages.Go, 5)
     assert wait_for_fds(before)
 
 
 async def test_descriptors_that_nobody_takes_are_closed(pair):
     channel, theirs = pair
     before = open_fds()
-    theirs.sendall(framing.frame(models.Go(), 2))
+    theirs.sendall(framing.frame(messages.Go(), 2))
     socket.send_fds(theirs, [b"\0"], [theirs.fileno()] * 2)
-    _, fds = await channel.hear(models.Go, 5)
+    _, fds = await channel.hear(messages.Go, 5)
     os.close(fds.take(0))
     channel.close()
     assert wait_for_fds(before)
@@ -403,11 +405,11 @@ async def test_descriptors_that_nobody_takes_are_closed(pair):
 
 async def test_silence_is_not_waited_for_any_longer(pair):
     with pytest.raises(HandoverError, match="no answer within 0"):
-        await pair[0].hear(models.Go, 0.01)
+        await pair[0].hear(messages.Go, 0.01)
 
 
 async def test_the_other_side_gone_is_an_error_of_a_handover(pair):
     channel, theirs = pair
     theirs.close()
     with pytest.raises(HandoverError, match="has gone"):
-        await channel.say(models.Go())
+        await channel.say(messages.Go())

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blkd.doctor import examine
+from blkd.diagnosis import examine
 from blkd.errors import ImageBusy, ImageError
 from blkd.image import kernel, lock, raw, store
 

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from blkd.dataplane import inflight
-from blkd.dataplane.inflight import InflightRegion
+from blkd.dataplane import inflight_region
+from blkd.dataplane.inflight_region import InflightRegion
 from blkd.errors import RequestRefused
 from blkd.vhost_user.inflight import Inflight, part_bytes
 
@@ -15,14 +15,14 @@ def test_a_file_that_shrinks_while_it_is_adopted_is_refused(monkeypatch):
     size = 2 * part_bytes(128, packed=False)
     fd = os.memfd_create("in-flight")
     os.ftruncate(fd, size)
-    map_file = inflight.map_file
+    map_file = inflight_region.map_file
 
     def shrunk_meanwhile(*where):
         mapping = map_file(*where)
         os.ftruncate(fd, part_bytes(128, packed=False))
         return mapping
 
-    monkeypatch.setattr(inflight, "map_file", shrunk_meanwhile)
+    monkeypatch.setattr(inflight_region, "map_file", shrunk_meanwhile)
     with pytest.raises(RequestRefused, match="its file ends before 0x84c"):
         InflightRegion.adopt(Inflight(size, 0, 2, 128), fd, 1024, packed=False)
     with pytest.raises(OSError, match="Bad file descriptor"):

@@ -9,11 +9,11 @@ import time
 import pytest
 import structlog
 
-from blkd.log import MOST, Limiter
+from blkd.host.log import MOST, Limiter
 
 PROGRAM = """
 import structlog
-from blkd import log
+from blkd.host import log
 log.configure()
 events = structlog.get_logger()
 events.debug("message", id=1)
@@ -93,7 +93,7 @@ def test_every_ring_is_told_of():
 
 FLOOD = """
 import structlog
-from blkd import log
+from blkd.host import log
 log.configure()
 for n in range(300):
     structlog.get_logger().warning("front end dropped", n=n, path="\\udcff")

@@ -5,9 +5,9 @@ import dataclasses
 
 import pytest
 
-from blkd.config import ExportConfig
+from blkd.export.config import ExportConfig
+from blkd.export.settings import parameters
 from blkd.image.null import NullImage
-from blkd.settings import parameters
 
 
 @pytest.mark.parametrize(("punches", "granularity"), [(True, 4096), (False, 0)])

@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from blkd.cli.signals import AGAIN_LIMIT, END_LIMIT
+from blkd.host.signals import AGAIN_LIMIT, END_LIMIT
 
 DEAF = """
 import sys, time
-from blkd.cli import signals
+from blkd.host import signals
 signals.hold()
 if sys.argv[1] == "forwarded":
     signals.forward(lambda number: print(number, flush=True))

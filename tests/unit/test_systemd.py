@@ -3,7 +3,7 @@ import socket
 
 import pytest
 
-from blkd import systemd
+from blkd.host import systemd
 
 
 @pytest.fixture(params=["path", "abstract"])

@@ -4,7 +4,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
-from blkd.bench.run import Progress
+from blkd.loadgen.phases import Progress
 
 
 def describe(progress: Progress, before: Progress | None) -> str:

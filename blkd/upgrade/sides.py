@@ -14,14 +14,15 @@ import time
 import msgspec
 import structlog
 
-from blkd import __version__, listener, systemd
-from blkd import log as log_events
-from blkd.config import ExportConfig
+from blkd import __version__
 from blkd.errors import BlkdError, HandoverError
-from blkd.export import Export
-from blkd.handover import exchange, models
-from blkd.handover.channel import HandoverChannel
-from blkd.handover.descriptors import Incoming, Outgoing
+from blkd.export.config import ExportConfig
+from blkd.export.export import Export
+from blkd.host import log as log_events
+from blkd.host import systemd, unix_socket
+from blkd.upgrade import exchange, messages
+from blkd.upgrade.descriptors import Incoming, Outgoing
+from blkd.upgrade.transport import HandoverChannel
 
 NANOSECONDS_OF_MS = 1_000_000
 
@@ -37,7 +38,7 @@ class Gift:
         self._giving = asyncio.Lock()
         self._withdrawal: HandoverError | None = None
 
-    async def give(self, sock: socket.socket) -> models.Hello | None:
+    async def give(self, sock: socket.socket) -> messages.Hello | None:
         """Hand the export over by the conversation on `sock`: who has it now.
 
         None if that failed, which the log tells: it is served on.  Else nothing of it may be
@@ -58,13 +59,13 @@ class Gift:
         finally:
             channel.close()
         # Whose process asked, as the kernel knows it: what it says of itself is not relied on.
-        pid = listener.peer(sock) or None
+        pid = unix_socket.peer(sock) or None
         log.info("handed over", export=name, pid=pid, version=taker.version)
         if pid is not None:
             systemd.main_pid(pid)
         return taker
 
-    def offer(self, hello: models.Hello, out: Outgoing) -> models.Offer:
+    def offer(self, hello: messages.Hello, out: Outgoing) -> messages.Offer:
         """Describe what is served, as far as the taker understands."""
         self._withdrawal = None
         return self._export.offer(hello, self._control.fileno(), out)
@@ -76,7 +77,7 @@ class Gift:
         )
         channel.interrupt(self._withdrawal)
 
-    async def hold(self, out: Outgoing) -> models.State:
+    async def hold(self, out: Outgoing) -> messages.State:
         """Come to rest and write all down."""
         state = await self._export.hold(out)
         if self._withdrawal is not None:
@@ -98,7 +99,7 @@ class Inheritance:
     def __init__(self) -> None:
         self.export: Export
         self.control: socket.socket
-        self._offer: models.Offer
+        self._offer: messages.Offer
         self._began = 0
         self._undo = contextlib.ExitStack()
 
@@ -108,11 +109,11 @@ class Inheritance:
         It is ours when this returns, and `begin` is due at once.  Raises BlkdError: nothing was
         touched, and the other process serves on.
         """
-        hello = models.Hello(
-            formats=(models.FORMAT,),
+        hello = messages.Hello(
+            formats=(messages.FORMAT,),
             version=__version__,
             pid=os.getpid(),
-            knows=(models.DEVICE,),
+            knows=(messages.DEVICE,),
         )
         channel = HandoverChannel(sock)
         try:
@@ -127,7 +128,7 @@ class Inheritance:
         """Serve what was taken over; `Export.serve` follows."""
         await self.export.begin()
         pause = (time.monotonic_ns() - self._began) / NANOSECONDS_OF_MS
-        listener.own(self.control)
+        unix_socket.own(self.control)
         log.info(
             "taken over",
             export=self.export.config.name,
@@ -136,7 +137,7 @@ class Inheritance:
             pause_ms=round(pause, 3),
         )
 
-    async def prepare(self, offer: models.Offer, fds: Incoming) -> None:
+    async def prepare(self, offer: messages.Offer, fds: Incoming) -> None:
         """Open what is served, and whatever else takes its time."""
         self._offer = offer
         try:
@@ -148,15 +149,15 @@ class Inheritance:
             raise HandoverError(f"its directory cannot be entered: {error}") from error
         if offer.notify is not None:
             os.environ.setdefault("NOTIFY_SOCKET", offer.notify)
-        self.control = listener.adopt(fds.take(offer.control))
-        if not listener.is_listening(self.control):
+        self.control = unix_socket.adopt(fds.take(offer.control))
+        if not unix_socket.is_listening(self.control):
             raise HandoverError("the control API cannot be called on the socket that came")
         log_events.name_export(config.name)
         self.export = Export(config)
         self._undo.callback(self.export.close)
         await self.export.adopt(offer, fds)
 
-    async def take(self, state: models.State, fds: Incoming) -> None:
+    async def take(self, state: messages.State, fds: Incoming) -> None:
         """Get ready to serve, and touch nothing."""
         self._began = state.began
         await self.export.restore(state, fds)

@@ -9,21 +9,21 @@ from collections.abc import Sequence
 from typing import Final, Protocol, TypeVar
 
 from blkd.errors import BlkdError, HandoverError
-from blkd.handover import models
-from blkd.handover.descriptors import Incoming, Outgoing
+from blkd.upgrade import messages
+from blkd.upgrade.descriptors import Incoming, Outgoing
 
 HELLO_LIMIT: Final = 5.0  # seconds that a taker has to say who it is
 READY_LIMIT: Final = 60.0  # ... to prepare, while the disk is served
 TAKEN_LIMIT: Final = 2.0  # ... to take, while it is not
 STATE_LIMIT: Final = 10.0  # seconds that a giver has to come to rest
 
-Kind = TypeVar("Kind", bound=models.Document)
+Kind = TypeVar("Kind", bound=messages.Document)
 
 
 class Channel(Protocol):
     """One side of the socket between the two."""
 
-    async def say(self, document: models.Document, fds: Sequence[int] = ()) -> None:
+    async def say(self, document: messages.Document, fds: Sequence[int] = ()) -> None:
         """Send a document and descriptors, which are borrowed.  Raises HandoverError."""
 
     async def hear(self, kind: type[Kind], limit: float | None) -> tuple[Kind, Incoming]:
@@ -33,10 +33,10 @@ class Channel(Protocol):
 class Giver(Protocol):
     """What a giver does to the disk that it serves."""
 
-    def offer(self, hello: models.Hello, out: Outgoing) -> models.Offer:
+    def offer(self, hello: messages.Hello, out: Outgoing) -> messages.Offer:
         """Describe what is served, as far as the taker understands."""
 
-    async def hold(self, out: Outgoing) -> models.State:
+    async def hold(self, out: Outgoing) -> messages.State:
         """Come to rest and write all down.  Raises BlkdError where that cannot be now."""
 
     def require_rest(self) -> None:
@@ -49,14 +49,14 @@ class Giver(Protocol):
 class Taker(Protocol):
     """What a taker makes of what it is given.  Everything is hostile until it is checked."""
 
-    async def prepare(self, offer: models.Offer, fds: Incoming) -> None:
+    async def prepare(self, offer: messages.Offer, fds: Incoming) -> None:
         """Get ready to take the state.  Raises BlkdError."""
 
-    async def take(self, state: models.State, fds: Incoming) -> None:
+    async def take(self, state: messages.State, fds: Incoming) -> None:
         """Get ready to serve, and touch nothing.  Raises BlkdError."""
 
 
-async def give(channel: Channel, disk: Giver, busy: str | None = None) -> models.Hello:
+async def give(channel: Channel, disk: Giver, busy: str | None = None) -> messages.Hello:
     """Give `disk` away: to whom.  Once this has returned it may not be touched any more.
 
     Args:
@@ -68,13 +68,13 @@ async def give(channel: Channel, disk: Giver, busy: str | None = None) -> models
         BlkdError: The taker has not got it; it is served on.
     """
     try:
-        hello, _ = await channel.hear(models.Hello, HELLO_LIMIT)
+        hello, _ = await channel.hear(messages.Hello, HELLO_LIMIT)
         if busy is not None:
             raise HandoverError(busy)
         _require_common_format(hello)
         out = Outgoing()
         await channel.say(disk.offer(hello, out), out.fds)
-        await channel.hear(models.Ready, READY_LIMIT)
+        await channel.hear(messages.Ready, READY_LIMIT)
         await _give_state(channel, disk)
     except BlkdError as error:
         await _refuse(channel, error)
@@ -86,24 +86,24 @@ async def _give_state(channel: Channel, disk: Giver) -> None:
     try:
         out = Outgoing()
         await channel.say(await disk.hold(out), out.fds)
-        await channel.hear(models.Taken, TAKEN_LIMIT)
+        await channel.hear(messages.Taken, TAKEN_LIMIT)
         disk.require_rest()
-        await channel.say(models.Go())
+        await channel.say(messages.Go())
     except BaseException:
         await disk.release()
         raise
 
 
-def _require_common_format(hello: models.Hello) -> None:
-    if models.FORMAT not in hello.formats:
+def _require_common_format(hello: messages.Hello) -> None:
+    if messages.FORMAT not in hello.formats:
         known = ", ".join(map(str, hello.formats)) or "none"
         raise HandoverError(
-            f"version {hello.version} takes formats {known}, not {models.FORMAT}",
+            f"version {hello.version} takes formats {known}, not {messages.FORMAT}",
             hint="stop the old process and start the new one instead",
         )
 
 
-async def take(channel: Channel, disk: Taker, hello: models.Hello) -> None:
+async def take(channel: Channel, disk: Taker, hello: messages.Hello) -> None:
     """Take a disk over: it may be touched once this has returned.
 
     Raises:
@@ -111,16 +111,16 @@ async def take(channel: Channel, disk: Taker, hello: models.Hello) -> None:
     """
     try:
         await channel.say(hello)
-        offer, fds = await channel.hear(models.Offer, HELLO_LIMIT)
+        offer, fds = await channel.hear(messages.Offer, HELLO_LIMIT)
         await disk.prepare(offer, fds)
         _require_all_taken(fds)
-        await channel.say(models.Ready())
-        state, fds = await channel.hear(models.State, STATE_LIMIT)
+        await channel.say(messages.Ready())
+        state, fds = await channel.hear(messages.State, STATE_LIMIT)
         await disk.take(state, fds)
         _require_all_taken(fds)
-        await channel.say(models.Taken())
+        await channel.say(messages.Taken())
         # Without a limit: only the giver may decide, or both might leave the disk.
-        await channel.hear(models.Go, None)
+        await channel.hear(messages.Go, None)
     except BlkdError as error:
         await _refuse(channel, error)
         raise
@@ -135,6 +135,6 @@ async def _refuse(channel: Channel, error: BlkdError) -> None:
     """Tell the other side why, if it still listens."""
     reason = f"{error} ({error.hint})" if error.hint else str(error)
     try:
-        await channel.say(models.Refusal(reason=reason[: models.MAX_TEXT]))
+        await channel.say(messages.Refusal(reason=reason[: messages.MAX_TEXT]))
     except HandoverError:
         return

@@ -7,8 +7,8 @@ What comes from there is checked as what comes from a front end is.
 import itertools
 
 from blkd.errors import HandoverError, ProtocolError, RequestRefused
-from blkd.handover import models
-from blkd.handover.descriptors import Incoming, Outgoing
+from blkd.upgrade import messages
+from blkd.upgrade.descriptors import Incoming, Outgoing
 from blkd.vhost_user.checks import (
     refuse_misaligned,
     refuse_no_log,
@@ -24,7 +24,9 @@ from blkd.vhost_user.session import MAX_INDEX, MAX_STATUS, OURS, Ring, Session
 from blkd.vhost_user.wire import LogBase, MemoryRegion, ProtocolFeature, VirtioFeature, VringAddr
 
 
-def written_rings(session: Session | None, rings: Rings, out: Outgoing) -> tuple[models.Ring, ...]:
+def written_rings(
+    session: Session | None, rings: Rings, out: Outgoing
+) -> tuple[messages.Ring, ...]:
     """Every ring that differs from a new one; the data path is at rest."""
     held = {ring.index: ring for ring in rings.held_rings()}
     known = session.rings if session else [Ring(index) for index in held]
@@ -35,14 +37,14 @@ def written_rings(session: Session | None, rings: Rings, out: Outgoing) -> tuple
     )
 
 
-def _written_ring(ring: Ring, held: HeldRing | None, out: Outgoing) -> models.Ring:
+def _written_ring(ring: Ring, held: HeldRing | None, out: Outgoing) -> messages.Ring:
     held = held or HeldRing(ring.index)
     if ring.started and held.lost:
         raise HandoverError(
             f"ring {ring.index} lies in no memory at the moment",
             hint="try again: the front end is about to change its memory",
         )
-    return models.Ring(
+    return messages.Ring(
         index=ring.index,
         size=ring.size,
         addresses=None if ring.addresses is None else _written_addresses(ring.addresses),
@@ -57,17 +59,17 @@ def _written_ring(ring: Ring, held: HeldRing | None, out: Outgoing) -> models.Ri
     )
 
 
-def _written_addresses(where: VringAddr) -> models.Addresses:
-    return models.Addresses(
+def _written_addresses(where: VringAddr) -> messages.Addresses:
+    return messages.Addresses(
         flags=where.flags, desc=where.desc, used=where.used, avail=where.avail, log=where.log
     )
 
 
-def written_regions(session: Session, rings: Rings, out: Outgoing) -> tuple[models.Region, ...]:
+def written_regions(session: Session, rings: Rings, out: Outgoing) -> tuple[messages.Region, ...]:
     """Guest memory, each region with its descriptor."""
     fds = rings.held_memory()
     return tuple(
-        models.Region(
+        messages.Region(
             guest_address=region.guest_address,
             size=region.size,
             user_address=region.user_address,
@@ -78,12 +80,12 @@ def written_regions(session: Session, rings: Rings, out: Outgoing) -> tuple[mode
     )
 
 
-def written_inflight(rings: Rings, out: Outgoing) -> models.Inflight | None:
+def written_inflight(rings: Rings, out: Outgoing) -> messages.Inflight | None:
     """The in-flight region, if there is one."""
     held = rings.held_inflight()
     if held is None:
         return None
-    return models.Inflight(
+    return messages.Inflight(
         mmap_size=held.region.mmap_size,
         mmap_offset=held.region.mmap_offset,
         queues=held.region.queues,
@@ -93,15 +95,15 @@ def written_inflight(rings: Rings, out: Outgoing) -> models.Inflight | None:
     )
 
 
-def written_log(session: Session, rings: Rings, out: Outgoing) -> models.Log | None:
+def written_log(session: Session, rings: Rings, out: Outgoing) -> messages.Log | None:
     """The dirty log, if there is one."""
     fd = rings.held_log()
     if session.log is None or fd is None:
         return None
-    return models.Log(size=session.log.size, offset=session.log.offset, memory=out.add(fd))
+    return messages.Log(size=session.log.size, offset=session.log.offset, memory=out.add(fd))
 
 
-def given_inflight(session: Session, given: models.Inflight) -> Inflight:
+def given_inflight(session: Session, given: messages.Inflight) -> Inflight:
     """The in-flight region to go on with.
 
     Raises HandoverError, also where it is none that requests could be recorded in: the other
@@ -123,7 +125,7 @@ def given_inflight(session: Session, given: models.Inflight) -> Inflight:
 
 
 def restore_session(
-    session: Session, front_end: models.FrontEnd, rings: tuple[models.Ring, ...]
+    session: Session, front_end: messages.FrontEnd, rings: tuple[messages.Ring, ...]
 ) -> None:
     """Bring a new session to where another process has left it.
 
@@ -139,7 +141,7 @@ def restore_session(
         raise HandoverError(f"cannot be taken over: {error}", hint=error.hint) from error
 
 
-def _negotiate(session: Session, front_end: models.FrontEnd) -> None:
+def _negotiate(session: Session, front_end: messages.FrontEnd) -> None:
     if excess := front_end.protocol_features & ~int(OFFERED_PROTOCOL_FEATURES):
         raise RequestRefused(f"protocol features {excess:#x} are not offered")
     if front_end.status > MAX_STATUS:
@@ -150,7 +152,7 @@ def _negotiate(session: Session, front_end: models.FrontEnd) -> None:
     session.status, session.fetched = front_end.status, front_end.fetched
 
 
-def _regions(front_end: models.FrontEnd) -> tuple[MemoryRegion, ...]:
+def _regions(front_end: messages.FrontEnd) -> tuple[MemoryRegion, ...]:
     regions = tuple(
         MemoryRegion(r.guest_address, r.size, r.user_address, r.mmap_offset)
         for r in front_end.regions
@@ -166,7 +168,7 @@ def _regions(front_end: models.FrontEnd) -> tuple[MemoryRegion, ...]:
     return regions
 
 
-def _log(front_end: models.FrontEnd) -> LogBase | None:
+def _log(front_end: messages.FrontEnd) -> LogBase | None:
     if front_end.log is None:
         return None
     log = LogBase(front_end.log.size, front_end.log.offset)
@@ -174,7 +176,7 @@ def _log(front_end: models.FrontEnd) -> LogBase | None:
     return log
 
 
-def _place(session: Session, given: models.Ring) -> None:
+def _place(session: Session, given: messages.Ring) -> None:
     """Set one ring up, short of starting it."""
     if given.index >= len(session.rings):
         raise RequestRefused(f"ring {given.index} of {len(session.rings)}")
@@ -201,7 +203,7 @@ def _place(session: Session, given: models.Ring) -> None:
 
 
 def given_rings(
-    session: Session | None, rings: tuple[models.Ring, ...], fds: Incoming
+    session: Session | None, rings: tuple[messages.Ring, ...], fds: Incoming
 ) -> tuple[GivenRing, ...]:
     """What the data path is to go on with; takes the rings' descriptors."""
     return tuple(

@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blkd.errors import HandoverError, ProtocolError
-from blkd.handover import models
-from blkd.handover.descriptors import Incoming, Outgoing
-from blkd.vhost_user.rings import HeldRing
-from blkd.vhost_user.session import Session
-from blkd.vhost_user.succession import (
+from blkd.upgrade import messages
+from blkd.upgrade.descriptors import Incoming, Outgoing
+from blkd.upgrade.session_state import (
     given_rings,
     restore_session,
     written_log,
     written_regions,
     written_rings,
 )
+from blkd.vhost_user.rings import HeldRing
+from blkd.vhost_user.session import Session
 from blkd.vhost_user.wire import (
     U64,
     LogBase,
@@ -61,7 +61,7 @@ class Held:
 def written(session, **held):
     """The documents that tell of a session."""
     out, rings = Outgoing(), Held(session, **held)
-    front_end = models.FrontEnd(
+    front_end = messages.FrontEnd(
         socket=out.add(9),
         features=int(session.features),
         based_on=int(session.based_on),
@@ -162,16 +162,16 @@ def test_a_ring_that_lies_in_no_memory_is_not_given_away():
         ({"index": 0, "base": 1 << 16}, "from 0x10000"),
         ({"index": 0, "started": True}, "without all that a ring needs"),
         (
-            {"index": 0, "addresses": models.Addresses(flags=2, desc=0, used=0, avail=0)},
+            {"index": 0, "addresses": messages.Addresses(flags=2, desc=0, used=0, avail=0)},
             "with flags 0x2",
         ),
-        ({"index": 0, "addresses": models.Addresses(desc=8, used=0, avail=0)}, "not aligned"),
+        ({"index": 0, "addresses": messages.Addresses(desc=8, used=0, avail=0)}, "not aligned"),
     ],
 )
 def test_a_ring_that_cannot_be_is_refused(ring, reason):
     front_end, _, _ = written(Conversation().session)
     with pytest.raises(HandoverError, match=reason):
-        restored(front_end, (models.Ring(**ring),))
+        restored(front_end, (messages.Ring(**ring),))
 
 
 def test_a_packed_ring_keeps_both_its_positions():

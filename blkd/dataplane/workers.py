@@ -19,7 +19,7 @@ import structlog
 from blkd import ring
 from blkd.dataplane.failures import FailureLog
 from blkd.errors import DataPlaneError
-from blkd.fds import close_foreign
+from blkd.host.fds import close_foreign
 from blkd.vhost_user.rings import GivenRing, HeldRing, VringSetup
 from blkd.virtio.device import MAX_QUEUE_SIZE
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from blkd import listener
 from blkd.errors import SocketError
+from blkd.host import unix_socket
 
 LISTENER = """
 import socket, sys
@@ -42,7 +42,7 @@ def test_the_file_has_the_mode_asked_for_whatever_the_umask(tmp_path, umask):
     path = tmp_path / "a.sock"
     before = os.umask(umask)
     try:
-        with listener.listen(str(path), 0o660) as sock:
+        with unix_socket.listen(str(path), 0o660) as sock:
             assert stat.S_IMODE(path.stat().st_mode) == 0o660
             assert not sock.getblocking()
             assert connected(path)
@@ -59,36 +59,36 @@ def test_the_file_belongs_to_the_group_and_before_that_to_the_owner_only(tmp_pat
         chown(*arguments, **options)
 
     monkeypatch.setattr(os, "chown", watched)
-    with listener.listen(str(path), 0o666, 12345):
+    with unix_socket.listen(str(path), 0o666, 12345):
         status = path.stat()
         assert (status.st_gid, stat.S_IMODE(status.st_mode)) == (12345, 0o666)
     assert seen == [0o600]
 
 
 def test_a_group_is_told_by_name_or_number():
-    assert listener.group_number(None) is None
-    assert listener.group_number("12345") == 12345
-    assert listener.group_number("root") == 0
+    assert unix_socket.group_number(None) is None
+    assert unix_socket.group_number("12345") == 12345
+    assert unix_socket.group_number("root") == 0
     with pytest.raises(SocketError, match="no-such-group"):
-        listener.group_number("no-such-group")
+        unix_socket.group_number("no-such-group")
 
 
 def test_a_group_that_there_cannot_be_leaves_nothing(tmp_path):
     with pytest.raises(SocketError, match="group"):
-        listener.listen(str(tmp_path / "a.sock"), 0o660, 1 << 40)
+        unix_socket.listen(str(tmp_path / "a.sock"), 0o660, 1 << 40)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_dead_socket_is_replaced(dead):
-    with listener.listen(str(dead), 0o600):
+    with unix_socket.listen(str(dead), 0o600):
         assert connected(dead)
 
 
 def test_a_living_socket_is_refused_and_named(tmp_path):
     path = str(tmp_path / "a.sock")
-    with listener.listen(path, 0o600):
+    with unix_socket.listen(path, 0o600):
         with pytest.raises(SocketError, match=rf"in use by process {os.getpid()} \(") as refused:
-            listener.listen(path, 0o600)
+            unix_socket.listen(path, 0o600)
         assert refused.value.hint
         assert connected(path)
 
@@ -99,7 +99,7 @@ def test_a_socket_of_another_type_is_living_too(tmp_path):
         other.bind(str(path))
         other.listen()
         with pytest.raises(SocketError, match="in use by another process"):
-            listener.listen(str(path), 0o600)
+            unix_socket.listen(str(path), 0o600)
     assert path.exists()
 
 
@@ -114,40 +114,40 @@ def test_what_is_no_socket_is_never_removed(tmp_path, kind):
         case "symlink":
             path.symlink_to("nowhere")
     with pytest.raises(SocketError, match="not a socket"):
-        listener.listen(str(path), 0o600)
+        unix_socket.listen(str(path), 0o600)
     assert path.is_symlink() or path.exists()
 
 
 def test_the_longest_path_works_and_one_more_byte_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with listener.listen("x" * 107, 0o600):
+    with unix_socket.listen("x" * 107, 0o600):
         assert connected("x" * 107)
     with pytest.raises(SocketError, match="has 108 bytes") as refused:
-        listener.listen("x" * 108, 0o600)
+        unix_socket.listen("x" * 108, 0o600)
     assert refused.value.hint
 
 
 def test_the_length_is_counted_in_bytes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SocketError, match="has 108 bytes"):
-        listener.listen("é" * 54, 0o600)
+        unix_socket.listen("é" * 54, 0o600)
 
 
 @pytest.mark.parametrize("path", ["", "\0abstract"], ids=["empty", "abstract"])
 def test_what_names_no_file_is_refused(path):
     with pytest.raises(SocketError, match="no path"):
-        listener.listen(path, 0o600)
+        unix_socket.listen(path, 0o600)
 
 
 def test_a_missing_directory_is_told(tmp_path):
     with pytest.raises(SocketError, match="No such file or directory"):
-        listener.listen(str(tmp_path / "none" / "a.sock"), 0o600)
+        unix_socket.listen(str(tmp_path / "none" / "a.sock"), 0o600)
 
 
 def test_our_socket_file_is_removed(tmp_path):
     path = tmp_path / "a.sock"
-    with listener.listen(str(path), 0o600):
-        listener.unlink_if_ours(str(path))
+    with unix_socket.listen(str(path), 0o600):
+        unix_socket.unlink_if_ours(str(path))
     assert not path.exists()
 
 
@@ -165,14 +165,14 @@ def test_the_socket_file_of_somebody_else_stays(tmp_path):
     )
     with other:
         other.stdout.readline()
-        listener.unlink_if_ours(str(path))
+        unix_socket.unlink_if_ours(str(path))
         assert path.exists()
         other.stdin.close()
 
 
 def test_nothing_to_remove_is_no_error(tmp_path, dead):
-    listener.unlink_if_ours(str(tmp_path / "none"))
-    listener.unlink_if_ours(str(dead))
+    unix_socket.unlink_if_ours(str(tmp_path / "none"))
+    unix_socket.unlink_if_ours(str(dead))
     assert dead.exists()
 
 
@@ -180,16 +180,16 @@ def test_an_inherited_listening_socket_is_adopted(tmp_path):
     with socket.socket(socket.AF_UNIX) as parent:
         parent.bind(str(tmp_path / "a.sock"))
         parent.listen()
-        with listener.adopt(os.dup(parent.fileno())) as sock:
-            assert listener.is_listening(sock)
+        with unix_socket.adopt(os.dup(parent.fileno())) as sock:
+            assert unix_socket.is_listening(sock)
             assert not sock.getblocking()
             assert not sock.get_inheritable()
 
 
 def test_an_inherited_connected_socket_is_adopted():
     ours, theirs = socket.socketpair()
-    with ours, listener.adopt(theirs.detach()) as sock:
-        assert not listener.is_listening(sock)
+    with ours, unix_socket.adopt(theirs.detach()) as sock:
+        assert not unix_socket.is_listening(sock)
         sock.send(b"x")
         assert ours.recv(1) == b"x"
 
@@ -208,7 +208,7 @@ def test_an_inherited_connected_socket_is_adopted():
 def test_an_unfit_descriptor_is_refused_and_left_open(make, reason):
     with make() as given:
         with pytest.raises(SocketError, match=reason):
-            listener.adopt(given.fileno())
+            unix_socket.adopt(given.fileno())
         os.fstat(given.fileno())
 
 
@@ -216,17 +216,18 @@ def test_a_closed_descriptor_is_refused():
     fd = os.open(os.devnull, os.O_RDONLY)
     os.close(fd)
     with pytest.raises(SocketError, match=f"file descriptor {fd} is no socket"):
-        listener.adopt(fd)
+        unix_socket.adopt(fd)
 
 
 STARTER = """
 import asyncio, sys
-from blkd import errors, listener
+from blkd import errors
+from blkd.host import unix_socket
 print(flush=True)
 for line in sys.stdin:
     path = line.rstrip()
     try:
-        sock = asyncio.run(listener.listen_soon(path, 0o600))
+        sock = asyncio.run(unix_socket.listen_soon(path, 0o600))
     except errors.SocketError as error:
         print(0, error, flush=True)
         sock = None
@@ -277,8 +278,8 @@ async def test_a_socket_that_another_process_is_about_to_listen_at_is_not_replac
     fcntl.flock(fd, fcntl.LOCK_EX)
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))  # nobody answers there, yet
-        starting = asyncio.create_task(listener.listen_soon(str(path), 0o600))
-        await asyncio.wait([starting], timeout=3 * listener.LINGER_PERIOD)
+        starting = asyncio.create_task(unix_socket.listen_soon(str(path), 0o600))
+        await asyncio.wait([starting], timeout=3 * unix_socket.LINGER_PERIOD)
         other.listen()
         os.close(fd)
         with pytest.raises(SocketError, match="in use by process"):
@@ -289,18 +290,18 @@ async def test_a_socket_that_another_process_is_about_to_listen_at_is_not_replac
 async def test_whoever_keeps_a_directory_locked_keeps_nobody_from_listening(tmp_path):
     fd = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
-    with await listener.listen_soon(str(tmp_path / "a.sock"), 0o600):
+    with await unix_socket.listen_soon(str(tmp_path / "a.sock"), 0o600):
         assert connected(tmp_path / "a.sock")
     os.close(fd)
 
 
 def test_a_path_that_this_process_listens_at_is_refused_with_a_hint(tmp_path):
     path = str(tmp_path / "a.sock")
-    with listener.listen(path, 0o600):
+    with unix_socket.listen(path, 0o600):
         for other in (path, f"{tmp_path}/./a.sock"):
             with pytest.raises(SocketError, match="is in use by process") as refused:
-                listener.listen(other, 0o600)
+                unix_socket.listen(other, 0o600)
             assert "--control" in refused.value.hint
         os.link(path, tmp_path / "b.sock")
         with pytest.raises(SocketError, match="is in use by process"):
-            listener.listen(str(tmp_path / "b.sock"), 0o600)
+            unix_socket.listen(str(tmp_path / "b.sock"), 0o600)

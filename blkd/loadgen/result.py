@@ -3,10 +3,10 @@
 
 from dataclasses import dataclass, replace
 
-from blkd.bench.agreement import Agreement
-from blkd.bench.latency import Counted, Latency
-from blkd.bench.loader import Outcome, Passing
-from blkd.bench.workload import Rw, Workload
+from blkd.loadgen.agreement import Agreement
+from blkd.loadgen.latency import Counted, Latency
+from blkd.loadgen.loader import Outcome, Passing
+from blkd.loadgen.workload import Rw, Workload
 
 
 @dataclass(frozen=True, slots=True)

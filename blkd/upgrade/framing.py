@@ -9,7 +9,7 @@ from typing import ClassVar, Final, Self, TypeVar, get_args
 import msgspec
 
 from blkd.errors import HandoverError
-from blkd.handover import models
+from blkd.upgrade import messages
 
 BATCH: Final = 253
 """Most descriptors that the kernel sends at once (SCM_MAX_FD)."""
@@ -19,9 +19,9 @@ FILLER: Final = b"\0"
 
 MAX_DOCUMENT: Final = 1 << 20  # bytes; 509 regions and 64 rings take less than a fifth
 
-KINDS: Final = {kind.__name__.lower(): kind for kind in get_args(models.Document)}
+KINDS: Final = {kind.__name__.lower(): kind for kind in get_args(messages.Document)}
 
-Expected = TypeVar("Expected", bound=models.Document)
+Expected = TypeVar("Expected", bound=messages.Document)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ class Header:
         header = cls(*cls.LAYOUT.unpack(data))
         if header.length > MAX_DOCUMENT:
             raise HandoverError(f"a document of {header.length} bytes, not {MAX_DOCUMENT} at most")
-        if header.descriptors > models.MAX_DESCRIPTORS:
+        if header.descriptors > messages.MAX_DESCRIPTORS:
             raise HandoverError(
-                f"{header.descriptors} descriptors, not {models.MAX_DESCRIPTORS} at most"
+                f"{header.descriptors} descriptors, not {messages.MAX_DESCRIPTORS} at most"
             )
         return header
 
@@ -62,10 +62,10 @@ class Envelope(msgspec.Struct, frozen=True):
     content: msgspec.Raw
 
 
-def frame(document: models.Document, descriptors: int) -> bytes:
+def frame(document: messages.Document, descriptors: int) -> bytes:
     """Header and document of a message that `descriptors` follow."""
     content = msgspec.Raw(msgspec.json.encode(document))
-    envelope = Envelope(type(document).__name__.lower(), models.FORMAT, content)
+    envelope = Envelope(type(document).__name__.lower(), messages.FORMAT, content)
     data = msgspec.json.encode(envelope)
     return Header.LAYOUT.pack(len(data), descriptors) + data
 
@@ -86,14 +86,14 @@ def read(data: bytes, expected: type[Expected]) -> Expected:
     try:
         envelope = msgspec.json.decode(data, type=Envelope)
         kind = KINDS.get(envelope.message)
-        if kind is None or kind not in (expected, models.Refusal):
+        if kind is None or kind not in (expected, messages.Refusal):
             raise HandoverError(f"{envelope.message!r} where {due!r} was due")
-        if envelope.format != models.FORMAT and kind not in models.OF_ANY_FORMAT:
-            raise HandoverError(f"format {envelope.format}, not {models.FORMAT}")
+        if envelope.format != messages.FORMAT and kind not in messages.OF_ANY_FORMAT:
+            raise HandoverError(f"format {envelope.format}, not {messages.FORMAT}")
         document = msgspec.json.decode(envelope.content, type=kind)
     except (msgspec.DecodeError, RecursionError) as error:
         raise HandoverError(f"no {due!r} of a handover: {error}") from error
     if not isinstance(document, expected):
-        assert isinstance(document, models.Refusal)
+        assert isinstance(document, messages.Refusal)
         raise HandoverError(document.reason)
     return document

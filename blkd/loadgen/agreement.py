@@ -4,8 +4,8 @@
 from dataclasses import dataclass
 from typing import Final, Self
 
-from blkd.bench.workload import Rw, Workload
 from blkd.errors import BenchError
+from blkd.loadgen.workload import Rw, Workload
 from blkd.vhost_user.wire import VirtioFeature
 from blkd.virtio.blk import SECTOR_BYTES, BlkConfig, Feature
 

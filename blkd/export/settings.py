@@ -3,9 +3,9 @@
 
 import os
 
-from blkd.config import ExportConfig
 from blkd.dataplane import Crew, discards_by_command
 from blkd.errors import ConfigError
+from blkd.export.config import ExportConfig
 from blkd.image.base import Image
 from blkd.image.raw import default_serial
 from blkd.virtio.blk import NEWEST_SET, SECTOR_BYTES, BlkParameters

@@ -79,7 +79,7 @@ def leave_as(stop: SystemExit) -> NoReturn:
 
 def _flush() -> None:
     # Imported by now, but by commands that log nothing.
-    if (log := sys.modules.get("blkd.log")) is not None:
+    if (log := sys.modules.get("blkd.host.log")) is not None:
         log.flush()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # gone, or closed

@@ -9,12 +9,12 @@ import time
 from dataclasses import replace
 from typing import Final, Self
 
-from blkd.bench.agreement import Agreement
-from blkd.bench.backend import BackEnd, Ring
-from blkd.bench.loader import Loader, Outcome, Stretch, Watch
-from blkd.bench.memory import GUEST_ADDRESS, Memory, QueueLayout
-from blkd.bench.workload import Workload
 from blkd.errors import BenchError
+from blkd.loadgen.agreement import Agreement
+from blkd.loadgen.conversation import BackEnd, Ring
+from blkd.loadgen.guest_memory import GUEST_ADDRESS, Memory, QueueLayout
+from blkd.loadgen.loader import Loader, Outcome, Stretch, Watch
+from blkd.loadgen.workload import Workload
 
 PACKED_BASE: Final = 0x8000_8000  # both indices 0, both wrap counters 1
 USED_INDEX: Final = 2  # bytes from the beginning of a used ring

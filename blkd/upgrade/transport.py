@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from blkd.errors import HandoverError
-from blkd.fds import ancillary_bytes, close_foreign, passed, readable, writable
-from blkd.handover import models
-from blkd.handover.descriptors import Incoming
-from blkd.handover.framing import BATCH, FILLER, Header, batched, frame, read
+from blkd.host.fds import ancillary_bytes, close_foreign, passed, readable, writable
+from blkd.upgrade import messages
+from blkd.upgrade.descriptors import Incoming
+from blkd.upgrade.framing import BATCH, FILLER, Header, batched, frame, read
 
 SAY_LIMIT: Final = 2.0  # seconds that the other side may leave us unread
 ANCILLARY_BYTES: Final = ancillary_bytes(BATCH)
 
-Kind = TypeVar("Kind", bound=models.Document)
+Kind = TypeVar("Kind", bound=messages.Document)
 Result = TypeVar("Result")
 
 
@@ -36,7 +36,7 @@ class HandoverChannel:
         for incoming in self._unclaimed:
             close_foreign(incoming.take_rest())
 
-    async def say(self, document: models.Document, fds: Sequence[int] = ()) -> None:
+    async def say(self, document: messages.Document, fds: Sequence[int] = ()) -> None:
         """Send a document, then the descriptors.
 
         What fits into the socket is sent at once: a short message is sent or not, nothing

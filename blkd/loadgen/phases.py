@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from blkd.bench.backend import BackEnd
-from blkd.bench.loader import Outcome, Stretch
-from blkd.bench.processor import Processor, require_cpu
-from blkd.bench.result import Result, judge_passings, summary, wrong_requests
-from blkd.bench.rings import Rings
-from blkd.bench.workload import PERCENT, Rw, Workload
+from blkd.loadgen.conversation import BackEnd
+from blkd.loadgen.cpu_time import Processor, require_cpu
+from blkd.loadgen.driver_rings import Rings
+from blkd.loadgen.loader import Outcome, Stretch
+from blkd.loadgen.result import Result, judge_passings, summary, wrong_requests
+from blkd.loadgen.workload import PERCENT, Rw, Workload
 
 LOOK_INTERVAL: Final = 0.25  # seconds between looks at how far it is
 QUIET_INTERVAL: Final = 60.0  # where nobody wants to know

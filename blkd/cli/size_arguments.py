@@ -3,7 +3,7 @@
 
 import click
 
-from blkd.sizes import parse, show
+from blkd.host.sizes import parse, show
 
 __all__ = ["callback", "parse", "positive", "show"]
 

@@ -8,10 +8,10 @@ from typing import Final
 
 import structlog
 
-from blkd import listener
 from blkd.dataplane import DataPlane
 from blkd.errors import BlkdError, HandoverError
-from blkd.fds import close_connection
+from blkd.host import unix_socket
+from blkd.host.fds import close_connection
 from blkd.vhost_user.connection import Connection
 from blkd.vhost_user.gate import Gate
 from blkd.virtio.blk import BlkDevice
@@ -44,11 +44,11 @@ class FrontEnds:
         A listener that is connected instead is served until it closes.
         """
         async with asyncio.TaskGroup() as tasks:
-            if not listener.is_listening(self._listener):
+            if not unix_socket.is_listening(self._listener):
                 self.connect(self._listener)
             if self.connection is not None:  # this one, or one that was taken over
                 self._serving = tasks.create_task(self._serve_one(self.connection))
-            while listener.is_listening(self._listener):
+            while unix_socket.is_listening(self._listener):
                 async with self._gate.message(self._listener):
                     await self._accept(tasks)
 

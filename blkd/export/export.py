@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 import msgspec
 import structlog
 
-from blkd import __version__, listener
-from blkd.config import ExportConfig, for_successor
+from blkd import __version__
 from blkd.dataplane import DataPlane, probe_io_uring
 from blkd.errors import (
     ConfigError,
@@ -24,15 +23,10 @@ from blkd.errors import (
     RequestRefused,
     SyncFailed,
 )
-from blkd.frontends import FrontEnds
-from blkd.handover import models
-from blkd.handover.descriptors import Incoming, Outgoing
-from blkd.image.kinds import adopt_image, open_image
-from blkd.image.raw import default_serial
-from blkd.image.watch import looks
-from blkd.settings import crew, parameters
-from blkd.vhost_user.succession import given_rings, written_rings
-from blkd.views import (
+from blkd.export.config import ExportConfig, for_successor
+from blkd.export.frontends import FrontEnds
+from blkd.export.settings import crew, parameters
+from blkd.export.views import (
     Announced,
     Counts,
     ExportState,
@@ -41,6 +35,13 @@ from blkd.views import (
     ResizeResult,
     RingStats,
 )
+from blkd.host import unix_socket
+from blkd.image.kinds import adopt_image, open_image
+from blkd.image.raw import default_serial
+from blkd.image.watch import looks
+from blkd.upgrade import messages
+from blkd.upgrade.descriptors import Incoming, Outgoing
+from blkd.upgrade.session_state import given_rings, written_rings
 from blkd.virtio.blk import OLDEST_SET, SECTOR_BYTES, BlkDevice, Shown
 
 if TYPE_CHECKING:
@@ -124,10 +125,10 @@ class Export:
         config = self.config
         path = config.socket
         assert path is not None
-        group = listener.group_number(config.socket_group)
-        sock = await listener.listen_soon(path, config.socket_mode, group)
+        group = unix_socket.group_number(config.socket_group)
+        sock = await unix_socket.listen_soon(path, config.socket_mode, group)
         undo.callback(sock.close)
-        undo.callback(listener.unlink_if_ours, path)
+        undo.callback(unix_socket.unlink_if_ours, path)
         return sock
 
     async def serve(self) -> None:
@@ -330,21 +331,21 @@ class Export:
 
     # ---- handed to another process ----
 
-    def offer(self, hello: models.Hello, control: int, out: Outgoing) -> models.Offer:
+    def offer(self, hello: messages.Hello, control: int, out: Outgoing) -> messages.Offer:
         """Describe what is served to `hello`, who may take it over; `control` listens for the API.
 
         Raises HandoverError where it cannot be given away.
         """
         self.require_rest()
-        if not listener.is_listening(self._listener):
+        if not unix_socket.is_listening(self._listener):
             raise HandoverError("it serves a front end that was handed over connected")
-        return models.Offer(
+        return messages.Offer(
             version=__version__,
             pid=os.getpid(),
             directory=_directory(),
             config=msgspec.Raw(for_successor(self.config, self._serial)),
-            logical_block_size=cast("models.BlockSize", self._image.limits.logical_block_size),
-            device=self._shown if models.DEVICE in hello.knows else None,
+            logical_block_size=cast("messages.BlockSize", self._image.limits.logical_block_size),
+            device=self._shown if messages.DEVICE in hello.knows else None,
             image=out.add_any(self._image.fd if self._image.fd >= 0 else None),
             image_locked=self._image.held,
             listener=out.add(self._listener.fileno()),
@@ -353,7 +354,7 @@ class Export:
             notify=os.environ.get("NOTIFY_SOCKET"),
         )
 
-    async def hold(self, out: Outgoing) -> models.State:
+    async def hold(self, out: Outgoing) -> messages.State:
         """Come to rest and write down all that another process must know to go on.
 
         Until `release` nothing is accepted, read, fetched or changed.  Raises BlkdError where
@@ -378,13 +379,13 @@ class Export:
         if not self._image.direct and (error := self._image.write_error()):
             self._plane.fail_sync(error)
 
-    def _written(self, began: int, out: Outgoing) -> models.State:
+    def _written(self, began: int, out: Outgoing) -> messages.State:
         connection = self._front_ends.connection
         if connection is None:
             front_end, rings = None, written_rings(None, self._plane, out)
         else:
             front_end, rings = connection.written(out)
-        return models.State(
+        return messages.State(
             began=began,
             paused=self._paused,
             capacity=self._device.capacity,
@@ -420,16 +421,16 @@ class Export:
 
     # ---- taken from another process ----
 
-    async def adopt(self, offer: models.Offer, fds: Incoming) -> None:
+    async def adopt(self, offer: messages.Offer, fds: Incoming) -> None:
         """Open what another process serves; `restore` follows.  Raises BlkdError."""
         if offer.device is None:
             self.config = _as_0_1(self.config)
         config = self.config
         probe_io_uring()
         with contextlib.ExitStack() as undo:
-            listening = listener.adopt(fds.take(offer.listener))
+            listening = unix_socket.adopt(fds.take(offer.listener))
             undo.callback(listening.close)
-            if not listener.is_listening(listening):
+            if not unix_socket.is_listening(listening):
                 raise HandoverError("front ends cannot connect to the socket that came")
             self._crew = crew(config)
             self._image = adopt_image(
@@ -448,7 +449,7 @@ class Export:
             await self._plane.prepare(offer.rings)
             self._resources = undo.pop_all()
 
-    async def restore(self, state: models.State, fds: Incoming) -> None:
+    async def restore(self, state: messages.State, fds: Incoming) -> None:
         """Be as the other process has left the disk, and touch nothing.  Raises BlkdError."""
         block = self._image.limits.logical_block_size
         size = state.capacity * SECTOR_BYTES
@@ -466,8 +467,8 @@ class Export:
         if state.front_end is None:
             await self._plane.adopt_rings(given_rings(None, state.rings, fds))
         else:
-            sock = listener.adopt(fds.take(state.front_end.socket))
-            if listener.is_listening(sock):
+            sock = unix_socket.adopt(fds.take(state.front_end.socket))
+            if unix_socket.is_listening(sock):
                 raise HandoverError("the front end's socket that came listens")
             await self._front_ends.connect(sock).restore(state.front_end, state.rings, fds)
         await self._plane.refresh()
@@ -481,9 +482,9 @@ class Export:
         """Serve what was restored: it is this process's now.  `serve` follows."""
         if not self._paused:
             await self._plane.resume()
-        listener.own(self._listener)
+        unix_socket.own(self._listener)
         if self.config.socket is not None:
-            self._resources.callback(listener.unlink_if_ours, self.config.socket)
+            self._resources.callback(unix_socket.unlink_if_ours, self.config.socket)
 
     # ---- views ----
 
@@ -524,8 +525,8 @@ class Export:
         return self._device.serial.rstrip(b"\0").decode()
 
     @property
-    def _shown(self) -> models.Device:
-        return models.Device(**asdict(self._device.shown))
+    def _shown(self) -> messages.Device:
+        return messages.Device(**asdict(self._device.shown))
 
     def _state(self) -> Literal["serving", "paused", "stopping"]:
         if self._ending.is_set():
@@ -543,7 +544,7 @@ class Export:
         )
 
 
-def _shown(device: models.Device | None) -> Shown | None:
+def _shown(device: messages.Device | None) -> Shown | None:
     return None if device is None else Shown(**msgspec.structs.asdict(device))
 
 

@@ -11,7 +11,7 @@ from typing import Final, Self
 from blkd import ring
 from blkd.dataplane.memory import map_file
 from blkd.errors import DataPlaneError, RequestRefused
-from blkd.fds import close_foreign
+from blkd.host.fds import close_foreign
 from blkd.vhost_user.inflight import HEAD, VERSION, Inflight, part_entries
 from blkd.vhost_user.rings import HeldInflight, VringSetup
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The polling thread and what it is told: the only importer of `blkd.loadgen`."""
+"""The polling thread and what it is told: the only importer of `blkd.loadgen.native`."""
 
 import contextlib
 import os
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from blkd import loadgen
-from blkd.bench.latency import Counted
-from blkd.bench.memory import FRAME_STRIDE, GUEST_ADDRESS, Memory, QueueLayout
 from blkd.errors import BenchError
+from blkd.loadgen import native
+from blkd.loadgen.guest_memory import FRAME_STRIDE, GUEST_ADDRESS, Memory, QueueLayout
+from blkd.loadgen.latency import Counted
 
-KINDS: Final = loadgen.KIND_NAMES
+KINDS: Final = native.KIND_NAMES
 DRAIN_LIMIT: Final = 2.0  # seconds for what is in flight, once a person wants to end
 CPUINFO: Final = Path("/proc/cpuinfo")
 HELD: Final = {signal.SIGINT, signal.SIGTERM}
@@ -120,7 +120,7 @@ class Loader:
     """The queues of one run in shared memory, and the thread that polls them."""
 
     def __init__(self, memory: Memory, *, queues: int, seed: int, cpu: int | None) -> None:
-        self._generator = loadgen.Generator(
+        self._generator = native.Generator(
             memory.mapping,
             guest_address=GUEST_ADDRESS,
             queues=queues,
@@ -249,7 +249,7 @@ class _Watcher:
 
     def wait(
         self,
-        generator: loadgen.Generator,
+        generator: native.Generator,
         watch: Watch,
         interval: float,
         limit: float | None = None,
@@ -273,7 +273,7 @@ class _Watcher:
                         hint="its own log should say why",
                     )
 
-    def _lose(self, generator: loadgen.Generator) -> None:
+    def _lose(self, generator: native.Generator) -> None:
         """Watch the next back end instead of one that went away, if there may be one."""
         if self._go_on is None:
             raise self._closed(generator)
@@ -281,7 +281,7 @@ class _Watcher:
         self._sock = self._go_on()
         self._poll.register(self._sock, select.POLLIN)
 
-    def _closed(self, generator: loadgen.Generator) -> BenchError:
+    def _closed(self, generator: native.Generator) -> BenchError:
         after = f"after {generator.done} requests, {generator.in_flight} in flight"
         with contextlib.suppress(OSError):
             if self._sock.recv(1, socket.MSG_PEEK):

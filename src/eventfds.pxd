@@ -21,7 +21,7 @@ cdef struct Signal:
     io_uring uring              # takes messages only; made at the first use, ended with the worker
     bint is_made
     bint is_bound               # to an eventfd, of which the kernel keeps a reference
-    uint64_t sent               # the worker's `submissions` when the last message was queued
+    uint64_t entry              # number of the entry that was queued last for it; 0 for none
 
 
 cdef inline int bind_signal(Signal *s, int fd) noexcept nogil:

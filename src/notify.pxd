@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kicks, calls and errors: eventfds, none of which can make the worker wait."""
 
-from libc.errno cimport ENXIO
+from libc.errno cimport EAGAIN, EBUSY, ENXIO
 from libc.stdint cimport uint64_t
 
 from eventfds cimport Signal, bind_signal, prepare_signal
 from mailbox cimport stage_answer
 from requests cimport Vring, bump
 from uring cimport io_uring_prep_cancel64, io_uring_prep_poll_multishot, io_uring_sqe
-from worker cimport TAG_KICK, TAG_NOBODY, Worker, next_sqe, submit_queued, tagged
+from worker cimport (
+    TAG_KICK, TAG_NOBODY, Worker, next_entry, next_sqe, submit_queued, tagged,
+)
 
 cdef extern from "<poll.h>" nogil:
     enum:
@@ -31,14 +33,16 @@ cdef inline void cancel(Worker *w, uint64_t user_data) noexcept nogil:
 
 cdef inline bint is_queued(const Worker *w, const Signal *s) noexcept nogil:
     """Whether a signal waits to be submitted."""
-    return s.sent == w.submissions
+    return s.entry >= w.submitted
 
 
 cdef inline void send_signal(Worker *w, Signal *s) noexcept nogil:
     """Signal an eventfd with the next submission, once however often that is asked before it."""
+    cdef io_uring_sqe *sqe
     if s.is_bound and not is_queued(w, s):
-        prepare_signal(next_sqe(w), s, tagged(NULL, TAG_NOBODY))
-        s.sent = w.submissions
+        sqe = next_sqe(w)
+        s.entry = next_entry(w) - 1
+        prepare_signal(sqe, s, tagged(NULL, TAG_NOBODY))
 
 
 cdef inline void call_driver(Worker *w, Vring *r) noexcept nogil:
@@ -48,10 +52,16 @@ cdef inline void call_driver(Worker *w, Vring *r) noexcept nogil:
         send_signal(w, &r.call)
 
 
+cdef inline void submit_signal(Worker *w, const Signal *s) noexcept nogil:
+    """Have a signal that is queued reach the kernel, which may take only some entries at a time."""
+    cdef int rc = 0
+    while is_queued(w, s) and (rc >= 0 or rc == -EAGAIN or rc == -EBUSY):
+        rc = submit_queued(w)
+
+
 cdef inline void leave_call(Worker *w, Vring *r) noexcept nogil:
     """Have no more to do with the present call eventfd; what is due to it comes first."""
-    if is_queued(w, &r.call):
-        submit_queued(w)
+    submit_signal(w, &r.call)
     bind_signal(&r.call, -1)
 
 
@@ -66,7 +76,7 @@ cdef inline void signal_error(Worker *w, Vring *r) noexcept nogil:
     """Tell the front end that a ring stands still, if it can be told: the log says so, too."""
     if r.error >= 0 and bind_signal(&w.error, r.error) == 0:
         send_signal(w, &w.error)
-        submit_queued(w)
+        submit_signal(w, &w.error)
         bind_signal(&w.error, -1)
 
 

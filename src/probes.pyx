@@ -20,22 +20,28 @@ from packed cimport (
     FIRST_BASE, is_no_fresh_ring, is_untouched, packed_base, publish_packed, rearm_packed,
     start_packed, suppress_packed, take_packed,
 )
+from notify cimport call_driver, leave_call
 from split cimport (
     publish_split, rearm_split, start_split, suppress_split, take_split, walk_split,
 )
 from recovery cimport recover
 from requests cimport Request, Vring, reset_requests
 from serving cimport serve_rings
-from uring cimport iovec
+from eventfds cimport bind_signal, end_signal
+from uring cimport (
+    io_uring_prep_msg_ring, io_uring_queue_exit, io_uring_queue_init,
+    io_uring_sqe, iovec,
+)
 from virtio_blk cimport BlkLimits, ENGINE_NULL, MAX_RANGES, Operation, parse_request
 from virtq cimport Chain, Segment, UsedChain, Virtq, event_passed
-from worker cimport Worker
+from worker cimport Worker, next_sqe, submit_queued
 
 include "hot_loop.pxi"
 
 cdef enum:
     MAX_REGIONS = 8
     MAX_SEGMENTS = 2048
+    NO_SUCH_FLAG = 1 << 7       # of a submission entry
 
 
 cdef class Log:
@@ -268,6 +274,40 @@ cdef class Guest:
     def base(self):
         """The base of a packed ring, as GET_VRING_BASE gives it."""
         return packed_base(&self.vq)
+
+
+cdef class Calls:
+    """A worker that calls one ring's driver, and whose kernel stops at an entry it refuses."""
+
+    cdef Worker worker
+    cdef Vring vring
+
+    def __init__(self, int call_fd):
+        self.worker.submitted = 1
+        check(io_uring_queue_init(8, &self.worker.uring, 0))
+        check(bind_signal(&self.vring.call, call_fd))
+
+    def __dealloc__(self):
+        io_uring_queue_exit(&self.worker.uring)
+        end_signal(&self.vring.call)
+
+    def call(self):
+        """Call the driver with the next submission."""
+        call_driver(&self.worker, &self.vring)
+
+    def queue_refused(self):
+        """Queue an entry that the kernel refuses."""
+        cdef io_uring_sqe *sqe = next_sqe(&self.worker)
+        io_uring_prep_msg_ring(sqe, -1, 0, 0, 0)
+        sqe.flags = NO_SUCH_FLAG
+
+    def submit(self):
+        """Give the kernel what is queued, once: how many entries it took."""
+        return check(submit_queued(&self.worker))
+
+    def leave(self):
+        """Have no more to do with the call eventfd."""
+        leave_call(&self.worker, &self.vring)
 
 
 cdef int check(int rc) except -1:

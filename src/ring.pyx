@@ -35,8 +35,8 @@ from uring cimport (
     IORING_CQE_F_MORE, IORING_OP_ASYNC_CANCEL, IORING_OP_FALLOCATE, IORING_OP_FSYNC,
     IORING_OP_MSG_RING, IORING_OP_POLL_ADD, IORING_OP_READ, IORING_OP_READV, IORING_OP_WRITE,
     IORING_OP_WRITEV, IORING_SETUP_CQSIZE, IORING_SETUP_DEFER_TASKRUN,
-    IORING_SETUP_SINGLE_ISSUER, IORING_SETUP_TASKRUN_FLAG, RWF_NOWAIT, io_uring,
-    io_uring_cq_advance, io_uring_cqe, io_uring_free_probe, io_uring_get_probe_ring,
+    IORING_SETUP_SINGLE_ISSUER, IORING_SETUP_SUBMIT_ALL, IORING_SETUP_TASKRUN_FLAG, RWF_NOWAIT,
+    io_uring, io_uring_cq_advance, io_uring_cqe, io_uring_free_probe, io_uring_get_probe_ring,
     io_uring_get_sqe, io_uring_opcode_supported, io_uring_params, io_uring_peek_batch_cqe,
     io_uring_probe, io_uring_queue_exit, io_uring_queue_init_params, io_uring_sq_ready,
     io_uring_submit_and_wait, iovec, prep_discard,
@@ -62,12 +62,15 @@ cdef enum:
 # ---- the loop ----
 
 cdef int open_uring(io_uring *ring) noexcept nogil:
-    """Make an io_uring that only this thread uses (Linux 6.1): 0, or -errno."""
+    """Make an io_uring that only this thread uses (Linux 6.1): 0, or -errno.
+
+    An entry that the kernel refuses does not hold up those behind it.
+    """
     cdef io_uring_params params
     memset(&params, 0, sizeof(params))
     params.flags = (
         IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG
-        | IORING_SETUP_CQSIZE
+        | IORING_SETUP_CQSIZE | IORING_SETUP_SUBMIT_ALL
     )
     params.cq_entries = CQ_ENTRIES
     return io_uring_queue_init_params(SQ_ENTRIES, ring, &params)
@@ -226,7 +229,7 @@ cdef class Worker:
         self.state.with_driver.longest = longest_poll
         # What a disk takes is no matter of some microseconds: a sleep costs less than to look on.
         self.state.with_disk.longest = longest_poll // DISK_PART
-        self.state.submissions = self.state.failure_round = 1
+        self.state.submitted = self.state.failure_round = 1
         self.sync = sync
         self.state.sync_error = &sync.state
         for i in range(<uint32_t>REPEAT_DELAYS):

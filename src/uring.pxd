@@ -58,6 +58,7 @@ cdef extern from "<liburing.h>" nogil:
         RWF_NOWAIT
         IORING_SETUP_CQSIZE
         IORING_SETUP_SINGLE_ISSUER
+        IORING_SETUP_SUBMIT_ALL
         IORING_SETUP_DEFER_TASKRUN
         IORING_SETUP_TASKRUN_FLAG
         IORING_CQE_F_MORE

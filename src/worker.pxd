@@ -81,7 +81,7 @@ cdef struct Worker:
     uint64_t failure_round      # control thread: each one has the first of a kind reported
     uint64_t fault_hits[MAX_FAULTS]     # requests that each rule has touched
     uint8_t *zeros              # ZERO_BYTES, never written
-    uint64_t submissions        # worker: how often all that was queued went to the kernel
+    uint64_t submitted          # worker: number of the first entry that the kernel has not taken
     Signal error                # worker: bound to a broken ring's error eventfd while it is sent
     Patience with_driver        # while no request is in flight
     Patience with_disk          # while one is
@@ -92,23 +92,33 @@ cdef struct Worker:
     Mailbox mailbox             # see its fields
 
 
-cdef inline int count_submission(Worker *w, int rc) noexcept nogil:
-    """Note whether a submission, which gave `rc`, has left nothing queued: `rc` again."""
-    if io_uring_sq_ready(&w.uring) == 0:
-        w.submissions += 1
-    return rc
+cdef inline uint64_t next_entry(const Worker *w) noexcept nogil:
+    """The number of the entry that is queued next; those below `submitted` are with the kernel."""
+    return w.submitted + io_uring_sq_ready(&w.uring)
+
+
+cdef inline void count_submitted(Worker *w, unsigned queued) noexcept nogil:
+    """Note how many of the `queued` entries the kernel took: it may take only some of them."""
+    w.submitted += queued - io_uring_sq_ready(&w.uring)
 
 
 cdef inline int submit_queued(Worker *w) noexcept nogil:
     """Give the kernel what is queued, if anything: not negative, or -errno."""
-    if io_uring_sq_ready(&w.uring) == 0:
+    cdef unsigned queued = io_uring_sq_ready(&w.uring)
+    cdef int rc
+    if queued == 0:
         return 0
-    return count_submission(w, io_uring_submit(&w.uring))
+    rc = io_uring_submit(&w.uring)
+    count_submitted(w, queued)
+    return rc
 
 
 cdef inline int submit_and_sleep(Worker *w) noexcept nogil:
     """Give the kernel what is queued and sleep until a completion: not negative, or -errno."""
-    return count_submission(w, io_uring_submit_and_wait(&w.uring, 1))
+    cdef unsigned queued = io_uring_sq_ready(&w.uring)
+    cdef int rc = io_uring_submit_and_wait(&w.uring, 1)
+    count_submitted(w, queued)
+    return rc
 
 
 cdef inline io_uring_sqe *next_sqe(Worker *w) noexcept nogil:

@@ -3,5 +3,6 @@
 
 from blkd.dataplane.plane import Crew, DataPlane
 from blkd.dataplane.probe import discards_by_command, probe_io_uring
+from blkd.dataplane.served_disk import ServedDisk
 
-__all__ = ["Crew", "DataPlane", "discards_by_command", "probe_io_uring"]
+__all__ = ["Crew", "DataPlane", "ServedDisk", "discards_by_command", "probe_io_uring"]

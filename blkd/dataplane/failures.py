@@ -24,7 +24,7 @@ class FailureLog:
         self._logged: dict[int, int] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def hear(self, kind: int) -> None:
+    def report(self, kind: int) -> None:
         """Log that a request of a kind failed, the first of late."""
         name, _, offset, error = self._worker.failures[kind]
         self._logged[kind] = self._logged.get(kind, 0) + 1

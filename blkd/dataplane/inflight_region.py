@@ -15,10 +15,11 @@ from blkd.host.fds import close_foreign
 from blkd.vhost_user.inflight import HEAD, VERSION, Inflight, part_entries
 from blkd.vhost_user.rings import HeldInflight, VringSetup
 
-NOTE: Final = struct.Struct("=8s?7x")
-"""Behind the region, where no front end looks: a mark, and whether a driver chose write-through.
+NOTE_BYTES: Final = 8
+NOTE: Final = struct.Struct(f"=8s{NOTE_BYTES}s")
+"""Behind the region, where no front end looks: a mark, and what the device has to note there.
 
-QEMU tells a back end of that once, and not the next one after a death.
+It is for the back end that comes after a death: there are things that a front end tells only one.
 """
 MARK: Final = b"blkdnote"
 
@@ -32,7 +33,7 @@ def make(region: Inflight) -> int:
             fd = os.memfd_create("blkd-inflight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             undo.callback(os.close, fd)
             os.ftruncate(fd, region.mmap_size + NOTE.size)
-            os.pwrite(fd, NOTE.pack(MARK, False), region.mmap_size)
+            os.pwrite(fd, NOTE.pack(MARK, b""), region.mmap_size)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
         except OSError as error:
             raise DataPlaneError(f"no memory for an in-flight region: {error}") from error
@@ -85,21 +86,19 @@ class InflightRegion:
         return self.held.region.mmap_offset + self.held.region.mmap_size
 
     @property
-    def notes_write_through(self) -> bool:
-        """Whether it is noted that the driver chose write-through."""
-        return self._note() == NOTE.pack(MARK, True)
-
-    def note(self, *, write_through: bool) -> None:
-        """Note what the driver chose, if the file is one of ours."""
-        if self._note().startswith(MARK):
-            with contextlib.suppress(OSError):  # whatever a front end has done to its file
-                os.pwrite(self.held.fd, NOTE.pack(MARK, write_through), self._end)
-
-    def _note(self) -> bytes:
+    def note(self) -> bytes | None:
+        """The device's note, NOTE_BYTES long; None if the file is none of ours."""
         try:
-            return os.pread(self.held.fd, NOTE.size, self._end)
-        except OSError:
-            return b""
+            mark, note = NOTE.unpack(os.pread(self.held.fd, NOTE.size, self._end))
+        except (OSError, struct.error):  # whatever a front end has done to its file
+            return None
+        return note if mark == MARK else None
+
+    def write_note(self, note: bytes) -> None:
+        """Note what the device has to note, if the file is one of ours."""
+        if self.note is not None:
+            with contextlib.suppress(OSError):
+                os.pwrite(self.held.fd, NOTE.pack(MARK, note), self._end)
 
     def part(self, index: int, setup: VringSetup) -> tuple[int, int] | None:
         """Where ring `index` is recorded, and its entries; None if there is no room for it."""

@@ -20,25 +20,22 @@ from blkd.dataplane.memory import (
     require_local,
     share_all,
 )
-from blkd.dataplane.probe import discards_by_command
 from blkd.dataplane.registration import Registration
+from blkd.dataplane.served import ServedDevice
 from blkd.dataplane.workers import (
     NOT_RECORDED,
     LiveRing,
     Place,
     Record,
-    WorkerSettings,
     WorkerThread,
     place,
 )
 from blkd.errors import DataPlaneError, DrainTimeout, RequestRefused
 from blkd.host.fds import close_foreign, wait_closed
-from blkd.image.base import Image
 from blkd.vhost_user.channel import Fds
 from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.rings import GivenRing, HeldInflight, HeldRing, VringSetup
 from blkd.vhost_user.wire import LogBase, MemoryRegion
-from blkd.virtio.blk import SECTOR_BYTES, BlkDevice
 
 log = structlog.get_logger()
 
@@ -66,7 +63,7 @@ class Crew:
 
 
 class DataPlane:
-    """Serves the rings of one block device from one image; plays `vhost_user.rings.Rings`.
+    """Serves the rings of one device; plays `vhost_user.rings.Rings`.
 
     Made on a running event loop.  Failure of a worker arrives as `failed`; a front end whose
     memory shrank while it was in use has `on_fault` called, and has to go.  Before the first
@@ -74,15 +71,10 @@ class DataPlane:
     has stopped, the guest may go on elsewhere, and `after_migration` is awaited.
     """
 
-    def __init__(self, image: Image, device: BlkDevice, longest_chain: int, crew: Crew) -> None:
-        self._image = image
-        self._device = device
+    def __init__(self, served: ServedDevice, crew: Crew) -> None:
+        self._served = served
+        self._device = served.device
         self._crew = crew
-        self._discards_by_command = discards_by_command(image)
-        self._syncs = ring.SyncState()
-        self._settings = WorkerSettings(
-            longest_chain, crew.poll_us * NANOSECONDS, image.path, self._syncs
-        )
         self._registration = Registration(self._register)
         self._registrable = False
         self._shared: dict[MemoryRegion, Shared] = {}
@@ -144,10 +136,10 @@ class DataPlane:
             return WorkerThread(
                 worker,
                 rings,
-                self._settings,
+                self._served,
+                self._crew.poll_us * NANOSECONDS,
                 self._crew.cpu(worker),
                 on_end=self._fail,
-                on_sync_failure=self._report_sync_failure,
             )
         except (OSError, RuntimeError) as error:
             raise DataPlaneError(f"no worker can be started for ring {index}: {error}") from error
@@ -157,7 +149,7 @@ class DataPlane:
         if self.paused:
             self._pausing.append(thread.answer(thread.worker.pause()))
         return [
-            self._set_limits(thread),
+            thread.configure(),
             self._set_log(thread),
             thread.set_memory(self._memory),
             *([thread.answer(thread.worker.register_memory())] if self._registrable else []),
@@ -241,8 +233,8 @@ class DataPlane:
             await require_local(owned, "in-flight region")
             adopted = InflightRegion.adopt(region, owned.take_one(), largest, packed=packed)
         self._replace_inflight(adopted)
-        if adopted.notes_write_through:
-            self._device.choose(write_back=False)
+        if adopted.note is not None:
+            self._served.recall(adopted.note)
             await self.refresh()
 
     def _replace_inflight(self, region: InflightRegion | None) -> None:
@@ -457,57 +449,9 @@ class DataPlane:
 
     async def refresh(self) -> None:
         """Hand the device's present parameters (capacity, cache mode) to the data path."""
-        if self._inflight is not None and self._device.chosen_write_back is not None:
-            self._inflight.note(write_through=not self._device.chosen_write_back)
-        await self._everywhere(self._set_limits(thread) for thread in self._crew_awake)
-
-    def _set_limits(self, thread: WorkerThread) -> asyncio.Future[int]:
-        device, limits, engine = self._device, self._image.limits, self._image.engine
-        return thread.answer(
-            thread.worker.set_limits(
-                engine=engine.name,
-                nowait=engine.nowait,
-                fd=self._image.fd,
-                sync_fd=self._image.sync_fd(thread.number),
-                direct=self._image.direct,
-                capacity=device.capacity * SECTOR_BYTES,
-                block_size=limits.logical_block_size,
-                memory_alignment=limits.memory_alignment,
-                discard_by_command=self._discards_by_command,
-                max_discard_sectors=device.max_discard_sectors,
-                max_zero_sectors=device.max_write_zeroes_sectors,
-                max_ranges=device.max_write_zeroes_segments,
-                read_only=device.read_only,
-                write_through=not device.write_back,
-                serial=device.serial,
-                faults=self._image.faults,
-            )
-        )
-
-    @property
-    def sync_error(self) -> int:
-        """The errno of the first sync that failed, 0 without one.
-
-        Acknowledged data is lost then: no flush and no write-through write succeeds any more.
-        """
-        return self._syncs.error
-
-    def fail_sync(self, error: int) -> None:
-        """Have it known to all workers that a sync of ours failed with this errno.
-
-        Of an image open for direct I/O nothing is kept: a later sync of it tells the truth.
-        """
-        if not self._image.direct and self._syncs.fail(error):
-            self._report_sync_failure()
-
-    def _report_sync_failure(self) -> None:
-        log.error(
-            "sync failed",
-            image=self._image.path,
-            reason=os.strerror(self._syncs.error),
-            hint="acknowledged writes are lost: no flush succeeds until blkd is started anew;"
-            " check the guest's file systems",
-        )
+        if self._inflight is not None and (note := self._served.note) is not None:
+            self._inflight.write_note(note)
+        await self._everywhere(thread.configure() for thread in self._crew_awake)
 
     async def pause(self, deadline: float) -> None:
         """Fetch nothing more and wait for what is in flight.
@@ -523,7 +467,7 @@ class DataPlane:
         if unfinished := [future for future in pausing if not future.done()]:
             _, late = await asyncio.wait(unfinished, timeout=deadline)
             if late:  # a worker that answers anything else has seen the pause and fetches no more
-                seen = [self._set_limits(thread) for thread in self._crew_awake]
+                seen = [thread.configure() for thread in self._crew_awake]
                 await asyncio.wait(seen, timeout=SEEN_LIMIT)
         if not all(map(succeeded, pausing)):
             raise DrainTimeout(f"{self.in_flight} requests in flight after {deadline:g} seconds")
@@ -569,7 +513,7 @@ class DataPlane:
         self.leave()
         patience = time.monotonic() + JOIN_LIMIT
         if not all(t.join(patience - time.monotonic()) for t in self._crew_awake):
-            log.warning("worker stuck in the disk", image=self._image.path)
+            log.warning("worker stuck", device=self._served.name)
             return
         for r in self._rings:
             r.close_all()

@@ -11,17 +11,15 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
 from blkd import ring
-from blkd.dataplane.failures import FailureLog
+from blkd.dataplane.served import ServedDevice
 from blkd.errors import DataPlaneError
 from blkd.host.fds import close_foreign
 from blkd.vhost_user.rings import GivenRing, HeldRing, VringSetup
-from blkd.virtio.device import MAX_QUEUE_SIZE
 
 log = structlog.get_logger()
 
@@ -47,20 +45,6 @@ REPORTS: Final = {
 """What to log of a ring that stands still, and what helps, by the errno that says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerSettings:
-    """What all workers of an export have in common."""
-
-    longest_chain: int
-    """Descriptors, where a ring is not longer itself."""
-    longest_poll: int
-    """Nanoseconds to look on before a sleep; 0 for never."""
-    image: str
-    """Its name, for the log."""
-    syncs: ring.SyncState
-    """What is known of the image's syncs."""
-
-
 class WorkerThread:
     """A worker with room for `rings` rings, and the futures that wait for its answers."""
 
@@ -68,20 +52,18 @@ class WorkerThread:
         self,
         number: int,
         rings: int,
-        settings: WorkerSettings,
+        served: ServedDevice,
+        longest_poll: int,
         cpu: int | None,
         *,
         on_end: Callable[[OSError], None],
-        on_sync_failure: Callable[[], None],
     ) -> None:
+        """Start it.  `longest_poll` is in nanoseconds, 0 for never; `on_end` says that it failed.
+
+        Raises OSError or RuntimeError where the host has no room for another.
+        """
         self.number = number
-        self.worker = ring.Worker(
-            rings=rings,
-            largest=MAX_QUEUE_SIZE,
-            longest_chain=settings.longest_chain,
-            longest_poll=settings.longest_poll,
-            sync=settings.syncs,
-        )
+        self.worker = served.make_worker(rings, longest_poll)
         self.rings: dict[int, LiveRing] = {}
         """Those that a front end has had to do with, by the worker's own numbers."""
 
@@ -90,8 +72,8 @@ class WorkerThread:
         self._waiting: dict[int, asyncio.Future[int]] = {}
         self._left = False
         self._on_end = on_end
-        self._on_sync_failure = on_sync_failure
-        self._failures = FailureLog(self.worker, settings.image)
+        self._served = served
+        self._reports = served.reports(self.worker)
         self._loop.add_reader(self.worker.answers_fd, self._hear)
         name = f"blkd-io-{number}"
         self._thread = threading.Thread(target=self._run, args=(name, cpu), name=name, daemon=True)
@@ -106,6 +88,10 @@ class WorkerThread:
             self._waiting[ticket] = future
         return future
 
+    def configure(self) -> asyncio.Future[int]:
+        """Serve the device as it is now."""
+        return self.answer(self._served.configure(self.worker, self.number))
+
     def set_memory(self, memory: ring.MemoryMap | None) -> asyncio.Future[int]:
         """Serve from another memory map; done when the old one is unused."""
         places: list[Place | None] = [None] * self._room
@@ -117,7 +103,7 @@ class WorkerThread:
     def leave(self) -> None:
         """Have the thread end at once; nothing waits for it any more."""
         self._left = True
-        self._failures.close()
+        self._reports.close()
         self._loop.remove_reader(self.worker.answers_fd)
         self.worker.quit()
         for future in self._waiting.values():
@@ -138,14 +124,11 @@ class WorkerThread:
 
     def _hear(self) -> None:
         for ticket, number, result in self.worker.answers():
-            if ticket == 0 and result == ring.SYNC_FAILED:
-                self._on_sync_failure()
-                continue
             if ticket == 0 and result >= ring.RECOVERED:
                 self.rings[number].report_recovered(result - ring.RECOVERED)
                 continue
             if ticket == 0 and result > 0:
-                self._failures.hear(result)
+                self._reports.report(result)
                 continue
             if ticket == 0:
                 self.rings[number].report(-result)

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from blkd import __version__
-from blkd.dataplane import DataPlane, probe_io_uring
+from blkd.dataplane import DataPlane, ServedDisk, probe_io_uring
 from blkd.errors import (
     ConfigError,
     DrainTimeout,
@@ -62,6 +62,7 @@ class Export:
         self.config = config
         self._image: Image
         self._device: BlkDevice
+        self._disk: ServedDisk
         self._plane: DataPlane
         self._listener: socket.socket
         self._front_ends: FrontEnds
@@ -111,7 +112,8 @@ class Export:
         """Make the image a device with a data path, one that goes on showing what it showed."""
         undo.callback(self._image.close)
         self._device = BlkDevice(parameters(self.config, self._image), shown)
-        self._plane = DataPlane(self._image, self._device, self.config.queue_size, self._crew)
+        self._disk = ServedDisk(self._image, self._device, self.config.queue_size)
+        self._plane = DataPlane(self._disk, self._crew)
         undo.callback(self._plane.close)
 
     def _admit_from(self, sock: socket.socket) -> None:
@@ -202,7 +204,7 @@ class Export:
 
         Raises SyncFailed.
         """
-        if error := self._plane.sync_error:
+        if error := self._disk.sync_error:
             raise SyncFailed(
                 f"{self._image.path}: a sync of it has failed before: {os.strerror(error)}",
                 error,
@@ -211,7 +213,7 @@ class Export:
         try:
             yield
         except SyncFailed as failure:
-            self._plane.fail_sync(failure.error)
+            self._disk.fail_sync(failure.error)
             raise
 
     # ---- size ----
@@ -377,7 +379,7 @@ class Export:
     def _look_for_write_errors(self) -> None:
         """Take note of what could not be written back: the taker's own syncs may not be told."""
         if not self._image.direct and (error := self._image.write_error()):
-            self._plane.fail_sync(error)
+            self._disk.fail_sync(error)
 
     def _written(self, began: int, out: Outgoing) -> messages.State:
         connection = self._front_ends.connection
@@ -391,7 +393,7 @@ class Export:
             capacity=self._device.capacity,
             generation=self._device.generation,
             write_back=self._device.writeback_field,
-            sync_error=self._plane.sync_error,
+            sync_error=self._disk.sync_error,
             rings=rings,
             front_end=front_end,
         )
@@ -462,7 +464,7 @@ class Export:
             capacity=state.capacity, generation=state.generation, write_back=state.write_back
         )
         if state.sync_error:
-            self._plane.fail_sync(state.sync_error)
+            self._disk.fail_sync(state.sync_error)
         self._require_rings(ring.index for ring in state.rings)
         if state.front_end is None:
             await self._plane.adopt_rings(given_rings(None, state.rings, fds))
@@ -513,7 +515,7 @@ class Export:
             poll_us=self._crew.poll_us,
             memory_registered=self._plane.memory_is_registered,
             discard=device.discard,
-            sync_error=os.strerror(error) if (error := self._plane.sync_error) else None,
+            sync_error=os.strerror(error) if (error := self._disk.sync_error) else None,
             features=device.features,
             in_flight=self._plane.in_flight,
             broken_rings=self._plane.broken_rings,

@@ -14,7 +14,7 @@ from blkd.host import unix_socket
 from blkd.host.fds import close_connection
 from blkd.vhost_user.connection import Connection
 from blkd.vhost_user.gate import Gate
-from blkd.virtio.blk import BlkDevice
+from blkd.virtio.device import Device
 
 ACCEPT_PERIOD: Final = 0.5  # seconds until accepting is tried again after it failed
 
@@ -25,7 +25,7 @@ class FrontEnds:
     """The listener, which is borrowed, and the connection that comes from it."""
 
     def __init__(
-        self, name: str, listening: socket.socket, device: BlkDevice, plane: DataPlane
+        self, name: str, listening: socket.socket, device: Device, plane: DataPlane
     ) -> None:
         self._name = name
         self._listener = listening

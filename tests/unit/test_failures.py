@@ -48,9 +48,9 @@ async def until(condition):
 async def test_the_first_of_a_kind_is_told_with_its_place_and_reason(worker, log):
     with capture_logs() as lines:
         worker.fail(READ, 1, offset=4096)
-        log.hear(READ)
+        log.report(READ)
         worker.fail(WRITE, 1, error=0)
-        log.hear(WRITE)
+        log.report(WRITE)
     assert [(line["request"], line["offset"], line["reason"]) for line in lines] == [
         ("read", 4096, "Input/output error"),
         ("write", 0, "the image ends before the disk does"),
@@ -60,7 +60,7 @@ async def test_the_first_of_a_kind_is_told_with_its_place_and_reason(worker, log
 async def test_further_failures_are_counted_each_once(worker, log):
     with capture_logs() as lines:
         worker.fail(READ, 1)
-        log.hear(READ)
+        log.report(READ)
         worker.fail(READ, 1001)
         worker.fail(WRITE, 5)
         await until(lambda: len(lines) == 2)
@@ -78,6 +78,6 @@ async def test_after_a_while_without_any_the_next_failure_is_news(worker, log):
     with capture_logs() as lines:
         for count in (1, 2):
             worker.fail(READ, count)
-            log.hear(READ)
+            log.report(READ)
             await until(lambda count=count: worker.rounds == count)
     assert [line["event"] for line in lines] == ["image failed a request"] * 2

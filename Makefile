@@ -24,9 +24,9 @@ BENCH_PACKAGES := git
 KERNEL_PACKAGE := linux-image-cloud-amd64
 
 SOURCES := $(wildcard src/*) setup.py pyproject.toml
-PYTHON_FILES := bench blkd demo drills tests setup.py
+PYTHON_FILES := blkd compare demo drills harness tests setup.py
 
-RESULTS := bench/results
+RESULTS := compare/results
 # The page of the quick run is not the one that is kept.
 QUICK_PAGE := build/bench/benchmarks.md
 
@@ -72,22 +72,22 @@ drills: $(VENV)/tested $(GUEST)/kernel/version packages-guest packages-test
 
 # Side by side with others, about 20 minutes; writes docs/benchmarks.md.
 bench: bench-ready
-	$(BIN)/python -m bench.run --plan full
-	$(BIN)/python -m bench.report $(RESULTS)/full.json
+	$(BIN)/python -m compare.run --plan full
+	$(BIN)/python -m compare.report $(RESULTS)/full.json
 
 # Some of it in five minutes; leaves the page as it is.
 bench-quick: bench-ready
-	$(BIN)/python -m bench.run --plan quick
-	$(BIN)/python -m bench.report $(RESULTS)/quick.json --output $(QUICK_PAGE)
+	$(BIN)/python -m compare.run --plan quick
+	$(BIN)/python -m compare.report $(RESULTS)/quick.json --output $(QUICK_PAGE)
 
 # One part anew, the rest of the page as it was measured before.
 bench-guest: bench-ready
-	$(BIN)/python -m bench.run --plan full --part guest --add
-	$(BIN)/python -m bench.report $(RESULTS)/full.json
+	$(BIN)/python -m compare.run --plan full --part guest --add
+	$(BIN)/python -m compare.report $(RESULTS)/full.json
 
 # Where a request's instructions go.
 profile: bench-ready
-	$(BIN)/python -m bench.profile
+	$(BIN)/python -m compare.profile
 
 .PHONY: bench-ready
 bench-ready: build $(VENV)/benched packages-bench packages-guest packages-test $(GUEST)/kernel/version
@@ -118,8 +118,8 @@ $(VENV)/checked: $(VENV)/tested
 	$(BIN)/pip install --quiet --group check
 	touch $@
 
-$(GUEST)/kernel/version: demo/fetch_kernel.sh | packages-guest
-	demo/fetch_kernel.sh $(KERNEL_PACKAGE) $(GUEST)/kernel
+$(GUEST)/kernel/version: harness/fetch_kernel.sh | packages-guest
+	harness/fetch_kernel.sh $(KERNEL_PACKAGE) $(GUEST)/kernel
 
 # A minute, once.
 .PHONY: other-debian

@@ -20,9 +20,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from blkd.errors import BlkdError
-from demo.fio import Transfer, fio
-from demo.guest import Disk, Guest, Machine
-from demo.server import Server, blkd, serve
+from harness.fio import Transfer, fio
+from harness.guest import Disk, Guest, Machine
+from harness.server import Server, blkd, serve
 
 MIB = 1 << 20
 IMAGE = Path(__file__).parent.parent / "images" / "demo.img"

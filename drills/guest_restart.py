@@ -7,10 +7,10 @@ other.
 
 import asyncio
 
-from demo.fio import Report, fio
-from demo.guest import Disk, Guest, Machine
 from drills.killing import Killer, image, unreliable
 from drills.outcome import Outcome
+from harness.fio import Report, fio
+from harness.guest import Disk, Guest, Machine
 
 SIZE = 64 << 20
 LONGEST_LIFE = 1.0  # seconds, of those in which QEMU is connected: it looks once a second

@@ -22,9 +22,9 @@ from typing import Final, Literal
 
 from drills.ledger import BLOCK, Ledger
 from drills.outcome import Outcome
-from tests.daemon import Daemon
-from tests.frontend import FLUSH, OK, OUT, WRITE_ZEROES, Disk, FrontEnd
-from tests.storage import DISK_BYTES, loop_device, mounted, run
+from harness.daemon import Daemon
+from harness.frontend import FLUSH, OK, OUT, WRITE_ZEROES, Disk, FrontEnd
+from harness.storage import DISK_BYTES, loop_device, mounted, run
 
 IOC_SHUTDOWN: Final = 0x8004587D
 """EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN alike: _IOR('X', 125, __u32)."""

@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from demo.fio import Report, fio
-from demo.guest import Disk, Guest, Machine, SpareMemory
-from demo.qmp import QmpError
-from demo.server import Server, serve
 from drills.outcome import Outcome
+from harness.fio import Report, fio
+from harness.guest import Disk, Guest, Machine, SpareMemory
+from harness.qmp import QmpError
+from harness.server import Server, serve
 
 PLUGGED: Final = 128 << 20
 """Bytes that come and go: one memory block of the guest."""

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from demo.server import Server, serve
+from harness.server import Server, serve
 
 RULES = "delay=2ms@write/5,delay=7ms@read/11,delay=3ms@flush/3,short@any/17"
 """Some requests take longer than those behind them, so that each death finds a disorder."""

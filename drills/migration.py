@@ -4,11 +4,11 @@
 import asyncio
 import contextlib
 
-from demo.fio import Report, fio
-from demo.guest import Disk, Guest, Machine
-from demo.server import Server, serve
 from drills.killing import image
 from drills.outcome import Outcome
+from harness.fio import Report, fio
+from harness.guest import Disk, Guest, Machine
+from harness.server import Server, serve
 
 SIZE = 64 << 20
 JOBS = 4

@@ -4,9 +4,9 @@
 import asyncio
 
 from blkd.errors import BlkdError
-from demo.server import blkd
 from drills.killing import Killer, image, unreliable
 from drills.outcome import Outcome
+from harness.server import blkd
 
 SIZE = 32 << 20
 BLOCK = 4096

@@ -19,8 +19,8 @@ from typing import Final
 
 from drills.ledger import BLOCK, Ledger
 from drills.outcome import Outcome
-from tests.daemon import Daemon
-from tests.frontend import FLUSH, IN, OK, OUT, Disk, FrontEnd, GuestMemory
+from harness.daemon import Daemon
+from harness.frontend import FLUSH, IN, OK, OUT, Disk, FrontEnd, GuestMemory
 
 BLOCKS: Final = 256
 SECTORS: Final = BLOCK // 512

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Self
 
 from drills.outcome import Outcome
-from tests.daemon import Daemon, Serving, Successor, image
-from tests.frontend import IN, OUT, Disk, FrontEnd
+from harness.daemon import Daemon, Serving, Successor, image
+from harness.frontend import IN, OUT, Disk, FrontEnd
 
 IMAGE_BYTES = 64 << 20
 BLOCK_BYTES = 4096

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from demo.guest import Machine
+from harness.guest import Machine
 
 # Machines that run many tests at once are slow at times: that is no failure.
 settings.register_profile("blkd", deadline=None)

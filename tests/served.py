@@ -5,13 +5,11 @@ import asyncio
 import concurrent.futures
 import socket
 import threading
-import time
-from pathlib import Path
 from typing import Self
 
 from blkd.vhost_user.connection import Connection
+from harness.frontend import FrontEnd
 from tests.doubles import RecordingRings, ToyDevice
-from tests.frontend import FrontEnd
 
 
 class Served:
@@ -61,18 +59,3 @@ class Served:
         self.device.change()
         announcing = self.connection.announce_config(timeout)
         return asyncio.run_coroutine_threadsafe(announcing, self._loop)
-
-
-def open_fds() -> int:
-    """How many descriptors this process has."""
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-def wait_for_fds(count: int, limit: float = 5) -> bool:
-    """Whether this process soon has no more than `count` descriptors: other threads close some."""
-    deadline = time.monotonic() + limit
-    while open_fds() > count:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.guest import Disk, Guest, Machine
+from harness.guest import Disk, Guest, Machine
 
 MIB = 1 << 20
 

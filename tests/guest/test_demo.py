@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.process import kill, send
+from harness.process import kill, send
 
 PROJECT = Path(__file__).parents[2]
 

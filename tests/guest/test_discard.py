@@ -4,9 +4,9 @@
 import asyncio
 import hashlib
 
-from demo.fio import fio
-from demo.guest import Disk
-from demo.server import serve
+from harness.fio import fio
+from harness.guest import Disk
+from harness.server import serve
 
 MIB = 1 << 20
 BLKDISCARD = "/usr/sbin/blkdiscard"  # by its path: busybox has a lesser one

@@ -5,8 +5,8 @@ import asyncio
 
 import pytest
 
-from demo.agent import Answer, GuestError
-from demo.guest import CommandFailed
+from harness.agent import Answer, GuestError
+from harness.guest import CommandFailed
 
 
 async def test_every_script_gets_its_own_answer(boot):

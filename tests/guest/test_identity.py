@@ -6,9 +6,9 @@ import hashlib
 
 import pytest
 
-from demo.fio import fio
-from demo.guest import CommandFailed, Disk
-from demo.server import serve
+from harness.fio import fio
+from harness.guest import CommandFailed, Disk
+from harness.server import serve
 
 PATTERN = bytes(range(256)) * 16
 REFUSED = r"not permitted|[Pp]ermission denied|[Rr]ead-only"

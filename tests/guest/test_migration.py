@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest that was paused before it is migrated: its rings do not run, so no lock goes with it."""
 
-from demo.guest import Disk
-from demo.server import serve
+from harness.guest import Disk
+from harness.server import serve
 
 WRITE = "dd if=/dev/urandom of=/dev/vda bs=1M count=4 oflag=direct && sync /dev/vda"
 

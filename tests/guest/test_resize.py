@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from demo.fio import fio
-from demo.guest import Disk, Guest
-from demo.server import ServerError, serve
+from harness.fio import fio
+from harness.guest import Disk, Guest
+from harness.server import ServerError, serve
 
 MIB = 1 << 20
 BUSY = "--rw=randrw --bs=4k --iodepth=16 --size=8M"

@@ -7,9 +7,9 @@ import hashlib
 
 import pytest
 
-from demo.fio import fio
-from demo.guest import Disk
-from demo.server import serve
+from harness.fio import fio
+from harness.guest import Disk
+from harness.server import serve
 
 MIB = 1 << 20
 BLKDISCARD = "/usr/sbin/blkdiscard"  # by its path: busybox has a lesser one

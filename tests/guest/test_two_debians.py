@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from demo.fio import fio
-from demo.guest import QEMU, Disk, Machine
-from demo.server import serve
+from harness.fio import fio
+from harness.guest import QEMU, Disk, Machine
+from harness.server import serve
 
 PROJECT = Path(__file__).parents[2]
 MODEL, CPU = "pc-q35-7.2", "qemu64"  # of the older QEMU, and known to the newer one

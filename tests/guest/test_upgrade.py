@@ -5,9 +5,9 @@ import asyncio
 
 import pytest
 
-from demo.fio import fio
-from demo.guest import Disk
-from demo.server import serve
+from harness.fio import fio
+from harness.guest import Disk
+from harness.server import serve
 
 JOB = (
     "--rw=randrw --bs=4k --iodepth=16 --size=12M --numjobs=4 --offset_increment=16M "

@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.packed_vring import PackedVring
-from tests.vring import DESC_WRITE, GuestMemory, Vring
+from harness.packed_vring import PackedVring
+from harness.vring import DESC_WRITE, GuestMemory, Vring
 
 LONGEST = 6  # descriptors of a chain
 

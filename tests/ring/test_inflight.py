@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from tests.packed_vring import PackedVring
+from harness.packed_vring import PackedVring
+from harness.vring import DESC_WRITE, GuestMemory, Vring
 from tests.ring.test_driver_and_device import PackedTalk, SplitTalk, Talk
-from tests.vring import DESC_WRITE, GuestMemory, Vring
 
 START = 0x80008000
 SPLIT_HEAD, SPLIT_ENTRY = struct.Struct("=QHHHH"), struct.Struct("=B5xHQ")

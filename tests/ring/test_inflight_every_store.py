@@ -13,8 +13,8 @@ import signal
 import pytest
 from blkd.probes import Guest
 
-from tests.packed_vring import PackedVring
-from tests.vring import DESC_WRITE, GuestMemory, Vring
+from harness.packed_vring import PackedVring
+from harness.vring import DESC_WRITE, GuestMemory, Vring
 
 TRACEME, SINGLESTEP = 0, 9
 START = 0x80008000

@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from tests.daemon import Daemon
-from tests.frontend import FrontEnd
-from tests.storage import DISK_BYTES, loop_device, mounted, run
+from harness.daemon import Daemon
+from harness.frontend import FrontEnd
+from harness.storage import DISK_BYTES, loop_device, mounted, run
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.daemon import Daemon, Process, image, run
+from harness.daemon import Daemon, Process, image, run
 
 MIB = 1 << 20
 EXPORT = "type=vhost-user-blk,id=e,node-name=disk,addr.type=unix,writable=on,num-queues=2"

@@ -10,8 +10,8 @@ import pytest
 from blkd.errors import BenchError
 from blkd.loadgen.phases import bench
 from blkd.loadgen.workload import Rw, Workload
-from tests.backend import AVAIL, DISABLE, FEATURES, PROTOCOL, USED, BackEnd
-from tests.frontend import DISCARD, FLUSH, IN, OUT, Feature, Protocol, Request
+from harness.backend import AVAIL, DISABLE, FEATURES, PROTOCOL, USED, BackEnd
+from harness.frontend import DISCARD, FLUSH, IN, OUT, Feature, Protocol, Request
 
 SIZE_MAX, SEG_MAX, BLK_SIZE = 8, 12, 20  # offsets in the configuration space
 

@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from tests.backend import BackEnd
-from tests.daemon import PROGRAMS, Daemon, image, run
+from harness.backend import BackEnd
+from harness.daemon import PROGRAMS, Daemon, image, run
 
 MIB = 1 << 20
 

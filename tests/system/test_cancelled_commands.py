@@ -15,9 +15,9 @@ from blkd.image.kinds import open_image
 from blkd.vhost_user.rings import VringSetup
 from blkd.vhost_user.wire import MemoryRegion
 from blkd.virtio.blk import BlkDevice
-from tests.disk import IN
-from tests.fuse import FLUSH, READ, Fuse
-from tests.vring import DESC_WRITE, GuestMemory, Vring
+from harness.disk import IN
+from harness.fuse import FLUSH, READ, Fuse
+from harness.vring import DESC_WRITE, GuestMemory, Vring
 
 MIB = 1 << 20
 LIMIT = 10.0  # seconds for what takes milliseconds

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The harness of bench/ itself: a run of a second, and what comes of it."""
+"""The comparison itself: a run of a second, and what comes of it."""
 
 import subprocess
 import sys
@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from bench.cases import Backing
-from bench.images import CHECKOUT, images
-from bench.report import document
-from bench.results import load
+from compare.cases import Backing
+from compare.images import CHECKOUT, images
+from compare.report import document
+from compare.results import load
 
 
 @pytest.mark.timeout(60)
 def test_two_cases_are_measured_and_reported(tmp_path):
     data = tmp_path / "smoke.json"
     subprocess.run(
-        [sys.executable, "-m", "bench.run", "--plan", "smoke", "--output", data],
+        [sys.executable, "-m", "compare.run", "--plan", "smoke", "--output", data],
         cwd=CHECKOUT,
         check=True,
         capture_output=True,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from blkd.errors import BlkdError, DataPlaneError, DrainTimeout, ProtocolError, RequestRefused
 from blkd.vhost_user.requests import MAX_PAYLOAD
-from tests.frontend import (
+from harness.frontend import (
     HEADER,
     NO_FD,
     DisconnectedError,
@@ -21,7 +21,8 @@ from tests.frontend import (
     Request,
     Vring,
 )
-from tests.served import Served, open_fds, wait_for_fds
+from harness.open_fds import open_fds, wait_for_fds
+from tests.served import Served
 
 
 @pytest.fixture

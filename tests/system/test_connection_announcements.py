@@ -11,9 +11,9 @@ import pytest
 
 from blkd.vhost_user.backchannel import BackChannel
 from blkd.vhost_user.wire import BackendRequest
-from tests.frontend import CONFIG_CHANGE_MSG, NEED_REPLY, FrontEnd, Protocol, Request
+from harness.frontend import CONFIG_CHANGE_MSG, NEED_REPLY, FrontEnd, Protocol, Request
+from harness.vring import wait_readable
 from tests.served import Served
-from tests.vring import wait_readable
 
 SOON = 0.3  # seconds within which nothing may come, or something must have
 

@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
-from tests.daemon import Process, image
-from tests.frontend import FrontEnd
+from harness.daemon import Process, image
+from harness.frontend import FrontEnd
 
 VIRTIO_BLK_F_RO = 1 << 5
 

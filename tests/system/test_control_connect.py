@@ -3,7 +3,7 @@ import contextlib
 import json
 import subprocess
 
-from tests.daemon import Daemon, image, run
+from harness.daemon import Daemon, image, run
 
 
 def test_qemu_takes_a_second_disk_s_recipe_beside_the_first_s(tmp_path):

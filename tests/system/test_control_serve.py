@@ -15,8 +15,8 @@ import pytest
 
 from blkd.control import client
 from blkd.errors import ControlError
-from tests.daemon import PROGRAMS, Daemon, Process, image, run
-from tests.frontend import FrontEnd
+from harness.daemon import PROGRAMS, Daemon, Process, image, run
+from harness.frontend import FrontEnd
 
 MIB = 1 << 20
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.daemon import PROGRAMS, image
+from harness.daemon import PROGRAMS, image
 
 MIB = 1 << 20
 SIZE = 16 * MIB

@@ -8,9 +8,9 @@ import struct
 
 import pytest
 
-from tests.daemon import image
-from tests.frontend import DISCARD, FLUSH, IN, OUT, WRITE_ZEROES, Disk, Feature
-from tests.vring import DESC_WRITE
+from harness.daemon import image
+from harness.frontend import DISCARD, FLUSH, IN, OUT, WRITE_ZEROES, Disk, Feature
+from harness.vring import DESC_WRITE
 
 MIB = 1 << 20
 SIZE = 16 * MIB

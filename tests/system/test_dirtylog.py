@@ -7,10 +7,10 @@ import struct
 
 import pytest
 
-from tests.daemon import image
-from tests.dirtylog import PAGE, DirtyLog, areas, log_data, log_ring, pages, union
-from tests.frontend import DISCARD, FLUSH, GET_ID, IN, OUT, WRITE_ZEROES, FrontEnd, Request
-from tests.vring import DESC_WRITE, MIB
+from harness.daemon import image
+from harness.dirtylog import PAGE, DirtyLog, areas, log_data, log_ring, pages, union
+from harness.frontend import DISCARD, FLUSH, GET_ID, IN, OUT, WRITE_ZEROES, FrontEnd, Request
+from harness.vring import DESC_WRITE, MIB
 
 SIZE = 16 * MIB
 OK, IOERR = 0, 1

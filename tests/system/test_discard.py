@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import Daemon, Successor, image
-from tests.frontend import OK, UNSUPP, Feature
-from tests.fuse_image import FALLOCATE, FileSystem
-from tests.storage import loop_device
+from harness.daemon import Daemon, Successor, image
+from harness.frontend import OK, UNSUPP, Feature
+from harness.fuse_image import FALLOCATE, FileSystem
+from harness.storage import loop_device
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and loop devices are root's")
 

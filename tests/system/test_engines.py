@@ -9,8 +9,8 @@ import subprocess
 
 import pytest
 
-from tests.daemon import image, run
-from tests.frontend import (
+from harness.daemon import image, run
+from harness.frontend import (
     DESC_WRITE,
     FLUSH,
     IN,

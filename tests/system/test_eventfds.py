@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.frontend import IN, OK, Feature, FrontEnd, Request
-from tests.vring import Vring
+from harness.frontend import IN, OK, Feature, FrontEnd, Request
+from harness.vring import Vring
 
 MOST = (1 << 64) - 2
 """The highest count that a write may leave: one that would go beyond it waits."""

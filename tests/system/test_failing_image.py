@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from tests.daemon import image
-from tests.frontend import IN, IOERR, OK
-from tests.storage import loop_device, mounted, run
+from harness.daemon import image
+from harness.frontend import IN, IOERR, OK
+from harness.storage import loop_device, mounted, run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and loop devices are root's")
 

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from tests.daemon import image, run
-from tests.frontend import DISCARD, FLUSH, IN, IOERR, OK, OUT, WRITE_ZEROES
+from harness.daemon import image, run
+from harness.frontend import DISCARD, FLUSH, IN, IOERR, OK, OUT, WRITE_ZEROES
 
 SIZE = 1 << 20
 KINDS = {"read": IN, "write": OUT, "flush": FLUSH, "discard": DISCARD, "zeroes": WRITE_ZEROES}

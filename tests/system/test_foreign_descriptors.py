@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import Daemon, image
-from tests.frontend import FrontEnd, Request
-from tests.fuse import FLUSH, STATFS, Fuse
-from tests.vring import Region
+from harness.daemon import Daemon, image
+from harness.frontend import FrontEnd, Request
+from harness.fuse import FLUSH, STATFS, Fuse
+from harness.vring import Region
 
 MIB = 1 << 20
 OK = 0

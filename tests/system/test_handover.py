@@ -6,10 +6,10 @@ import os
 
 import pytest
 
-from tests.daemon import Daemon, image, run
-from tests.dirtylog import DirtyLog, log_data
-from tests.frontend import FLUSH, Disk, FrontEnd
-from tests.storage import loop_device
+from harness.daemon import Daemon, image, run
+from harness.dirtylog import DirtyLog, log_data
+from harness.frontend import FLUSH, Disk, FrontEnd
+from harness.storage import loop_device
 
 SIZE = 16 << 20
 OK = 0

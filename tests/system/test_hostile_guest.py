@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import Daemon, image
-from tests.frontend import IN, OUT, Disk, FrontEnd, Request
-from tests.vring import DESC_INDIRECT, DESC_NEXT, DESC_WRITE
+from harness.daemon import Daemon, image
+from harness.frontend import IN, OUT, Disk, FrontEnd, Request
+from harness.vring import DESC_INDIRECT, DESC_NEXT, DESC_WRITE
 
 OK = 0
 SIZE = 128

@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-from tests.daemon import PROGRAMS, Daemon, image, run
-from tests.frontend import FrontEnd, Request
-from tests.fuse import FLUSH, GETATTR, READ, Fuse
+from harness.daemon import PROGRAMS, Daemon, image, run
+from harness.frontend import FrontEnd, Request
+from harness.fuse import FLUSH, GETATTR, READ, Fuse
 
 MIB = 1 << 20
 END_LIMIT = 6.0  # seconds: README says 5

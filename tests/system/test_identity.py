@@ -6,10 +6,10 @@ import os
 
 import pytest
 
-from tests.daemon import Daemon, Successor, image, run
-from tests.frontend import Feature, FrontEnd
-from tests.relay import Relay
-from tests.storage import loop_device
+from harness.daemon import Daemon, Successor, image, run
+from harness.frontend import Feature, FrontEnd
+from harness.relay import Relay
+from harness.storage import loop_device
 
 SIZE = 1 << 20
 CONFIG_BYTES = 60

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import Daemon, image
-from tests.frontend import FrontEnd, GuestMemory
-from tests.storage import loop_device, mounted, run
+from harness.daemon import Daemon, image
+from harness.frontend import FrontEnd, GuestMemory
+from harness.storage import loop_device, mounted, run
 
 MIB = 1 << 20
 RINGS = 4

@@ -15,7 +15,7 @@ import pytest
 from blkd.diagnosis import examine
 from blkd.errors import ImageBusy, ImageError
 from blkd.image import raw, store
-from tests.storage import DISK_BYTES, loop_device, mounted, run
+from harness.storage import DISK_BYTES, loop_device, mounted, run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and loop devices are root's")
 

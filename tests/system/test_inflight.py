@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.daemon import image
-from tests.frontend import FLUSH, IN, INFLIGHT, OK, OUT, FrontEnd, Request
+from harness.daemon import image
+from harness.frontend import FLUSH, IN, INFLIGHT, OK, OUT, FrontEnd, Request
 
 SIZE = 1 << 20
 SLOW = "delay=1000s@any+0-64K"  # what touches the first 16 blocks is never done in a test's time

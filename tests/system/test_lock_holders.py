@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from tests.daemon import Daemon, image, run
-from tests.fuse import GETATTR, Fuse
+from harness.daemon import Daemon, image, run
+from harness.fuse import GETATTR, Fuse
 
 MIB = 1 << 20
 ANSWER_LIMIT = 10  # seconds; a hang would last for ever

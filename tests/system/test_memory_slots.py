@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import image
-from tests.frontend import IN, OK, OUT, Disk, Request
-from tests.vring import DESC_WRITE, wait_readable
+from harness.daemon import image
+from harness.frontend import IN, OK, OUT, Disk, Request
+from harness.vring import DESC_WRITE, wait_readable
 
 SLOTS = 509
 """What blkd takes, the regions of the rings and the driver's own buffers among them."""

@@ -8,10 +8,10 @@ import struct
 
 import pytest
 
-from tests.daemon import Daemon, image
-from tests.frontend import IN, OK, OUT, Disk, Feature, FrontEnd, Request
-from tests.packed_vring import DISABLE, ENABLE, ONE_DESC, START, WRAP, PackedVring
-from tests.vring import DESC_INDIRECT, DESC_NEXT, DESC_WRITE
+from harness.daemon import Daemon, image
+from harness.frontend import IN, OK, OUT, Disk, Feature, FrontEnd, Request
+from harness.packed_vring import DISABLE, ENABLE, ONE_DESC, START, WRAP, PackedVring
+from harness.vring import DESC_INDIRECT, DESC_NEXT, DESC_WRITE
 
 MIB = 1 << 20
 SIZE = 4 * MIB

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from tests.frontend import IN, OK, Feature
+from harness.frontend import IN, OK, Feature
 
 REQUESTS = 1500
 LIMIT = 5.0  # seconds of one request

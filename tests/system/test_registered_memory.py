@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from tests.daemon import PROGRAMS, Serving, image
-from tests.frontend import IN, OK, OUT, FrontEnd, GuestMemory
-from tests.vring import DESC_WRITE, MIB
+from harness.daemon import PROGRAMS, Serving, image
+from harness.frontend import IN, OK, OUT, FrontEnd, GuestMemory
+from harness.vring import DESC_WRITE, MIB
 
 SIZE = 4 * MIB
 

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from tests.frontend import IN, IOERR, OK, OUT
-from tests.fuse_image import FLUSH, FSYNC, READ, WRITE, FileSystem, times
+from harness.frontend import IN, IOERR, OK, OUT
+from harness.fuse_image import FLUSH, FSYNC, READ, WRITE, FileSystem, times
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="FUSE is mounted as root")
 

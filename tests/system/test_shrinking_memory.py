@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import Daemon, image
-from tests.frontend import IN, IOERR, OK, OUT, FrontEnd, Request
-from tests.vring import DESC_WRITE
+from harness.daemon import Daemon, image
+from harness.frontend import IN, IOERR, OK, OUT, FrontEnd, Request
+from harness.vring import DESC_WRITE
 
 SIZE = 1 << 20
 PAGE = 4096

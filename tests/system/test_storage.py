@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import Daemon, image
-from tests.frontend import DISCARD, IN, OUT, Feature, Request
-from tests.storage import loop_device, run
+from harness.daemon import Daemon, image
+from harness.frontend import DISCARD, IN, OUT, Feature, Request
+from harness.storage import loop_device, run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and loop devices are root's")
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.daemon import Daemon, Successor, image, run
-from tests.dirtylog import DirtyLog
-from tests.frontend import FLUSH, IOERR, OK, OUT, FrontEnd
-from tests.fuse_image import FSYNC, FileSystem, times
-from tests.storage import loop_device, mounted
+from harness.daemon import Daemon, Successor, image, run
+from harness.dirtylog import DirtyLog
+from harness.frontend import FLUSH, IOERR, OK, OUT, FrontEnd
+from harness.fuse_image import FSYNC, FileSystem, times
+from harness.storage import loop_device, mounted
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and loop devices are root's")
 

@@ -13,12 +13,12 @@ import subprocess
 
 import pytest
 
-from tests.daemon import PROGRAMS, Daemon, Successor, image, run
-from tests.dirtylog import DirtyLog, areas
-from tests.frontend import FLUSH, IN, OUT, Disk, FrontEnd, Protocol, Request
-from tests.relay import Relay
-from tests.storage import loop_device
-from tests.vring import DESC_NEXT, GuestMemory
+from harness.daemon import PROGRAMS, Daemon, Successor, image, run
+from harness.dirtylog import DirtyLog, areas
+from harness.frontend import FLUSH, IN, OUT, Disk, FrontEnd, Protocol, Request
+from harness.relay import Relay
+from harness.storage import loop_device
+from harness.vring import DESC_NEXT, GuestMemory
 
 MIB = 1 << 20
 SIZE = 16 * MIB

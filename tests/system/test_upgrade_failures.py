@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.daemon import Daemon, Successor, image, run
-from tests.frontend import OUT, FrontEnd
-from tests.relay import Cut, Relay
-from tests.vring import GuestMemory
+from harness.daemon import Daemon, Successor, image, run
+from harness.frontend import OUT, FrontEnd
+from harness.relay import Cut, Relay
+from harness.vring import GuestMemory
 
 MIB = 1 << 20
 SIZE = 16 * MIB

@@ -5,11 +5,11 @@ import contextlib
 
 import pytest
 
-from tests.daemon import Daemon, Successor, image
-from tests.dirtylog import DirtyLog
-from tests.frontend import FrontEnd
-from tests.relay import Relay
-from tests.storage import loop_device
+from harness.daemon import Daemon, Successor, image
+from harness.dirtylog import DirtyLog
+from harness.frontend import FrontEnd
+from harness.relay import Relay
+from harness.storage import loop_device
 
 SIZE = 16 << 20
 OK = 0

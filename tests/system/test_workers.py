@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import PROGRAMS, Process, image, run
-from tests.frontend import DESC_WRITE, IN, OK, OUT, Disk, GuestMemory
+from harness.daemon import PROGRAMS, Process, image, run
+from harness.frontend import DESC_WRITE, IN, OK, OUT, Disk, GuestMemory
 
 MIB = 1 << 20
 SIZE = 4 * MIB

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from bench import reference
-from bench.cases import CASES, Family
-from bench.goals import (
+from compare import reference
+from compare.cases import CASES, Family
+from compare.goals import (
     GOALS,
     NOISE,
     NULL_NOISE,
@@ -16,9 +16,9 @@ from bench.goals import (
     rss_range,
     worst_idle,
 )
-from bench.measurements import Measurements, cpu, iops, p50
-from bench.results import Footprint, Run, Sample
-from bench.stats import Spread
+from compare.measurements import Measurements, cpu, iops, p50
+from compare.results import Footprint, Run, Sample
+from compare.stats import Spread
 
 CASE = "tmpfs-randread-4k-qd32"
 

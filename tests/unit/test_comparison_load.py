@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.cases import (
+from compare.cases import (
     BLKD,
     FIO_LIBAIO,
     FULL,
@@ -18,8 +18,8 @@ from bench.cases import (
     Case,
     Family,
 )
-from bench.errors import MeasurementFailed
-from bench.load import (
+from compare.errors import MeasurementFailed
+from compare.load import (
     Which,
     bench_command,
     bench_sample,
@@ -27,7 +27,7 @@ from bench.load import (
     fio_sample,
     with_kernel_workers,
 )
-from bench.targets import Place, Target, blkd_command, qsd_command
+from compare.targets import Place, Target, blkd_command, qsd_command
 
 READ = Case(Backing.TMPFS, "randread", 4096, 32, (BLKD, FIO_LIBAIO))
 WRITE = replace(READ, rw="randwrite")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from collections import Counter
 
-from bench.callgrind import Place, own_costs
-from bench.counters import counted
-from bench.generated import Definitions, plain_name
-from bench.profile import by_function
+from compare.callgrind import Place, own_costs
+from compare.counters import counted
+from compare.generated import Definitions, plain_name
+from compare.profile import by_function
 
 WRITTEN = """\
 # callgrind format

@@ -3,13 +3,13 @@ import re
 
 import pytest
 
-from bench.cases import FULL
-from bench.goals import GOALS
-from bench.report import CHECKOUT, DOCUMENT, document, name_of, remarks_of
-from bench.results import Failure, Footprint, Function, Profile, Run, Sample, load, save
-from bench.run import resumed
+from compare.cases import FULL
+from compare.goals import GOALS
+from compare.report import CHECKOUT, DOCUMENT, document, name_of, remarks_of
+from compare.results import Failure, Footprint, Function, Profile, Run, Sample, load, save
+from compare.run import resumed
 
-KEPT = CHECKOUT / "bench" / "results" / "full.json"
+KEPT = CHECKOUT / "compare" / "results" / "full.json"
 MOST_BYTES_OF_A_PICTURE = 100 << 10
 
 
@@ -39,7 +39,7 @@ def page(run=None, remarks=None):
 def test_the_kept_page_is_that_of_the_kept_data():
     run = load(KEPT)
     assert DOCUMENT.read_text() == document(run, name_of(KEPT), remarks_of()), (
-        "run: .venv/bin/python -m bench.report bench/results/full.json"
+        "run: .venv/bin/python -m compare.report compare/results/full.json"
     )
 
 

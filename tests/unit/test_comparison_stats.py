@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.markdown import count, figure, reach, table
-from bench.stats import Spread, ratios
+from compare.markdown import count, figure, reach, table
+from compare.stats import Spread, ratios
 
 positive = st.floats(1e-6, 1e9)
 

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from blkd.host.fds import ancillary_bytes, close_foreign, passed, readable, wait_closed, writable
-from tests.fuse import FLUSH, Fuse
+from harness.fuse import FLUSH, Fuse
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 from blkd.errors import DataPlaneError
 from blkd.export.frontends import FrontEnds
 from blkd.host import unix_socket
+from harness.frontend import FrontEnd, Request
 from tests.doubles import RecordingRings, ToyDevice
-from tests.frontend import FrontEnd, Request
 
 LIMIT = 10.0  # seconds for what takes milliseconds
 

@@ -18,7 +18,7 @@ from blkd.errors import DrainTimeout, HandoverError, ImageError
 from blkd.upgrade import exchange, framing, messages
 from blkd.upgrade.descriptors import Incoming, Outgoing
 from blkd.upgrade.transport import HandoverChannel
-from tests.served import open_fds, wait_for_fds
+from harness.open_fds import open_fds, wait_for_fds
 
 HELLO = messages.Hello(formats=(1,), version="2", pid=7)
 OFFER = messages.Offer(

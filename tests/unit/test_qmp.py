@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from demo.qmp import Qmp, QmpError
+from harness.qmp import Qmp, QmpError
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from blkd.image import kernel, watch
-from tests.daemon import image
-from tests.served import open_fds
+from harness.daemon import image
+from harness.open_fds import open_fds
 
 PERIOD = 0.1
 REST = 5 * PERIOD  # seconds in which nothing is to happen

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`blkd` run as people run it: as a program, through its command line."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+import tempfile
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from blkd.errors import BlkdError
+from harness.process import kill, send, spawn
+
+BLKD = Path(sys.executable).with_name("blkd")
+START_LIMIT = 20.0
+STOP_LIMIT = 10.0  # blkd promises 5 s; a test can then see that it took longer
+CALL_LIMIT = 60.0
+
+
+class ServerError(BlkdError):
+    """blkd did not do what it was told; the message is what it wrote."""
+
+
+async def blkd(*words: object, limit: float = CALL_LIMIT) -> Any:
+    """What `blkd WORDS --json` prints.  Raises ServerError when it fails."""
+    process = await spawn(BLKD, *words, "--json", stdout=PIPE, stderr=PIPE)
+    try:
+        async with asyncio.timeout(limit):
+            out, err = await process.communicate()
+    finally:
+        await kill(process)
+    if process.returncode != 0:
+        raise ServerError(f"blkd {words[0]}: status {process.returncode}: {err.decode().strip()}")
+    return json.loads(out)
+
+
+class Server:
+    """A running `blkd serve`, which may be stopped and started again on the same socket."""
+
+    def __init__(self, command: tuple[object, ...], directory: Path, log: BinaryIO) -> None:
+        self.socket = directory / "disk.sock"
+        self.control = directory / "control.sock"
+        self._command = (*command, "--socket", self.socket, "--control", self.control, "--json")
+        self._log = log
+        self._process: Process | None = None
+
+    async def start(self) -> None:
+        """Serve; returns when blkd has said that it is ready.  Raises ServerError."""
+        self._process = await spawn(*self._command, stdout=PIPE, stderr=self._log)
+        await self._heard(self._process)
+
+    async def upgrade(self) -> int:
+        """Serve on in a new process: the exit status of the old one.  Raises ServerError."""
+        old = self._process
+        assert old is not None
+        command = (BLKD, "upgrade", "--control", self.control, "--json")
+        new = await spawn(*command, stdout=PIPE, stderr=self._log)
+        try:
+            await self._heard(new)
+            async with asyncio.timeout(STOP_LIMIT):
+                status = await old.wait()
+        except BaseException:
+            await kill(new)
+            raise
+        self._process = new
+        return status
+
+    async def _heard(self, process: Process) -> None:
+        """Wait until a process has said that it serves."""
+        assert process.stdout is not None
+        async with asyncio.timeout(START_LIMIT):
+            ready = await process.stdout.readline()
+        if not ready:
+            raise ServerError(f"blkd: status {await process.wait()}: {self.log()}")
+        self.announced: dict[str, Any] = json.loads(ready)
+
+    async def stop(self) -> int:
+        """SIGTERM, as a service manager does: the exit status.  Raises TimeoutError."""
+        assert self._process is not None
+        send(self._process, signal.SIGTERM)
+        async with asyncio.timeout(STOP_LIMIT):
+            return await self._process.wait()
+
+    async def kill(self) -> None:
+        """SIGKILL, if it still runs."""
+        if self._process is not None:
+            await kill(self._process)
+
+    async def call(self, verb: str, *words: object) -> Any:
+        """The answer to `blkd VERB WORDS` for this export.  Raises ServerError."""
+        try:
+            return await blkd(verb, *words, "--control", self.control)
+        except ServerError as error:
+            raise ServerError(f"{error}\nblkd serve wrote:\n{self.log()}") from error
+
+    def log(self) -> str:
+        """All that it has written to stderr so far."""
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace").strip()
+
+
+@contextlib.asynccontextmanager
+async def serve(image: Path | str, *options: object) -> AsyncIterator[Server]:
+    """`blkd serve IMAGE OPTIONS`, ready; at the end it is killed if it still runs."""
+    with (
+        tempfile.TemporaryDirectory(prefix="blkd-") as name,
+        (Path(name) / "log").open("w+b") as log,
+    ):
+        server = Server((BLKD, "serve", image, *options), Path(name), log)
+        try:
+            await server.start()
+            yield server
+        finally:
+            await server.kill()

@@ -23,7 +23,7 @@ BENCH_PACKAGES := git
 # Unpacked under build/, never installed: the kernel that guests boot.
 KERNEL_PACKAGE := linux-image-cloud-amd64
 
-SOURCES := $(wildcard src/*) setup.py pyproject.toml
+SOURCES := $(wildcard src/* src/*/*) setup.py pyproject.toml
 PYTHON_FILES := blkd compare demo drills harness tests setup.py
 
 RESULTS := compare/results

@@ -11,6 +11,7 @@ RELEASED = {"blkd.ring": "ring", "blkd.loadgen.native": "loadgen"}
 PROBES = {
     "blkd.probes": "probes",
     "blkd.loadgen_probes": "loadgen_probes",
+    "blkd.hot_loop": "hot_loop",
 }  # tests call inline functions
 WITH_PROBES = os.environ.get("BLKD_PROBES") == "1"
 SANITIZE = os.environ.get("BLKD_SANITIZE", "")  # for example "address,undefined"

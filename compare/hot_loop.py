@@ -7,7 +7,7 @@ python -m compare.hot_loop REQUESTS [packed]
 import sys
 from typing import Final
 
-from blkd.probes import HotLoop
+from blkd.hot_loop import HotLoop
 
 FUNCTION: Final = "*HotLoop*serve*"
 """The C function whose instructions count, with all that it calls; callgrind's pattern."""

@@ -10,16 +10,16 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from atomics cimport load_acquire_u32, pause, store_release_u32
-from layouts cimport Desc, EventSuppress, PackedDesc, SECTOR_SHIFT
-from loadgen_blocks cimport DAMAGED, FOREIGN, MISPLACED, ODD_1, OTHER_SEED, STALE, mix
-from loadgen_clock cimport Clock, HAS_COUNTER, calibrate, ns_of, ticks, ticks_of
-from loadgen_histogram cimport BUCKETS, Histogram, lowest_of
-from loadgen_load cimport BAD_LENGTH, BAD_STATUS, Load, Work
-from loadgen_queue cimport NO_KICK, Queue, STALLED, WILD_ID, WILD_INDEX, hush, lay_out_slot
-from loadgen_reap cimport reap_packed, reap_split
-from loadgen_send cimport send
-from loadgen_slots cimport Frame, KINDS, Kind, MAX_PARTS, Part, Slot, blk_type, make_parts
+from loadgen.blocks cimport DAMAGED, FOREIGN, MISPLACED, ODD_1, OTHER_SEED, STALE, mix
+from loadgen.clock cimport Clock, HAS_COUNTER, calibrate, ns_of, ticks, ticks_of
+from loadgen.histogram cimport BUCKETS, Histogram, lowest_of
+from loadgen.load cimport BAD_LENGTH, BAD_STATUS, Load, Work
+from loadgen.queue cimport NO_KICK, Queue, STALLED, WILD_ID, WILD_INDEX, hush, lay_out_slot
+from loadgen.reap cimport reap_packed, reap_split
+from loadgen.send cimport send
+from loadgen.slots cimport Frame, KINDS, Kind, MAX_PARTS, Part, Slot, blk_type, make_parts
+from sys.atomics cimport load_acquire_u32, pause, store_release_u32
+from virtio.layouts cimport Desc, EventSuppress, PackedDesc, SECTOR_SHIFT
 
 cdef enum:
     SPINS_A_LOOK = 64           # at the clock, while nothing comes back: a microsecond or so

@@ -4,9 +4,9 @@
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memset
 
-from loadgen_blocks cimport Block, check_block, fill_block, place_of
-from loadgen_histogram cimport BUCKETS, Histogram, lowest_of, record
-from loadgen_queue cimport crossed
+from loadgen.blocks cimport Block, check_block, fill_block, place_of
+from loadgen.histogram cimport BUCKETS, Histogram, lowest_of, record
+from loadgen.queue cimport crossed
 
 
 def count_latencies(values):

@@ -2,41 +2,34 @@
 """Doors for tests into the data path's inline functions; no part of a release."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 import os
 
-from dirtylog cimport DirtyLog, RingLog, mark, mark_areas, mark_segments
-from guestmem cimport GuestMemory, MemoryView, Region
-from inflight cimport Again, Inflight, MAX_ENTRIES, is_recorded
-from inflight_packed cimport link_packed, record_packed, settle_packed, walk_recorded
-from inflight_split cimport link_split, record_split, settle_split
-from layouts cimport (
-    BlkHeader, BlkRange, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Desc, PACKED_F_AVAIL,
-    PACKED_F_USED, PackedDesc,
+from blk.limits cimport BlkLimits, MAX_RANGES
+from blk.operation cimport Operation, parse_request
+from inflight.packed cimport link_packed, record_packed, settle_packed, walk_recorded
+from inflight.recovery cimport recover
+from inflight.region cimport Again, Inflight, MAX_ENTRIES, is_recorded
+from inflight.split cimport link_split, record_split, settle_split
+from sys.eventfds cimport bind_signal, end_signal
+from sys.uring cimport (
+    io_uring_prep_msg_ring, io_uring_queue_exit, io_uring_queue_init, io_uring_sqe,
 )
-from packed cimport (
-    FIRST_BASE, is_no_fresh_ring, is_untouched, packed_base, publish_packed, rearm_packed,
-    start_packed, suppress_packed, take_packed,
+from virtio.dirtylog cimport DirtyLog, RingLog, mark, mark_areas, mark_segments
+from virtio.guestmem cimport GuestMemory, Region
+from virtio.layouts cimport BlkRange
+from virtio.packed cimport (
+    is_no_fresh_ring, is_untouched, packed_base, publish_packed, rearm_packed, start_packed,
+    suppress_packed, take_packed,
 )
-from notify cimport call_driver, leave_call
-from split cimport (
+from virtio.split cimport (
     publish_split, rearm_split, start_split, suppress_split, take_split, walk_split,
 )
-from recovery cimport recover
-from requests cimport Request, Vring, reset_requests
-from serving cimport serve_rings
-from eventfds cimport bind_signal, end_signal
-from uring cimport (
-    io_uring_prep_msg_ring, io_uring_queue_exit, io_uring_queue_init,
-    io_uring_sqe, iovec,
-)
-from virtio_blk cimport BlkLimits, ENGINE_NULL, MAX_RANGES, Operation, parse_request
-from virtq cimport Chain, Segment, UsedChain, Virtq, event_passed
-from worker cimport Worker, next_sqe, submit_queued
-
-include "hot_loop.pxi"
+from virtio.virtq cimport Chain, Segment, UsedChain, Virtq, event_passed
+from worker.notify cimport call_driver, leave_call
+from worker.state cimport Worker, next_sqe, submit_queued
+from worker.vring cimport Vring
 
 cdef enum:
     MAX_REGIONS = 8

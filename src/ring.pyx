@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data path: a worker thread that serves virtqueues on an io_uring of its own.
+"""What Python sees of the data path: memory mapped for workers, and the workers themselves.
 
-Above the line `Python face` nothing holds the GIL, allocates, logs or raises.  A worker
-sleeps in one place, `polling.sleep`; kicks, commands and disk completions wake it there.
+What runs without the GIL, and neither allocates, logs nor raises, stands in the folders beside
+this file; `worker.loop.serve` is a worker's life.
 """
 
 from libc.errno cimport EBUSY, EINVAL, errno
@@ -10,149 +10,59 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from atomics cimport load_acquire_i32, load_relaxed_u64, store_once, store_relaxed_u64
-from commands cimport MemoryChange, Placement, VringStart, settle, take_commands
-from dirtylog cimport DirtyLog
-from durable cimport start_sync
-from eventfds cimport end_signal
-from faults cimport forget_mapping, install_fault_handler, watch_mapping
-from guestmem cimport GuestMemory, MemoryView, Region
-from inflight cimport Again
-from layouts cimport BlkRange
-from mailbox cimport (
-    CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_REGISTER, CMD_RESUME, CMD_SET_CALL,
-    CMD_SET_ERROR, CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START,
-    CMD_STOP, Answer, Command, CommandKind, MAILBOX_SLOTS, REPORT_RECOVERED, deliver,
-    hear_answer, post_command,
-)
-from notify cimport end_kick_poll, watch
-from packed cimport packed_base
-from polling cimport wait
-from requests cimport Request, Vring, bump
-from serving cimport serve_rings
-from transfer cimport complete
-from uring cimport (
-    IORING_CQE_F_MORE, IORING_OP_ASYNC_CANCEL, IORING_OP_FALLOCATE, IORING_OP_FSYNC,
-    IORING_OP_MSG_RING, IORING_OP_POLL_ADD, IORING_OP_READ, IORING_OP_READV, IORING_OP_WRITE,
-    IORING_OP_WRITEV, IORING_SETUP_CQSIZE, IORING_SETUP_DEFER_TASKRUN,
-    IORING_SETUP_SINGLE_ISSUER, IORING_SETUP_SUBMIT_ALL, IORING_SETUP_TASKRUN_FLAG, RWF_NOWAIT,
-    io_uring, io_uring_cq_advance, io_uring_cqe, io_uring_free_probe, io_uring_get_probe_ring,
-    io_uring_get_sqe, io_uring_opcode_supported, io_uring_params, io_uring_peek_batch_cqe,
-    io_uring_probe, io_uring_queue_exit, io_uring_queue_init_params, io_uring_sq_ready,
-    io_uring_submit_and_wait, iovec, prep_discard,
-)
-from virtio_blk cimport (
+from blk.limits cimport (
     BlkLimits, ENGINE_INLINE, ENGINE_NULL, ENGINE_URING, FAULT_DELAY, FAULT_FAIL, FAULT_SHORTEN,
-    Fault, MAX_FAULTS, MAX_RANGES, OP_DISCARD, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES,
+    Fault, MAX_FAULTS, MAX_RANGES,
 )
-from virtq cimport Segment, UsedChain
-from worker cimport (
+from blk.operation cimport OP_DISCARD, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES
+from blk.request cimport Request
+from inflight.region cimport Again
+from sys.atomics cimport load_acquire_i32, load_relaxed_u64, store_once, store_relaxed_u64
+from sys.faults cimport forget_mapping, install_fault_handler, watch_mapping
+from sys.uring cimport (
+    IORING_OP_ASYNC_CANCEL, IORING_OP_FALLOCATE, IORING_OP_FSYNC, IORING_OP_MSG_RING,
+    IORING_OP_POLL_ADD, IORING_OP_READ, IORING_OP_READV, IORING_OP_WRITE, IORING_OP_WRITEV,
+    RWF_NOWAIT, io_uring, io_uring_cqe, io_uring_free_probe, io_uring_get_probe_ring,
+    io_uring_get_sqe, io_uring_opcode_supported, io_uring_peek_batch_cqe, io_uring_probe,
+    io_uring_queue_exit, io_uring_submit_and_wait, iovec, prep_discard,
+)
+from virtio.dirtylog cimport DirtyLog
+from virtio.guestmem cimport GuestMemory, MemoryView, Region
+from virtio.layouts cimport BlkRange
+from virtio.packed cimport packed_base
+from virtio.virtq cimport Segment, UsedChain
+from worker.commands cimport MemoryChange, Placement, VringStart
+from worker.loop cimport open_uring, serve
+from worker.mailbox cimport (
+    Answer, CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_REGISTER, CMD_RESUME, CMD_SET_CALL,
+    CMD_SET_ERROR, CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP,
+    Command, CommandKind, MAILBOX_SLOTS, REPORT_RECOVERED, hear_answer, post_command,
+)
+from worker.state cimport (
     BOUNCE_BUFFERS, BOUNCE_BYTES, FETCH_BUDGET, MAX_IOVECS, MAX_RINGS, REPEAT_DELAYS, REPORT_SYNC,
-    TAG_KICK, TAG_MAILBOX, TAG_REQUEST, Worker as WorkerState, ZERO_BYTES, pointer_of,
-    submit_queued, tag_of,
+    Worker as WorkerState, ZERO_BYTES,
 )
+from worker.vring cimport Vring
 
-cdef enum:
-    SQ_ENTRIES = 1024
-    CQ_ENTRIES = 8192           # more than can be in flight; a full one is not lost either
-    CQE_BATCH = 128
-    DISK_PART = 4
-
-
-# ---- the loop ----
-
-cdef int open_uring(io_uring *ring) noexcept nogil:
-    """Make an io_uring that only this thread uses (Linux 6.1): 0, or -errno.
-
-    An entry that the kernel refuses does not hold up those behind it.
+cdef extern from "<sys/mman.h>" nogil:
     """
-    cdef io_uring_params params
-    memset(&params, 0, sizeof(params))
-    params.flags = (
-        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG
-        | IORING_SETUP_CQSIZE | IORING_SETUP_SUBMIT_ALL
-    )
-    params.cq_entries = CQ_ENTRIES
-    return io_uring_queue_init_params(SQ_ENTRIES, ring, &params)
-
-
-cdef void dispatch(WorkerState *w, const io_uring_cqe *cqe) noexcept nogil:
-    """Bring one completion to what waits for it."""
-    cdef uint64_t tag = tag_of(cqe.user_data)
-    cdef Vring *r
-    if tag == TAG_REQUEST:
-        complete(w, <Request *>pointer_of(cqe.user_data), cqe.res)
-    elif tag == TAG_KICK:
-        r = <Vring *>pointer_of(cqe.user_data)
-        r.wants_look = True
-        bump(&r.counters.kicks, 1)
-        if not cqe.flags & IORING_CQE_F_MORE:
-            end_kick_poll(w, r, cqe.res)
-    elif tag == TAG_MAILBOX and not cqe.flags & IORING_CQE_F_MORE:
-        watch(w, w.mailbox.commands_fd, w, TAG_MAILBOX)
-
-
-cdef void reap(WorkerState *w) noexcept nogil:
-    """Take every completion that is there."""
-    cdef io_uring_cqe *cqes[CQE_BATCH]
-    cdef unsigned n, i
-    while True:
-        n = io_uring_peek_batch_cqe(&w.uring, cqes, CQE_BATCH)
-        for i in range(n):
-            dispatch(w, cqes[i])
-        io_uring_cq_advance(&w.uring, n)
-        if n < CQE_BATCH:
-            return
-
-
-cdef int turn(WorkerState *w, bint *more) noexcept nogil:
-    """Wait until something arrives unless there is `more` to do, and see to all of it."""
-    cdef int rc = wait(w, more[0])
-    if rc < 0:
-        return rc
-    reap(w)
-    take_commands(w)
-    more[0] = serve_rings(w)
-    start_sync(w)
-    settle(w)
-    if w.mailbox.staged != w.mailbox.delivered:
-        # No answer may overtake a call or the use of a descriptor.
-        if submit_queued(w) >= 0 and io_uring_sq_ready(&w.uring) == 0:
-            deliver(&w.mailbox)
-        else:
-            more[0] = True
-    return 0
-
-
-cdef void end_signals(WorkerState *w) noexcept nogil:
-    """Let go of every eventfd."""
-    cdef uint32_t i
-    for i in range(w.count):
-        end_signal(&w.vrings[i].call)
-    end_signal(&w.error)
-
-
-cdef int serve(WorkerState *w) noexcept nogil:
-    """Own an io_uring on this thread until CMD_QUIT: 0, or -errno."""
-    cdef bint more = False
-    cdef int rc = open_uring(&w.uring)
-    if rc < 0:
-        return rc
-    watch(w, w.mailbox.commands_fd, w, TAG_MAILBOX)
-    while rc == 0 and not w.quit:
-        rc = turn(w, &more)
-    io_uring_queue_exit(&w.uring)
-    end_signals(w)
-    return rc
-
-
-# ---- Python face ----
-
-import os
-
-RECOVERED = REPORT_RECOVERED    # as `Worker.answers` has it
-
-include "mappings.pxi"
+    #ifndef MADV_POPULATE_WRITE
+    #define MADV_POPULATE_WRITE 23
+    #endif
+    """
+    enum:
+        PROT_READ
+        PROT_WRITE
+        MAP_ANONYMOUS
+        MAP_NORESERVE
+        MAP_PRIVATE
+        MAP_SHARED
+        MADV_DONTDUMP
+        MADV_POPULATE_WRITE     # Linux 5.14
+    void *MAP_FAILED
+    void *mmap(void *at, size_t length, int protection, int flags, int fd, int64_t offset)
+    int munmap(void *at, size_t length)
+    int madvise(void *at, size_t length, int advice)
 
 cdef extern from "<signal.h>" nogil:
     ctypedef struct sigset_t:
@@ -173,11 +83,227 @@ cdef extern from "<sys/prctl.h>" nogil:
     int prctl(int option, const char *name)
 
 
-include "arguments.pxi"
+cdef enum:
+    DISK_PART = 4
 
 
+# ---- Python face ----
+
+import os
+
+RECOVERED = REPORT_RECOVERED    # as `Worker.answers` has it
 SYNC_FAILED = REPORT_SYNC
 
+
+# ---- guest memory ----
+
+cdef void *reserve(size_t length) except NULL:
+    """Zeroed pages that cost memory only where they are touched."""
+    cdef void *base = mmap(
+        NULL, length, PROT_READ | PROT_WRITE,
+        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0,
+    )
+    if base == MAP_FAILED:
+        raise MemoryError(f"cannot reserve {length} bytes")
+    return base
+
+
+LARGEST_CHUNK = 1 << 30         # bytes that io_uring registers as one buffer
+
+cdef enum:
+    POPULATED_PIECE = 1 << 24   # bytes; some milliseconds' work, and whole huge pages of most kinds
+
+
+cdef class Mapping:
+    """One region of the front end's memory, mapped shared and writable until collected.
+
+    Mapped in whole `page`s of the file, so that an offset or a size that is no multiple of a
+    huge page can be mapped, and unmapped again.
+
+    Raises:
+        OSError: The kernel refuses the mapping.
+    """
+
+    cdef void *base
+    cdef size_t length
+    cdef uint64_t within        # bytes of the mapping before the region
+    cdef readonly uint64_t guest_address, user_address, size
+
+    def __init__(self, int fd, uint64_t offset, uint64_t size, uint64_t guest_address,
+                 uint64_t user_address, uint64_t page):
+        cdef uint64_t start = offset // page * page
+        cdef uint64_t length = (offset + size - start + page - 1) // page * page
+        cdef void *base = mmap(
+            NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, <int64_t>start
+        )
+        if base == MAP_FAILED:
+            raise OSError(errno, os.strerror(errno))
+        madvise(base, length, MADV_DONTDUMP)    # a guest's memory is not ours to dump
+        watch_mapping(base, length, page)
+        self.base = base
+        self.length = length
+        self.within = offset - start
+        self.size = size
+        self.guest_address = guest_address
+        self.user_address = user_address
+
+    @property
+    def address(self):
+        """Where the region's first byte is mapped here."""
+        return <uint64_t>self.base + self.within
+
+    def __dealloc__(self):
+        if self.base != NULL:
+            forget_mapping(self.base)
+            with nogil:         # pages to free, or a file that is waited for
+                munmap(self.base, self.length)
+
+
+cdef class MemoryMap:
+    """All of a front end's memory at one time; immutable, shared by the workers."""
+
+    cdef GuestMemory memory
+    cdef Region *regions        # by guest address, then the same by where they are mapped
+    cdef iovec *chunks
+    cdef readonly tuple mappings
+
+    def __cinit__(self, mappings):
+        cdef Region *region
+        self.mappings = tuple(sorted(mappings, key=lambda m: m.guest_address))
+        by_base = sorted(self.mappings, key=lambda m: m.address)
+        self.regions = <Region *>calloc(2 * len(self.mappings) + 1, sizeof(Region))
+        if self.regions == NULL:
+            raise MemoryError
+        for i, mapping in enumerate([*self.mappings, *by_base]):
+            region = &self.regions[i]
+            region.guest_address = mapping.guest_address
+            region.size = mapping.size
+            region.base = <uint8_t *><uint64_t>mapping.address
+        self.memory.regions = self.regions
+        self.memory.by_base = self.regions + len(self.mappings)
+        self.memory.count = len(self.mappings)
+        self.cut_up()
+
+    cdef void cut_up(self) except *:
+        """Lay out the chunks that the memory can be registered in."""
+        pieces = [
+            (m.address + at, min(m.size - at, LARGEST_CHUNK))
+            for m in sorted(self.mappings, key=lambda m: m.address)
+            for at in range(0, m.size, LARGEST_CHUNK)
+        ]
+        self.chunks = <iovec *>calloc(max(len(pieces), 1), sizeof(iovec))
+        if self.chunks == NULL:
+            raise MemoryError
+        for i, (address, length) in enumerate(pieces):
+            self.chunks[i].iov_base = <void *><uint64_t>address
+            self.chunks[i].iov_len = length
+        self.memory.chunks, self.memory.chunk_count = self.chunks, len(pieces)
+
+    def __dealloc__(self):
+        free(self.regions)
+        free(self.chunks)
+
+    def populate(self, wanted) -> None:
+        """Have every page there, so that to pin them is quick; blocks for as long as that takes.
+
+        Piece by piece, and no further once `wanted()` is false.
+
+        Raises:
+            OSError: There is no room for all, or no such memory any more.
+        """
+        cdef Mapping mapping
+        cdef size_t at, length
+        cdef int rc
+        for mapping in self.mappings:
+            for at in range(0, mapping.length, POPULATED_PIECE):
+                if not wanted():
+                    return
+                length = min(mapping.length - at, <size_t>POPULATED_PIECE)
+                with nogil:
+                    rc = madvise(<uint8_t *>mapping.base + at, length, MADV_POPULATE_WRITE)
+                if rc < 0:
+                    raise OSError(errno, os.strerror(errno))
+
+    def locate(self, address: int, length: int) -> int:
+        """Where `length` bytes at the front end's own `address` are mapped here, or 0."""
+        for m in self.mappings:
+            if m.user_address <= address and address + length <= m.user_address + m.size:
+                return m.address + (address - m.user_address)
+        return 0
+
+    def guest_address(self, address: int) -> int:
+        """The guest address of what the front end has at its own `address`, in the map."""
+        for m in self.mappings:
+            if m.user_address <= address < m.user_address + m.size:
+                return m.guest_address + (address - m.user_address)
+        raise ValueError(f"{address:#x} is in no region")
+
+
+cdef class View:
+    """One worker's hold on a memory map."""
+
+    cdef MemoryView state
+    cdef readonly MemoryMap map
+
+    def __cinit__(self, MemoryMap map):
+        self.map = map
+        self.state.memory = &map.memory
+
+
+def fault_eventfd() -> int:
+    """An eventfd, readable once a front end's memory shrank while it was in use; ours to keep.
+
+    From the first call on such memory reads as zeroes instead of ending the process.
+
+    Raises:
+        OSError: There is no descriptor left.
+    """
+    cdef int fd = install_fault_handler()
+    if fd < 0:
+        raise OSError(errno, os.strerror(errno))
+    return fd
+
+
+# ---- what Python passes to a worker, as the data path takes it ----
+
+cdef Placement placement(where) noexcept:
+    """A ring's place from (desc, driver, device, log), or from None where it is not mapped.
+
+    `log` is (desc, device) as guest addresses, or None where its areas are not logged.
+    """
+    cdef Placement p
+    memset(&p, 0, sizeof(p))
+    if where is not None:
+        p.desc = <void *><uint64_t>where[0]
+        p.driver = <void *><uint64_t>where[1]
+        p.device = <void *><uint64_t>where[2]
+        if where[3] is not None:
+            p.log.on = True
+            p.log.desc, p.log.device = where[3]
+    return p
+
+
+FAULT_ACTIONS = {"fail": FAULT_FAIL, "delay": FAULT_DELAY, "short": FAULT_SHORTEN}
+KINDS = {
+    "read": OP_READ, "write": OP_WRITE, "flush": OP_FLUSH, "discard": OP_DISCARD,
+    "zeroes": OP_WRITE_ZEROES,
+}
+
+
+cdef Fault fault_of(rule):
+    """One rule of a faulty image."""
+    cdef Fault f
+    action, operations, every, start, end, delay = rule
+    f.action, f.every, f.start, f.end = FAULT_ACTIONS[action], every, start, end
+    f.kinds = sum(1 << KINDS[name] for name in operations)
+    f.delay.tv_sec, f.delay.tv_nsec = divmod(delay, 1000000000)
+    return f
+
+
+ENGINES = {"uring": ENGINE_URING, "inline": ENGINE_INLINE, "null": ENGINE_NULL}
+
+
+# ---- workers ----
 
 cdef class SyncState:
     """What all workers of an image know of its syncs: the first failure, which stays."""
@@ -518,4 +644,56 @@ cdef class Worker:
         }
 
 
-include "kernel_probe.pxi"
+# ---- what this kernel's io_uring can do ----
+
+def probe_io_uring() -> dict:
+    """Whether this kernel's io_uring has each operation that the data path uses, by name.
+
+    Raises:
+        OSError: There is no io_uring, or it is forbidden.
+    """
+    cdef io_uring ring
+    cdef io_uring_probe *probe
+    cdef int rc = open_uring(&ring)
+    if rc < 0:
+        raise OSError(-rc, os.strerror(-rc))
+    probe = io_uring_get_probe_ring(&ring)
+    try:
+        if probe == NULL:
+            raise OSError(EINVAL, "io_uring cannot be probed")
+        return {
+            "READ": bool(io_uring_opcode_supported(probe, IORING_OP_READ)),
+            "READV": bool(io_uring_opcode_supported(probe, IORING_OP_READV)),
+            "WRITE": bool(io_uring_opcode_supported(probe, IORING_OP_WRITE)),
+            "WRITEV": bool(io_uring_opcode_supported(probe, IORING_OP_WRITEV)),
+            "FSYNC": bool(io_uring_opcode_supported(probe, IORING_OP_FSYNC)),
+            "FALLOCATE": bool(io_uring_opcode_supported(probe, IORING_OP_FALLOCATE)),
+            "POLL_ADD": bool(io_uring_opcode_supported(probe, IORING_OP_POLL_ADD)),
+            "ASYNC_CANCEL": bool(io_uring_opcode_supported(probe, IORING_OP_ASYNC_CANCEL)),
+            "MSG_RING": bool(io_uring_opcode_supported(probe, IORING_OP_MSG_RING)),
+        }
+    finally:
+        io_uring_free_probe(probe)
+        io_uring_queue_exit(&ring)
+
+
+def probe_discard(int fd) -> bool:
+    """Whether this kernel's io_uring discards on the block device that `fd` is, open to write.
+
+    No byte is discarded: the kernel that knows the command refuses a range without any.
+
+    Raises:
+        OSError: There is no io_uring, or it is forbidden.
+    """
+    cdef io_uring ring
+    cdef io_uring_cqe *cqe
+    cdef int32_t result = 0
+    cdef int rc = open_uring(&ring)
+    if rc < 0:
+        raise OSError(-rc, os.strerror(-rc))
+    prep_discard(io_uring_get_sqe(&ring), fd, 0, 0)
+    rc = io_uring_submit_and_wait(&ring, 1)
+    if rc >= 0 and io_uring_peek_batch_cqe(&ring, &cqe, 1) == 1:
+        result = cqe.res
+    io_uring_queue_exit(&ring)
+    return result == -EINVAL

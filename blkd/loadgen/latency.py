@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-BUCKET_BITS: Final = 7  # SUB_BITS of loadgen_histogram.pxd: 128 buckets a power of two
+BUCKET_BITS: Final = 7  # SUB_BITS of loadgen/histogram.pxd: 128 buckets a power of two
 BUCKET_ERROR: Final = 1 / (1 << BUCKET_BITS)
 """How much larger than the true value a percentile may be told: a bucket's relative width."""
 

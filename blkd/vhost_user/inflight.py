@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The in-flight region: memory that the front end keeps for whoever serves its rings next.
 
-It has one part a ring, which the data path writes (`src/inflight.pxd`).
+It has one part a ring, which the data path writes (`src/inflight/region.pxd`).
 """
 
 import struct

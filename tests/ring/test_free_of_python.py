@@ -39,8 +39,8 @@ class Extension:
 def cimported(text, seen=None):
     """The texts of the pxd files that a source cimports, and of those that they do."""
     seen = set() if seen is None else seen
-    for name in re.findall(r"^from (\w+) cimport", text, re.MULTILINE):
-        path = SOURCES / f"{name}.pxd"
+    for name in re.findall(r"^from ([\w.]+) cimport", text, re.MULTILINE):
+        path = SOURCES / f"{name.replace('.', '/')}.pxd"
         if path.exists() and path not in seen:
             seen.add(path)
             yield path.read_text()
@@ -82,4 +82,4 @@ def test_every_part_of_the_sources_is_read_with_one_extension():
     read = set()
     for name in ("ring", "loadgen"):
         list(cimported((SOURCES / f"{name}.pyx").read_text(), read))
-    assert read == set(SOURCES.glob("*.pxd"))
+    assert read == {path for path in SOURCES.rglob("*.pxd") if path.name != "__init__.pxd"}

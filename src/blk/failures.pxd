@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests that cannot be carried out: counted, and the first of each kind reported.
+
+A disk that fails may fail everything that comes, so the control thread hears of the first
+request of a kind only, looks at the counts, and starts a new round when it wants to hear again.
+"""
+
+from libc.errno cimport EFAULT
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+
+from blk.operation cimport OperationKind
+from sys.atomics cimport load_relaxed_u64, store_relaxed_u64
+from sys.faults cimport tell_fault
+from worker.mailbox cimport stage_answer
+from worker.state cimport Failure, Worker
+
+
+cdef inline void note_failure(
+    Worker *w, OperationKind kind, uint64_t offset, int32_t error
+) noexcept nogil:
+    """Have it known that a request failed: -errno, or 0 where the image was at its end.
+
+    EFAULT is the front end's doing: what was mapped is memory no more.
+    """
+    cdef Failure *f = &w.failures[<uint32_t>kind]
+    cdef uint64_t round = load_relaxed_u64(&w.failure_round)
+    if error == -EFAULT:
+        tell_fault()
+        return
+    store_relaxed_u64(&f.count, f.count + 1)
+    if f.round == round:
+        return
+    f.round = round
+    f.offset = offset
+    f.error = error
+    stage_answer(&w.mailbox, 0, 0, <int32_t>kind)

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""virtio-blk requests (virtio 1.3, 5.2.6): a resolved chain becomes one checked operation.
+
+Names no io_uring type: what comes out is a kind, an offset and segments.
+"""
+
+from libc.errno cimport EINVAL
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from blk.limits cimport BlkLimits
+from sys.atomics cimport copy_once
+from virtio.layouts cimport (
+    BLK_S_IOERR, BLK_S_OK, BLK_S_UNSUPP, BLK_T_DISCARD, BLK_T_FLUSH, BLK_T_GET_ID, BLK_T_IN,
+    BLK_T_OUT, BLK_T_WRITE_ZEROES, BlkHeader, BlkRange, ID_BYTES, RANGE_F_UNMAP, SECTOR_SHIFT,
+)
+from virtio.virtq cimport Segment
+
+cdef enum:
+    MAX_DATA = 0xfffffe00       # bytes of one request; a chain has fewer than 2^32 (2.7.5)
+
+
+cdef enum OperationKind:
+    OP_ANSWER                   # nothing left to do but to give `status` back
+    OP_READ
+    OP_WRITE
+    OP_FLUSH
+    OP_DISCARD
+    OP_WRITE_ZEROES
+    OPERATION_KINDS
+
+
+cdef struct Operation:
+    OperationKind kind
+    uint8_t status              # of an OP_ANSWER
+    uint8_t *status_byte        # in guest memory
+    uint64_t offset             # bytes
+    uint64_t length             # bytes
+    Segment *data               # what is left of the chain without header and status
+    uint32_t data_count
+    uint32_t written            # data bytes already given to the guest (GET_ID)
+    uint32_t type               # as the guest gave it, for accounting
+
+
+cdef inline uint32_t take_bytes(
+    Segment **segments, uint32_t *count, uint8_t *out, uint32_t length
+) noexcept nogil:
+    """Copy up to `length` bytes off the front of the segments; the number of bytes."""
+    cdef uint32_t done = 0, piece
+    cdef Segment *first
+    while done < length and count[0]:
+        first = segments[0]
+        piece = min(length - done, first.len)
+        copy_once(out + done, first.base, piece)
+        done += piece
+        first.base += piece
+        first.len -= piece
+        if first.len == 0:
+            segments[0] += 1
+            count[0] -= 1
+    return done
+
+
+cdef inline uint32_t give_bytes(
+    const Segment *segments, uint32_t count, const uint8_t *source, uint32_t length
+) noexcept nogil:
+    """Copy up to `length` bytes into the segments; the number of bytes."""
+    cdef uint32_t i, piece, done = 0
+    for i in range(count):
+        piece = min(length - done, segments[i].len)
+        memcpy(segments[i].base, source + done, piece)
+        done += piece
+    return done
+
+
+cdef inline void answer(Operation *op, uint8_t status) noexcept nogil:
+    """End the operation here with `status`."""
+    op.kind = OP_ANSWER
+    op.status = status
+
+
+cdef inline void check_transfer(
+    const BlkLimits *dev, uint64_t sector, Operation *op
+) noexcept nogil:
+    """Place IN or OUT on the image, or refuse it whole: beyond the end, off the blocks."""
+    cdef uint32_t i
+    for i in range(op.data_count):
+        op.length += op.data[i].len
+    op.offset = sector << SECTOR_SHIFT
+    if sector > dev.capacity >> SECTOR_SHIFT or op.length > dev.capacity - op.offset:
+        answer(op, BLK_S_IOERR)
+    elif (op.offset | op.length) & dev.block_mask or op.length > MAX_DATA:
+        answer(op, BLK_S_IOERR)
+    elif op.kind == OP_WRITE and dev.read_only:
+        answer(op, BLK_S_IOERR)
+    elif op.length == 0:
+        answer(op, BLK_S_OK)
+
+
+cdef inline uint8_t check_range(
+    const BlkLimits *dev, OperationKind kind, const BlkRange *r
+) noexcept nogil:
+    """The status that one segment of DISCARD or WRITE_ZEROES deserves (5.2.6.2)."""
+    cdef uint64_t offset = r.sector << SECTOR_SHIFT
+    cdef uint64_t length = <uint64_t>r.sectors << SECTOR_SHIFT
+    cdef uint32_t most = dev.max_zero_sectors
+    if kind == OP_DISCARD:
+        most = dev.max_discard_sectors
+        if r.flags:
+            return BLK_S_UNSUPP
+    elif r.flags & ~RANGE_F_UNMAP:
+        return BLK_S_UNSUPP
+    if r.sectors > most or r.sector > dev.capacity >> SECTOR_SHIFT:
+        return BLK_S_IOERR
+    if length > dev.capacity - offset or (offset | length) & dev.block_mask:
+        return BLK_S_IOERR
+    return BLK_S_OK
+
+
+cdef inline void check_ranges(
+    const BlkLimits *dev, Operation *op, BlkRange *ranges
+) noexcept nogil:
+    """Copy the segments of DISCARD or WRITE_ZEROES to `ranges`; one bad one refuses all.
+
+    `op.length` becomes their number.  More of them than offered are unsupported, as QEMU has it.
+    """
+    cdef uint32_t size, i
+    cdef uint8_t status
+    if (dev.max_discard_sectors if op.kind == OP_DISCARD else dev.max_zero_sectors) == 0:
+        answer(op, BLK_S_UNSUPP)
+        return
+    size = take_bytes(
+        &op.data, &op.data_count, <uint8_t *>ranges, dev.max_ranges * sizeof(BlkRange)
+    )
+    if op.data_count:
+        answer(op, BLK_S_UNSUPP)
+        return
+    if size == 0 or size & (sizeof(BlkRange) - 1):
+        answer(op, BLK_S_IOERR)
+        return
+    op.length = size // sizeof(BlkRange)
+    for i in range(<uint32_t>op.length):
+        status = check_range(dev, op.kind, &ranges[i])
+        if status != BLK_S_OK:
+            answer(op, status)
+            return
+
+
+cdef inline bint take_header(Segment **segments, uint32_t *count, BlkHeader *out) noexcept nogil:
+    """Cut the header off the front of the segments: whether it was there."""
+    if count[0] and segments[0].len == sizeof(BlkHeader):
+        copy_once(out, segments[0].base, sizeof(BlkHeader))     # as drivers frame it: no loop
+        segments[0] += 1
+        count[0] -= 1
+        return True
+    return take_bytes(segments, count, <uint8_t *>out, sizeof(BlkHeader)) == sizeof(BlkHeader)
+
+
+cdef inline int take_frame(
+    Segment *segments, uint32_t count, BlkHeader *header, Operation *op, uint32_t *writable
+) noexcept nogil:
+    """Cut header and status off a chain: 0, or -EINVAL if it cannot even be answered.
+
+    Framing is free (virtio 1.3, 2.6.4): the header is the first 16 readable bytes and the
+    status the last writable one, however they are cut.  `op.data` becomes the readable
+    rest; the writable one, of `writable` segments, stands right behind it.
+    """
+    cdef uint32_t readable = 0, i
+    while readable < count and not segments[readable].device_writes:
+        readable += 1
+    for i in range(readable, count):
+        if not segments[i].device_writes:
+            return -EINVAL      # readable after writable (2.6.4.2)
+    if readable == count:
+        return -EINVAL          # nowhere to put the status
+    writable[0] = count - readable
+    op.data, op.data_count = segments, readable
+    if not take_header(&op.data, &op.data_count, header):
+        return -EINVAL
+    segments[count - 1].len -= 1
+    op.status_byte = segments[count - 1].base + segments[count - 1].len
+    if segments[count - 1].len == 0:
+        writable[0] -= 1
+    return 0
+
+
+cdef inline int parse_request(
+    const BlkLimits *dev, Segment *segments, uint32_t count, Operation *op, BlkRange *ranges
+) noexcept nogil:
+    """Turn a chain's segments, which are used up, into `op`: 0, or -EINVAL as `take_frame`."""
+    cdef BlkHeader header
+    cdef uint32_t writable = 0
+    cdef int rc = take_frame(segments, count, &header, op, &writable)
+    if rc < 0:
+        return rc
+    op.type = header.type
+    op.length = op.offset = op.written = 0
+    if header.type == BLK_T_IN:
+        op.kind = OP_READ
+        op.data, op.data_count = op.data + op.data_count, writable
+        check_transfer(dev, header.sector, op)
+    elif header.type == BLK_T_OUT:
+        op.kind = OP_WRITE
+        check_transfer(dev, header.sector, op)
+    elif header.type == BLK_T_FLUSH:
+        op.kind = OP_FLUSH
+    elif header.type == BLK_T_DISCARD or header.type == BLK_T_WRITE_ZEROES:
+        op.kind = OP_DISCARD if header.type == BLK_T_DISCARD else OP_WRITE_ZEROES
+        check_ranges(dev, op, ranges)
+    elif header.type == BLK_T_GET_ID:
+        answer(op, BLK_S_OK)
+        op.data, op.data_count = op.data + op.data_count, writable
+        op.written = give_bytes(op.data, writable, dev.serial, ID_BYTES)
+    else:
+        answer(op, BLK_S_UNSUPP)
+    return 0

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The split virtqueue (virtio 1.3, 2.7): fetching chains, filling the used ring, notifying."""
+
+from libc.errno cimport EINVAL, ELOOP, ERANGE
+from libc.stdint cimport uint16_t, uint32_t
+
+from sys.atomics cimport (
+    copy_once, full_fence, load_acquire_u16, load_relaxed_u16, prefetch, prefetch_to_write,
+    store_relaxed_u16, store_relaxed_u32, store_release_u16,
+)
+from virtio.guestmem cimport GuestMemory
+from virtio.layouts cimport (
+    AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, Desc, USED_F_NO_NOTIFY, UsedElem,
+)
+from virtio.virtq cimport (
+    CHAINS_AHEAD, Chain, Segment, UsedChain, Virtq, add_segments, event_passed, expect_header,
+    indirect_table,
+)
+
+
+cdef inline const Desc *split_table(const Virtq *vq) noexcept nogil:
+    return <const Desc *>vq.desc
+
+
+cdef inline uint16_t *avail_ring(const Virtq *vq) noexcept nogil:
+    """flags, idx, ring[size], used_event (2.7.6)."""
+    return <uint16_t *>vq.driver
+
+
+cdef inline uint16_t *used_ring(const Virtq *vq) noexcept nogil:
+    """flags, idx, then UsedElem[size], then avail_event (2.7.8)."""
+    return <uint16_t *>vq.device
+
+
+cdef inline uint16_t *used_event(const Virtq *vq) noexcept nogil:
+    """Where the driver says at which used index it wants to be called (2.7.7)."""
+    return avail_ring(vq) + 2 + vq.size
+
+
+cdef inline uint16_t *avail_event(const Virtq *vq) noexcept nogil:
+    """Where the device says at which avail index it wants to be kicked (2.7.10)."""
+    return used_ring(vq) + 2 + 4 * vq.size
+
+
+cdef inline UsedElem *used_elements(const Virtq *vq) noexcept nogil:
+    """The used ring's elements, 4-byte aligned behind flags and index."""
+    return <UsedElem *>(used_ring(vq) + 2)
+
+
+cdef inline UsedElem *used_element(const Virtq *vq, uint16_t index) noexcept nogil:
+    """The used ring's element of a free-running index."""
+    return used_elements(vq) + (index & (vq.size - 1))
+
+
+cdef inline void start_split(Virtq *vq, uint16_t base) noexcept nogil:
+    """Begin at avail index `base`; the used index goes on from where the ring has it.
+
+    A front end that lost its back end may have read the used index too early, while the last
+    requests were still being given back: what was given back is not done again.
+    """
+    cdef uint16_t behind
+    vq.next_used = load_relaxed_u16(&used_ring(vq)[1])
+    behind = vq.next_used - base
+    vq.next_avail = vq.avail_seen = vq.next_used if behind <= vq.size else base
+
+
+cdef inline bint split_has_more(const Virtq *vq) noexcept nogil:
+    """Whether the driver has made more available than was fetched."""
+    # The head is read next, and may lie in another cache line than the index.
+    prefetch(&avail_ring(vq)[2 + (vq.next_avail & (vq.size - 1))])
+    return load_relaxed_u16(&avail_ring(vq)[1]) != vq.next_avail
+
+
+cdef inline int walk_split(
+    Virtq *vq, const GuestMemory *memory, Segment *out, uint32_t room, Chain *chain
+) noexcept nogil:
+    """Resolve the chain whose head is `chain.id` into `out`: 0, or -errno.
+
+    A table is walked for as many steps as it has entries, so a loop ends as -ELOOP.  An
+    indirect descriptor ends its chain, and its table holds no further one (2.7.5.3).
+    """
+    cdef const Desc *table = split_table(vq)
+    cdef uint32_t size = vq.size, at = chain.id, steps = 0, n = 0
+    cdef int rc
+    cdef Desc d
+    chain.descriptors = 0
+    if at >= size:
+        return -ERANGE
+    while True:
+        if steps == size:
+            return -ELOOP
+        steps += 1
+        copy_once(&d, &table[at], sizeof(Desc))
+        if d.flags & DESC_F_INDIRECT:
+            if chain.descriptors or d.flags & DESC_F_NEXT:
+                return -EINVAL
+            rc = indirect_table(vq, memory, d.addr, d.len, <const void **>&table)
+            if rc < 0:
+                return rc
+            size, at, chain.descriptors, steps = rc, 0, steps, 0
+            continue
+        rc = add_segments(vq, memory, d.addr, d.len, d.flags, out + n, room - n)
+        if rc < 0:
+            return rc
+        n += rc
+        if not d.flags & DESC_F_NEXT:
+            chain.descriptors = chain.descriptors or steps
+            chain.segments = n
+            return 0
+        if d.next >= size:
+            return -ERANGE
+        at = d.next
+
+
+cdef inline void look_ahead_split(const Virtq *vq, const GuestMemory *memory) noexcept nogil:
+    """Have what a later chain needs on its way before it is walked, if one is known of."""
+    cdef uint16_t at = vq.next_avail + CHAINS_AHEAD
+    cdef uint16_t head
+    cdef const Desc *d
+    if <uint16_t>(vq.avail_seen - vq.next_avail) <= CHAINS_AHEAD:
+        return
+    # Where that chain's answer goes, if answers come in order; else a line for another one.
+    prefetch_to_write(used_element(vq, at))
+    head = load_relaxed_u16(&avail_ring(vq)[2 + (at & (vq.size - 1))])
+    if head >= vq.size:
+        return
+    d = &split_table(vq)[head]
+    if load_relaxed_u16(&d.flags) & DESC_F_INDIRECT:
+        expect_header(vq, memory, &d.addr)
+
+
+cdef inline int take_split(
+    Virtq *vq, const GuestMemory *memory, Segment *out, uint32_t room, Chain *chain
+) noexcept nogil:
+    """Fetch and resolve the next available chain: 1, 0 if there is none, or -errno.
+
+    The driver may not be more than a whole ring ahead of us; an index that says so is wild.
+    """
+    cdef int rc
+    if vq.next_avail == vq.avail_seen:
+        vq.avail_seen = load_acquire_u16(&avail_ring(vq)[1])
+        if vq.next_avail == vq.avail_seen:
+            return 0
+        if <uint16_t>(vq.avail_seen - vq.next_avail) > vq.size:
+            return -ERANGE
+        prefetch_to_write(&used_ring(vq)[1])    # it is on its way while we read the chain
+        prefetch_to_write(used_element(vq, vq.next_used))
+    chain.id = load_relaxed_u16(&avail_ring(vq)[2 + (vq.next_avail & (vq.size - 1))])
+    vq.next_avail += 1
+    look_ahead_split(vq, memory)
+    rc = walk_split(vq, memory, out, room, chain)
+    return rc if rc < 0 else 1
+
+
+cdef inline bint publish_split(Virtq *vq, const UsedChain *used, uint32_t count) noexcept nogil:
+    """Show the driver `count` answered chains at once: whether it wants to be called."""
+    cdef uint16_t before = vq.next_used
+    cdef UsedElem *element
+    cdef uint32_t i
+    for i in range(count):
+        element = used_element(vq, vq.next_used)
+        store_relaxed_u32(&element.id, used[i].id)
+        store_relaxed_u32(&element.len, used[i].written)
+        vq.next_used += 1
+    store_release_u16(&used_ring(vq)[1], vq.next_used)
+    full_fence()                # the index before the driver's wish is read (2.7.7.2)
+    if vq.event_idx:
+        return event_passed(load_relaxed_u16(used_event(vq)), vq.next_used, before)
+    return not load_relaxed_u16(&avail_ring(vq)[0]) & AVAIL_F_NO_INTERRUPT
+
+
+cdef inline void suppress_split(Virtq *vq) noexcept nogil:
+    """Tell the driver that we are looking anyway; an event just passed is far away."""
+    if vq.event_idx:
+        store_relaxed_u16(avail_event(vq), vq.next_avail - 1)
+    else:
+        store_relaxed_u16(&used_ring(vq)[0], USED_F_NO_NOTIFY)
+
+
+cdef inline bint rearm_split(Virtq *vq) noexcept nogil:
+    """Ask for a kick at the next chain: whether one has come meanwhile, so look again."""
+    if vq.event_idx:
+        store_relaxed_u16(avail_event(vq), vq.next_avail)
+    else:
+        store_relaxed_u16(&used_ring(vq)[0], 0)
+    full_fence()                # our wish before the index is read once more (2.7.10.2)
+    return split_has_more(vq)

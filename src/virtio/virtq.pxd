@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What split and packed virtqueues have in common (virtio 1.3, 2.6): buffers and positions.
+
+Names no device.  Everything read from the rings is the guest's and may change at any
+time: it is copied once and only the copy is checked and used.
+"""
+
+from libc.errno cimport EFAULT, EINVAL, ENOBUFS
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from sys.atomics cimport load_relaxed_u64, prefetch_to_write
+from sys.hints cimport unlikely
+from virtio.guestmem cimport GuestMemory, near_base, translate, translate_whole
+from virtio.layouts cimport DESC_F_WRITE, Desc
+
+
+cdef enum:
+    CHAINS_AHEAD = 2            # whose header is fetched into the cache while one is walked
+
+
+cdef struct Segment:
+    uint8_t *base               # borrowed from guest memory; valid while it is pinned
+    uint32_t len                # bytes
+    bint device_writes
+
+
+cdef struct Virtq:
+    # All fields are the worker's once the ring is started.
+    void *desc                  # Desc[size], or PackedDesc[size]
+    void *driver                # the driver's area: the avail ring, or an EventSuppress
+    void *device                # the device's area: the used ring, or an EventSuppress
+    uint32_t size               # descriptors
+    uint32_t longest_chain      # descriptors
+    uint32_t near               # the region of guest memory in which the last address was found
+    uint16_t next_avail         # next to fetch: a free-running index (split), or an offset
+    uint16_t next_used          # next used element, or descriptor, to fill
+    uint16_t avail_seen         # split: the avail index as last read
+    bint avail_wrap             # packed: the driver's wrap counter at `next_avail`
+    bint used_wrap              # packed: ours at `next_used`
+    bint packed
+    bint event_idx
+    bint indirect
+
+
+cdef struct Chain:
+    # A chain as it was fetched, and what goes back to the driver.
+    uint32_t id                 # head (split), or buffer id
+    uint32_t descriptors        # in the ring; an indirect table is one
+    uint32_t segments           # resolved
+    uint32_t entry              # of the in-flight region of a packed ring
+
+
+cdef struct UsedChain:
+    uint32_t id
+    uint32_t descriptors
+    uint32_t written            # bytes written to the guest, the status byte included
+    uint32_t entry
+
+
+cdef inline int add_pieces(
+    Virtq *vq, const GuestMemory *memory, uint64_t address, uint32_t length, bint device_writes,
+    Segment *out, uint32_t room,
+) noexcept nogil:
+    """Resolve a buffer that more than one region may have: as `add_segments`."""
+    cdef uint64_t left = length, piece
+    cdef uint32_t n = 0
+    while left:
+        if n == room:
+            return -ENOBUFS
+        piece = left
+        out[n].base = translate(memory, address, &piece, &vq.near)
+        if out[n].base == NULL:
+            return -EFAULT
+        out[n].len, out[n].device_writes = <uint32_t>piece, device_writes
+        address += piece
+        left -= piece
+        n += 1
+    return <int>n
+
+
+cdef inline int add_segments(
+    Virtq *vq, const GuestMemory *memory, uint64_t address, uint32_t length, uint16_t flags,
+    Segment *out, uint32_t room,
+) noexcept nogil:
+    """Resolve one buffer into `out`: the number of segments (one a region), or -errno."""
+    cdef bint device_writes = (flags & DESC_F_WRITE) != 0
+    cdef uint8_t *base = near_base(memory, address, length, vq.near)
+    if unlikely(base == NULL or room == 0 or length == 0):
+        return add_pieces(vq, memory, address, length, device_writes, out, room)
+    out.base, out.len, out.device_writes = base, length, device_writes
+    return 1
+
+
+cdef inline int indirect_table(
+    Virtq *vq, const GuestMemory *memory, uint64_t address, uint32_t length, const void **table,
+) noexcept nogil:
+    """Find an indirect table, of either layout's entries: their number, or -errno."""
+    if not vq.indirect or length == 0 or length & (sizeof(Desc) - 1):
+        return -EINVAL
+    if length > vq.longest_chain * sizeof(Desc):
+        return -ENOBUFS
+    table[0] = translate_whole(memory, address, length, &vq.near)
+    if table[0] == NULL:
+        return -EFAULT
+    return <int>(length // sizeof(Desc))
+
+
+cdef inline void expect_header(
+    const Virtq *vq, const GuestMemory *memory, const uint64_t *address
+) noexcept nogil:
+    """Have the header of a later chain on its way, by the `address` of its indirect table.
+
+    A driver on another CPU has just written both, and each cache line takes a while to come.  To
+    be written, since drivers keep a request's status beside its header.  Nothing read here is
+    trusted; what does not lie in the region found last is left alone.
+    """
+    cdef uint8_t *table = near_base(memory, load_relaxed_u64(address), sizeof(Desc), vq.near)
+    cdef const uint64_t *header = <const uint64_t *>table   # the first field, in both layouts
+    if table != NULL and (<size_t>table & (sizeof(uint64_t) - 1)) == 0:
+        prefetch_to_write(near_base(memory, load_relaxed_u64(header), 1, vq.near))
+
+
+cdef inline bint event_passed(uint16_t event, uint16_t now, uint16_t before) noexcept nogil:
+    """Whether index `event` was crossed on the way from `before` to `now` (2.7.10.1)."""
+    return <uint16_t>(now - event - 1) < <uint16_t>(now - before)

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a ring does otherwise while its writes are logged, for a live migration."""
+
+from libc.errno cimport ENOSPC
+
+from virtio.dirtylog cimport mark_areas
+from worker.notify cimport break_ring
+from worker.state cimport Worker
+from worker.vring cimport Vring
+
+
+cdef inline void outrun_log(Worker *w, Vring *r) noexcept nogil:
+    """Stop a ring that writes where the log has no bit: what it writes would not be migrated."""
+    if not r.broken:
+        break_ring(w, r, -ENOSPC)
+
+
+cdef inline bint logged_areas(Worker *w, Vring *r) noexcept nogil:
+    """Log our writes to a ring's own areas: whether the log, if any, has bits for them."""
+    if w.log.bits == NULL or mark_areas(&w.log, &r.log, &r.vq):
+        return True
+    outrun_log(w, r)
+    return False

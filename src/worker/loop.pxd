@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker's loop: a thread that serves virtqueues on an io_uring of its own.
+
+It sleeps in one place, `polling.sleep`; kicks, commands and disk completions wake it there.
+"""
+
+from libc.errno cimport errno
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
+
+from blk.request cimport Request
+from engine.durable cimport start_sync
+from engine.uring cimport complete
+from sys.eventfds cimport end_signal
+from sys.uring cimport (
+    IORING_CQE_F_MORE, IORING_SETUP_CQSIZE, IORING_SETUP_DEFER_TASKRUN, IORING_SETUP_SINGLE_ISSUER,
+    IORING_SETUP_SUBMIT_ALL, IORING_SETUP_TASKRUN_FLAG, io_uring, io_uring_cq_advance, io_uring_cqe,
+    io_uring_params, io_uring_peek_batch_cqe, io_uring_queue_exit, io_uring_queue_init_params,
+    io_uring_sq_ready,
+)
+from worker.commands cimport settle, take_commands
+from worker.mailbox cimport CMD_QUIT, deliver
+from worker.notify cimport end_kick_poll, watch
+from worker.polling cimport wait
+from worker.serving cimport serve_rings
+from worker.state cimport (
+    TAG_KICK, TAG_MAILBOX, TAG_REQUEST, Worker as WorkerState, pointer_of, submit_queued, tag_of,
+)
+from worker.vring cimport Vring, bump
+
+cdef enum:
+    SQ_ENTRIES = 1024
+    CQ_ENTRIES = 8192           # more than can be in flight; a full one is not lost either
+    CQE_BATCH = 128
+
+
+cdef inline int open_uring(io_uring *ring) noexcept nogil:
+    """Make an io_uring that only this thread uses (Linux 6.1): 0, or -errno.
+
+    An entry that the kernel refuses does not hold up those behind it.
+    """
+    cdef io_uring_params params
+    memset(&params, 0, sizeof(params))
+    params.flags = (
+        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG
+        | IORING_SETUP_CQSIZE | IORING_SETUP_SUBMIT_ALL
+    )
+    params.cq_entries = CQ_ENTRIES
+    return io_uring_queue_init_params(SQ_ENTRIES, ring, &params)
+
+
+cdef inline void dispatch(WorkerState *w, const io_uring_cqe *cqe) noexcept nogil:
+    """Bring one completion to what waits for it."""
+    cdef uint64_t tag = tag_of(cqe.user_data)
+    cdef Vring *r
+    if tag == TAG_REQUEST:
+        complete(w, <Request *>pointer_of(cqe.user_data), cqe.res)
+    elif tag == TAG_KICK:
+        r = <Vring *>pointer_of(cqe.user_data)
+        r.wants_look = True
+        bump(&r.counters.kicks, 1)
+        if not cqe.flags & IORING_CQE_F_MORE:
+            end_kick_poll(w, r, cqe.res)
+    elif tag == TAG_MAILBOX and not cqe.flags & IORING_CQE_F_MORE:
+        watch(w, w.mailbox.commands_fd, w, TAG_MAILBOX)
+
+
+cdef inline void reap(WorkerState *w) noexcept nogil:
+    """Take every completion that is there."""
+    cdef io_uring_cqe *cqes[CQE_BATCH]
+    cdef unsigned n, i
+    while True:
+        n = io_uring_peek_batch_cqe(&w.uring, cqes, CQE_BATCH)
+        for i in range(n):
+            dispatch(w, cqes[i])
+        io_uring_cq_advance(&w.uring, n)
+        if n < CQE_BATCH:
+            return
+
+
+cdef inline int turn(WorkerState *w, bint *more) noexcept nogil:
+    """Wait until something arrives unless there is `more` to do, and see to all of it."""
+    cdef int rc = wait(w, more[0])
+    if rc < 0:
+        return rc
+    reap(w)
+    take_commands(w)
+    more[0] = serve_rings(w)
+    start_sync(w)
+    settle(w)
+    if w.mailbox.staged != w.mailbox.delivered:
+        # No answer may overtake a call or the use of a descriptor.
+        if submit_queued(w) >= 0 and io_uring_sq_ready(&w.uring) == 0:
+            deliver(&w.mailbox)
+        else:
+            more[0] = True
+    return 0
+
+
+cdef inline void end_signals(WorkerState *w) noexcept nogil:
+    """Let go of every eventfd."""
+    cdef uint32_t i
+    for i in range(w.count):
+        end_signal(&w.vrings[i].call)
+    end_signal(&w.error)
+
+
+cdef inline int serve(WorkerState *w) noexcept nogil:
+    """Own an io_uring on this thread until CMD_QUIT: 0, or -errno."""
+    cdef bint more = False
+    cdef int rc = open_uring(&w.uring)
+    if rc < 0:
+        return rc
+    watch(w, w.mailbox.commands_fd, w, TAG_MAILBOX)
+    while rc == 0 and not w.quit:
+        rc = turn(w, &more)
+    io_uring_queue_exit(&w.uring)
+    end_signals(w)
+    return rc

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands from the control thread to a worker and answers back: two rings, no locks.
+
+Each index has one writer.  A command is answered exactly once, perhaps much later, under
+its ticket; the control thread keeps fewer than MAILBOX_SLOTS tickets open, so neither
+ring can overflow.  A `ticket` of 0 marks a report that nobody asked for.
+"""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from sys.atomics cimport load_acquire_u32, store_release_u32
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t write(int fd, const void *buffer, size_t count)
+
+
+cdef enum:
+    MAILBOX_SLOTS = 512         # a power of two
+    REPORT_RECOVERED = 1 << 16  # a report's result from here on: requests that a ring begins with
+
+
+cdef enum CommandKind:
+    CMD_SET_MEMORY              # data: Placement[]; answered when the old map is unused
+    CMD_REGISTER                # answered once that was tried, or another map has come
+    CMD_SET_LIMITS              # data: BlkLimits
+    CMD_SET_LOG                 # data: DirtyLog; the old one is unused once answered
+    CMD_START                   # data: VringStart
+    CMD_MOVE                    # data: Placement
+    CMD_STOP                    # answered with the next avail index, once drained
+    CMD_ENABLE                  # value: 0 or 1
+    CMD_SET_KICK                # value: descriptor or -1; answered when the old one is idle
+    CMD_SET_CALL                # value: descriptor or -1
+    CMD_SET_ERROR               # value: descriptor or -1
+    CMD_PAUSE                   # answered once drained
+    CMD_RESUME
+    CMD_QUIT                    # leaves at once: what is in flight is abandoned
+
+
+cdef struct Command:
+    CommandKind kind
+    uint32_t vring              # the worker's own number of the ring
+    uint64_t ticket
+    int64_t value
+    void *data                  # the control thread keeps it until the answer
+
+
+cdef struct Answer:
+    uint64_t ticket
+    int64_t result              # not negative, or -errno; of a report see Worker.answers
+    uint32_t vring
+
+
+cdef struct Mailbox:
+    Command commands[MAILBOX_SLOTS]     # control thread
+    Answer answers[MAILBOX_SLOTS * 2]   # worker; reports share it
+    uint32_t posted             # control thread
+    uint32_t taken              # worker
+    uint32_t staged             # worker: answers written
+    uint32_t delivered          # worker: answers shown to the control thread
+    uint32_t heard              # control thread
+    int commands_fd             # eventfd: control thread writes, worker polls
+    int answers_fd              # eventfd: worker writes, the event loop reads
+
+
+cdef inline bint has_command(const Mailbox *box) noexcept nogil:
+    """Worker: whether there is a command to take."""
+    return load_acquire_u32(&box.posted) != box.taken
+
+
+cdef inline bint take_command(Mailbox *box, Command *out) noexcept nogil:
+    """Worker: the next command, if there is one."""
+    if not has_command(box):
+        return False
+    out[0] = box.commands[box.taken & (MAILBOX_SLOTS - 1)]
+    store_release_u32(&box.taken, box.taken + 1)
+    return True
+
+
+cdef inline void stage_answer(
+    Mailbox *box, uint64_t ticket, uint32_t vring, int64_t result
+) noexcept nogil:
+    """Worker: write an answer, seen only after `deliver`.  A report is dropped when full."""
+    cdef uint32_t used = box.staged - load_acquire_u32(&box.heard)
+    cdef Answer *slot = &box.answers[box.staged & (MAILBOX_SLOTS * 2 - 1)]
+    if ticket == 0 and used >= MAILBOX_SLOTS:
+        return
+    slot.ticket, slot.vring, slot.result = ticket, vring, result
+    box.staged += 1
+
+
+cdef inline void deliver(Mailbox *box) noexcept nogil:
+    """Worker: show the control thread every staged answer."""
+    cdef uint64_t one = 1
+    store_release_u32(&box.delivered, box.staged)
+    write(box.answers_fd, &one, sizeof(one))
+
+
+cdef inline void post_command(Mailbox *box, const Command *command) noexcept nogil:
+    """Control thread: hand a command over and wake the worker."""
+    cdef uint64_t one = 1
+    box.commands[box.posted & (MAILBOX_SLOTS - 1)] = command[0]
+    store_release_u32(&box.posted, box.posted + 1)
+    write(box.commands_fd, &one, sizeof(one))
+
+
+cdef inline bint hear_answer(Mailbox *box, Answer *out) noexcept nogil:
+    """Control thread: the next delivered answer, if there is one."""
+    if load_acquire_u32(&box.delivered) == box.heard:
+        return False
+    out[0] = box.answers[box.heard & (MAILBOX_SLOTS * 2 - 1)]
+    store_release_u32(&box.heard, box.heard + 1)
+    return True

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kicks, calls and errors: eventfds, none of which can make the worker wait."""
+
+from libc.errno cimport EAGAIN, EBUSY, ENXIO
+from libc.stdint cimport uint64_t
+
+from sys.eventfds cimport Signal, bind_signal, prepare_signal
+from sys.uring cimport io_uring_prep_cancel64, io_uring_prep_poll_multishot, io_uring_sqe
+from worker.mailbox cimport stage_answer
+from worker.state cimport (
+    TAG_KICK, TAG_NOBODY, Worker, next_entry, next_sqe, submit_queued, tagged,
+)
+from worker.vring cimport Vring, bump
+
+cdef extern from "<poll.h>" nogil:
+    enum:
+        POLLIN
+
+
+cdef inline void watch(Worker *w, int fd, void *owner, uint64_t tag) noexcept nogil:
+    """Have every write to an eventfd arrive as a completion; its count is never read."""
+    cdef io_uring_sqe *sqe = next_sqe(w)
+    io_uring_prep_poll_multishot(sqe, fd, POLLIN)
+    sqe.user_data = tagged(owner, tag)
+
+
+cdef inline void cancel(Worker *w, uint64_t user_data) noexcept nogil:
+    """Have the kernel end what goes under this user_data; it completes all the same."""
+    cdef io_uring_sqe *sqe = next_sqe(w)
+    io_uring_prep_cancel64(sqe, user_data, 0)
+    sqe.user_data = tagged(NULL, TAG_NOBODY)
+
+
+cdef inline bint is_queued(const Worker *w, const Signal *s) noexcept nogil:
+    """Whether a signal waits to be submitted."""
+    return s.entry >= w.submitted
+
+
+cdef inline void send_signal(Worker *w, Signal *s) noexcept nogil:
+    """Signal an eventfd with the next submission, once however often that is asked before it."""
+    cdef io_uring_sqe *sqe
+    if s.is_bound and not is_queued(w, s):
+        sqe = next_sqe(w)
+        s.entry = next_entry(w) - 1
+        prepare_signal(sqe, s, tagged(NULL, TAG_NOBODY))
+
+
+cdef inline void call_driver(Worker *w, Vring *r) noexcept nogil:
+    """Notify the driver with the next submission."""
+    if r.call.is_bound and not is_queued(w, &r.call):
+        bump(&r.counters.calls, 1)
+        send_signal(w, &r.call)
+
+
+cdef inline void submit_signal(Worker *w, const Signal *s) noexcept nogil:
+    """Have a signal that is queued reach the kernel, which may take only some entries at a time."""
+    cdef int rc = 0
+    while is_queued(w, s) and (rc >= 0 or rc == -EAGAIN or rc == -EBUSY):
+        rc = submit_queued(w)
+
+
+cdef inline void leave_call(Worker *w, Vring *r) noexcept nogil:
+    """Have no more to do with the present call eventfd; what is due to it comes first."""
+    submit_signal(w, &r.call)
+    bind_signal(&r.call, -1)
+
+
+cdef inline void arm_kick(Worker *w, Vring *r) noexcept nogil:
+    """Watch the kick eventfd of a ring that runs."""
+    if r.kick >= 0 and r.started and not (r.stop_ticket or r.kick_armed):
+        r.kick_armed = True
+        watch(w, r.kick, r, TAG_KICK)
+
+
+cdef inline void signal_error(Worker *w, Vring *r) noexcept nogil:
+    """Tell the front end that a ring stands still, if it can be told: the log says so, too."""
+    if r.error >= 0 and bind_signal(&w.error, r.error) == 0:
+        send_signal(w, &w.error)
+        submit_signal(w, &w.error)
+        bind_signal(&w.error, -1)
+
+
+cdef inline void break_ring(Worker *w, Vring *r, int reason) noexcept nogil:
+    """Stop fetching from a ring that the driver broke, and say so; the others go on."""
+    r.broken = True
+    signal_error(w, r)
+    stage_answer(&w.mailbox, 0, r.number, reason)
+
+
+cdef inline void lose_ring(Worker *w, Vring *r) noexcept nogil:
+    """Stop fetching from a ring whose memory was taken away, until it is mapped again."""
+    r.lost = True
+    signal_error(w, r)
+    stage_answer(&w.mailbox, 0, r.number, -ENXIO)
+
+
+cdef inline void leave_kick(Worker *w, Vring *r) noexcept nogil:
+    """End the poll of the kick eventfd; `end_kick_poll` follows."""
+    if not r.kick_cancelled:
+        r.kick_cancelled = True
+        cancel(w, tagged(r, TAG_KICK))
+
+
+cdef inline void end_kick_poll(Worker *w, Vring *r, int result) noexcept nogil:
+    """The poll of the kick eventfd has ended: watch its successor, or the same again."""
+    if result < 0 and not r.kick_cancelled:
+        break_ring(w, r, result)        # it can never be heard again
+        r.kick = -1
+    r.kick_armed = r.kick_cancelled = False
+    if r.kick_ticket:
+        r.kick = r.next_kick
+        stage_answer(&w.mailbox, r.kick_ticket, r.number, 0)
+        r.kick_ticket = 0
+        r.wants_look = True
+    arm_kick(w, r)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waiting: a worker looks on for a moment, as long as that has paid of late, then sleeps."""
+
+from libc.errno cimport EAGAIN, EBUSY, EINTR
+from libc.stdint cimport uint64_t
+
+from sys.atomics cimport pause
+from sys.clock cimport now
+from sys.uring cimport uring_has_news
+from worker.mailbox cimport has_command
+from worker.serving cimport look_again, want_kicks
+from worker.state cimport Patience, Worker, submit_and_sleep, submit_queued
+
+
+cdef enum:
+    SHORTEST_POLL = 2000        # nanoseconds; what is less is not worth a look at the clock
+    LOOKS_PER_CLOCK = 16
+
+
+cdef inline bint spin(Worker *w, uint64_t limit) noexcept nogil:
+    """Look on for up to `limit` nanoseconds: whether something has come.
+
+    The clock is read only behind the first looks: what comes at once is not held up by it.
+    """
+    cdef uint64_t end = 0
+    cdef int _
+    while True:
+        for _ in range(<int>LOOKS_PER_CLOCK):
+            if look_again(w) or uring_has_news(&w.uring) or has_command(&w.mailbox):
+                return True
+            pause()
+        if end == 0:
+            end = now() + limit
+        elif now() >= end:
+            return False
+
+
+cdef inline void adapt(Patience *p, uint64_t waited) noexcept nogil:
+    """Look on longer where that would have spared a sleep, else less, down to not at all."""
+    if waited <= p.longest:
+        p.now = min(max(p.now * 2, <uint64_t>SHORTEST_POLL), p.longest)
+    else:
+        p.now = p.now // 2 if p.now >= 2 * SHORTEST_POLL else 0
+
+
+cdef inline int sleep(Worker *w, Patience *p) noexcept nogil:
+    """Submit what is queued and sleep until something arrives: -errno on failure."""
+    cdef uint64_t began
+    cdef int rc
+    if p.longest == 0:
+        return submit_and_sleep(w)
+    began = now() - p.now       # that long was looked on before
+    rc = submit_and_sleep(w)
+    adapt(p, now() - began)
+    return rc
+
+
+cdef inline int wait(Worker *w, bint more) noexcept nogil:
+    """Submit what is queued; unless there is `more` to do, wait for something: 0, or -errno."""
+    # A disk takes its time and a driver its own: each is looked out for as long as it pays.
+    cdef Patience *p = &w.with_disk if w.in_disk else &w.with_driver
+    cdef int rc = 0
+    if more:
+        look_again(w)           # the others' drivers may have been told not to kick
+        rc = submit_queued(w)
+    elif p.now:
+        rc = submit_queued(w)
+        if rc >= 0 and not spin(w, p.now) and not want_kicks(w):
+            rc = sleep(w, p)
+    elif want_kicks(w):
+        rc = submit_queued(w)   # calls do not wait for a driver that has more to do
+    else:
+        rc = sleep(w, p)
+    return 0 if rc >= 0 or rc == -EINTR or rc == -EBUSY or rc == -EAGAIN else rc

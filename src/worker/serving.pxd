@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Serving a ring: chains fetched and begun, answers published, a batch at a time."""
+
+from libc.stdint cimport uint32_t
+
+from blk.limits cimport ENGINE_INLINE, FAULT_SHORTEN, Fault
+from blk.operation cimport OP_ANSWER, Operation, parse_request
+from blk.request cimport Request, next_ranges, take_request, unfit_for_direct
+from engine.faulty cimport put_off, strike
+from engine.inline cimport answer_at_once, carried_out
+from engine.uring cimport submit
+from inflight.packed cimport (
+    link_packed, record_packed, settle_packed, unrecord_packed, walk_recorded,
+)
+from inflight.recovery cimport recover
+from inflight.region cimport Again, has_again, is_recorded
+from inflight.split cimport link_split, record_split, settle_split, unrecord_split
+from virtio.dirtylog cimport seldom
+from virtio.packed cimport (
+    packed_has_more, publish_packed, rearm_packed, suppress_packed, take_packed,
+)
+from virtio.split cimport (
+    publish_split, rearm_split, split_has_more, suppress_split, take_split, walk_split,
+)
+from virtio.virtq cimport Chain
+from worker.logged cimport logged_areas
+from worker.mailbox cimport REPORT_RECOVERED, stage_answer
+from worker.notify cimport break_ring, call_driver
+from worker.state cimport FETCH_BUDGET, Worker
+from worker.vring cimport Vring
+
+
+cdef enum:
+    INLINE_SHARE = 12           # log2 of the bytes that weigh as much as one more chain
+
+
+cdef inline bint served(const Worker *w, const Vring *r) noexcept nogil:
+    """Whether new chains may be fetched from a ring."""
+    return r.started and r.enabled and not (r.broken or r.lost or r.stop_ticket or w.paused)
+
+
+cdef inline void start_request(
+    Worker *w, Vring *r, const Operation *op, const Chain *chain, Fault *fault
+) noexcept nogil:
+    """Have io_uring carry out an operation, as a faulty image orders if one has struck."""
+    cdef Request *q = take_request(r, w.view, op, chain, unfit_for_direct(op, &w.limits))
+    w.in_disk += 1
+    if fault != NULL:
+        q.shorten = fault.action == FAULT_SHORTEN
+        if put_off(w, q, fault):
+            return
+    submit(w, q)
+
+
+cdef inline int begin(Worker *w, Vring *r, const Chain *chain) noexcept nogil:
+    """Start a chain's request: its share of the budget, or -errno if it breaks the ring."""
+    cdef Operation op
+    cdef Fault *fault = NULL
+    cdef int rc = parse_request(&w.limits, w.segments, chain.segments, &op, next_ranges(r))
+    if rc < 0:
+        return rc
+    if w.limits.fault_count and op.kind != OP_ANSWER:
+        fault = strike(w, &op)
+    if op.kind == OP_ANSWER:
+        answer_at_once(w, r, chain, &op)
+    elif fault == NULL and carried_out(w, &op):
+        answer_at_once(w, r, chain, &op)
+        if w.limits.engine == ENGINE_INLINE:
+            return 1 + <int>(op.length >> INLINE_SHARE)
+    else:
+        start_request(w, r, &op, chain, fault)
+    return 1
+
+
+# Two loops that differ in one call: neither has a branch on the layout.
+
+cdef inline int fetch_split(Worker *w, Vring *r) noexcept nogil:
+    """Start what is available, up to this ring's turn: 1 if there may be more, 0, or -errno."""
+    cdef Chain chain
+    cdef int budget = FETCH_BUDGET, rc = 1
+    while rc > 0 and budget > 0 and r.free_count:
+        rc = take_split(&r.vq, w.view.memory, w.segments, w.segment_room, &chain)
+        if rc > 0:
+            if is_recorded(&r.inflight):
+                record_split(&r.inflight, &chain)
+            rc = begin(w, r, &chain)
+            if rc < 0 and is_recorded(&r.inflight):
+                unrecord_split(&r.inflight, &chain)
+            budget -= rc
+    return rc
+
+
+cdef inline int fetch_packed(Worker *w, Vring *r) noexcept nogil:
+    """Start what is available, up to this ring's turn: 1 if there may be more, 0, or -errno."""
+    cdef Chain chain
+    cdef int budget = FETCH_BUDGET, rc = 1
+    while rc > 0 and budget > 0 and r.free_count:
+        rc = take_packed(&r.vq, w.view.memory, w.segments, w.segment_room, &chain)
+        if rc > 0 and is_recorded(&r.inflight):
+            rc = record_packed(&r.inflight, &r.vq, &chain) or rc
+        if rc > 0:
+            rc = begin(w, r, &chain)
+            if rc < 0 and is_recorded(&r.inflight):
+                unrecord_packed(&r.inflight, &chain)
+            budget -= rc
+    return rc
+
+
+cdef inline int submit_again(Worker *w, Vring *r) noexcept nogil:
+    """Start what was in flight when the ring's last back end died, in its order: 0, or -errno."""
+    cdef Chain chain
+    cdef const Again *again
+    cdef int rc = 0
+    while rc >= 0 and has_again(&r.inflight):
+        again = &r.inflight.again[r.inflight.again_done]
+        r.inflight.again_done += 1
+        chain.id, chain.descriptors = again.entry, again.descriptors
+        if r.vq.packed:
+            rc = walk_recorded(
+                &r.inflight, &r.vq, w.view.memory, again.entry, w.segments, w.segment_room, &chain
+            )
+        else:
+            rc = walk_split(&r.vq, w.view.memory, w.segments, w.segment_room, &chain)
+        if rc >= 0:
+            rc = begin(w, r, &chain)
+    return min(rc, 0)
+
+
+cdef inline void recover_ring(Worker *w, Vring *r) noexcept nogil:
+    """Find out once, before anything is fetched, where a ring that has started goes on.
+
+    Its driver is called: whoever served it before may have died owing a call, which its indices
+    need not show, since they wrap.  A driver ignores one that it does not need.
+    """
+    cdef int rc = recover(&r.inflight, &r.vq, r.base, r.taken_over)
+    r.unrecovered = False
+    if rc == 0 and r.inflight.again_count:
+        stage_answer(&w.mailbox, 0, r.number, REPORT_RECOVERED + r.inflight.again_count)
+    if rc < 0:
+        break_ring(w, r, rc)
+    else:
+        call_driver(w, r)
+
+
+cdef inline void do_again(Worker *w, Vring *r) noexcept nogil:
+    """Recover a ring that was not looked at yet, and start what was left in flight there."""
+    cdef int rc
+    if r.unrecovered:
+        recover_ring(w, r)
+    if has_again(&r.inflight) and not r.broken:
+        rc = submit_again(w, r)
+        if rc < 0:
+            break_ring(w, r, rc)
+
+
+cdef inline void spare_kicks(Worker *w, Vring *r) noexcept nogil:
+    """Tell a ring's driver not to kick, since it is being looked at."""
+    if not r.kicks_wanted:
+        return
+    r.kicks_wanted = False
+    if r.vq.packed:
+        suppress_packed(&r.vq)
+    else:
+        suppress_split(&r.vq)
+    if seldom(r.log.on):
+        logged_areas(w, r)
+
+
+cdef inline void serve_ring(Worker *w, Vring *r) noexcept nogil:
+    """Fetch from a ring that may hold more."""
+    cdef int rc
+    do_again(w, r)
+    if r.broken:
+        return
+    spare_kicks(w, r)
+    rc = fetch_packed(w, r) if r.vq.packed else fetch_split(w, r)
+    r.wants_look = rc > 0
+    if rc < 0:
+        break_ring(w, r, rc)
+
+
+cdef inline bint publish_recorded(Vring *r) noexcept nogil:
+    """Show the driver what was answered, and keep the record of it: whether it wants a call."""
+    cdef bint wanted
+    if r.vq.packed:
+        link_packed(&r.inflight, &r.vq, r.used, r.used_count)
+        wanted = publish_packed(&r.vq, r.used, r.used_count)
+        settle_packed(&r.inflight, &r.vq, r.used, r.used_count)
+    else:
+        link_split(&r.inflight, r.used, r.used_count)
+        wanted = publish_split(&r.vq, r.used, r.used_count)
+        settle_split(&r.inflight, &r.vq, r.used, r.used_count)
+    return wanted
+
+
+cdef inline void publish_ring(Worker *w, Vring *r) noexcept nogil:
+    """Show the driver what was answered since the last time, and call it if it wants that."""
+    cdef bint wanted
+    if w.with_driver.now:
+        spare_kicks(w, r)       # of a driver that goes on at once: that is looked out for
+    # Before the index moves, too: were we killed in between, nobody would hear of it.
+    if seldom(r.log.on) and not logged_areas(w, r):
+        r.used_count = 0
+        return
+    if is_recorded(&r.inflight):
+        wanted = publish_recorded(r)
+    elif r.vq.packed:
+        wanted = publish_packed(&r.vq, r.used, r.used_count)
+    else:
+        wanted = publish_split(&r.vq, r.used, r.used_count)
+    r.used_count = 0
+    if seldom(r.log.on):
+        logged_areas(w, r)
+    if wanted:
+        call_driver(w, r)
+
+
+cdef inline bint serve_rings(Worker *w) noexcept nogil:
+    """Give every ring its turn: whether one has more to fetch right now."""
+    cdef uint32_t i
+    cdef Vring *r
+    cdef bint more = False
+    for i in range(w.started_count):
+        r = w.started[i]
+        if r.used_count:
+            publish_ring(w, r)  # a call goes to the kernel before the requests fetched next
+        if r.wants_look and served(w, r):
+            serve_ring(w, r)
+            if r.wants_look and r.free_count:
+                more = True
+        if r.used_count:
+            publish_ring(w, r)
+    return more
+
+
+cdef inline bint has_more(const Vring *r) noexcept nogil:
+    """Whether a ring's driver has made more available than was fetched."""
+    return packed_has_more(&r.vq) if r.vq.packed else split_has_more(&r.vq)
+
+
+cdef inline bint look_again(Worker *w) noexcept nogil:
+    """Note each ring that holds more than was fetched: whether there is one."""
+    cdef uint32_t i
+    cdef Vring *r
+    cdef bint found = False
+    for i in range(w.started_count):
+        r = w.started[i]
+        if served(w, r) and r.free_count and has_more(r):
+            r.wants_look = found = True
+    return found
+
+
+cdef inline bint want_kicks(Worker *w) noexcept nogil:
+    """Ask every driver to kick before the worker sleeps: whether more has come meanwhile."""
+    cdef uint32_t i
+    cdef Vring *r
+    cdef bint found = False
+    for i in range(w.started_count):
+        r = w.started[i]
+        if r.wants_look or r.kicks_wanted or not served(w, r):
+            continue
+        r.kicks_wanted = True
+        if (rearm_packed(&r.vq) if r.vq.packed else rearm_split(&r.vq)):
+            r.wants_look = found = True
+        if seldom(r.log.on):
+            logged_areas(w, r)
+    return found

@@ -6,7 +6,6 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from blkd.cli import output
 from blkd.cli.group import COMMANDS, blkd
 
 
@@ -129,34 +128,6 @@ def test_only_the_recipe_goes_to_standard_output():
     assert done.stdout.startswith("<memoryBacking>")
     assert "#" not in done.stdout
     assert done.stderr.startswith("# ")
-
-
-def test_a_table_shows_every_field_of_the_json():
-    shown = output.as_tables(
-        {
-            "name": "demo",
-            "size": 1 << 30,
-            "read_only": False,
-            "broken_rings": (),
-            "serial": None,
-            "front_end": {"features": ["MQ", "FLUSH"], "rings": []},
-            "rings": [{"index": 0, "state": "running"}, {"index": 1, "state": "stopped"}],
-        },
-        "disk",
-    )
-    for text in ("demo", "1 GiB", "no", "-", "MQ, FLUSH", "front end: features", "running"):
-        assert text in shown
-    assert "stopped" in shown
-    assert "()" not in shown
-
-
-def test_a_value_in_a_table_is_shown_as_it_is():
-    path = "/a/[red]/" + "x" * 300
-    assert output.as_tables({"image": path, "logical_size": 1}, "title").splitlines() == [
-        "title",
-        f"image         {path}",
-        "logical size  1",
-    ]
 
 
 SERVING = """

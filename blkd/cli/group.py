@@ -2,16 +2,12 @@
 """The commands of `blkd`; each one's module is imported when it is used."""
 
 import importlib
-from typing import IO, Any
 
 import click
-import msgspec
 
 from blkd import __version__
-from blkd.cli.output import printable
-from blkd.errors import BlkdError
-
-FOR_PROGRAMS = "blkd.for_programs"
+from blkd.cli.output import group_json_option
+from blkd.cli.verbs import Verbs
 
 COMMANDS = {  # name: (module, what the list of commands says)
     "serve": ("serve", "Make an image a disk of a virtual machine."),
@@ -30,8 +26,8 @@ COMMANDS = {  # name: (module, what the list of commands says)
 }
 
 
-class Cli(click.Group):
-    """A group that shows a BlkdError as one line and its hint, with exit status 1."""
+class Cli(Verbs):
+    """`blkd` itself, which imports a command's module when the command is used."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         """Every command, in the order in which one meets them."""
@@ -50,45 +46,9 @@ class Cli(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Note whether a program is to read what is printed."""
-        ctx.meta[FOR_PROGRAMS] = "--json" in args
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> object:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except BlkdError as error:
-            if ctx.meta[FOR_PROGRAMS]:
-                raise JsonError(str(error), error.hint) from error
-            raise click.ClickException(explain(error)) from error
-        except click.ClickException as error:
-            if not ctx.meta[FOR_PROGRAMS]:
-                raise
-            raise JsonError(error.format_message(), None, error.exit_code) from error
-
-
-class JsonError(click.ClickException):
-    """An error that is shown as a line of JSON with `error` and `hint`."""
-
-    def __init__(self, message: str, hint: str | None, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.hint = hint
-        self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Print it, on standard error unless told."""
-        line = msgspec.json.encode(printable({"error": self.message, "hint": self.hint})).decode()
-        click.echo(line, file=file, err=file is None)
-
-
-def explain(error: BlkdError) -> str:
-    """The error for a person: what is wrong and, on a second line, what to do."""
-    return f"{error}\nhint: {error.hint}" if error.hint else str(error)
-
 
 @click.group(cls=Cli)
 @click.version_option(__version__, prog_name="blkd")
+@group_json_option
 def blkd() -> None:
     """Serve raw images and block devices to virtual machines as vhost-user-blk disks."""

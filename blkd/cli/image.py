@@ -6,11 +6,13 @@ import asyncio
 import click
 
 from blkd.cli import size_arguments
-from blkd.cli.output import json_option, print_result
+from blkd.cli.output import group_json_option, json_option, print_result
+from blkd.cli.verbs import Verbs
 from blkd.image import store
 
 
-@click.group()
+@click.group(cls=Verbs)
+@group_json_option
 def image() -> None:
     """Create images and tell about them."""
 

@@ -11,7 +11,8 @@ from blkd.host import signals, standard_fds
 def main() -> None:
     """Run `blkd` with the arguments of this process."""
     standard_fds.keep_standard()
-    serves = sys.argv[1:2] in (["serve"], ["upgrade"])
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    serves = command in {"serve", "upgrade"}
     if serves:
         signals.hold()
         lean.import_structlog()

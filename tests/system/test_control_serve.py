@@ -49,6 +49,14 @@ def test_one_line_of_json_says_that_it_is_ready(daemon, disk):
         assert front_end.capacity() == MIB // 512
 
 
+def test_json_may_be_asked_for_before_the_command(disk, tmp_path):
+    command = ["blkd", "--json", "serve", disk, "--socket", tmp_path / "disk.sock"]
+    with Process(command, tmp_path / "log", hold=True) as process:
+        assert json.loads(process.line())["name"] == "demo"
+        assert process.end() == 0
+        assert [json.loads(line)["event"] for line in process.errors().splitlines()]
+
+
 def test_people_are_told_in_a_table_that_it_is_ready(disk, tmp_path):
     command = ["blkd", "serve", disk, "--socket", tmp_path / "disk.sock"]
     with Process(command, tmp_path / "log") as process:

@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from blkd.cli.group import COMMANDS, blkd
+from blkd.image import store
 
 
 def run(*arguments):
@@ -96,6 +97,52 @@ def test_errors_are_json_if_asked(arguments, status, reason, hint):
     assert told.keys() == {"error", "hint"}
     assert reason in told["error"]
     assert hint is None or hint in told["hint"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["--json"], id="no-command"),
+        pytest.param(["--json", "image"], id="no-command-of-a-group"),
+        pytest.param(["image", "--json"], id="no-command-after-a-group"),
+        pytest.param(["--json", "--nonsense"], id="option"),
+        pytest.param(["--json", "nonsense"], id="command"),
+        pytest.param(["--json", "show"], id="no-control"),
+        pytest.param(["show", "--json", "--nonsense"], id="option-of-a-command"),
+        pytest.param(["image", "info", "--json"], id="no-argument"),
+    ],
+)
+def test_wrong_usage_is_json_wherever_the_option_stands(arguments):
+    done = run(*arguments)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert json.loads(done.stderr)["error"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_wrong_usage_as_json(name):
+    done = run(name, "--json", "--nonsense")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "--nonsense" in json.loads(done.stderr)["error"]
+
+
+def test_json_before_a_command_is_json_of_the_command(tmp_path):
+    path = str(tmp_path / "a.img")
+    told = json.loads(run("--json", "image", "create", path, "1M").stdout)
+    assert told == json.loads(run("image", "--json", "info", path).stdout)
+
+
+def test_a_file_may_be_called_like_the_option():
+    assert run("image", "info", "--", "--json").stderr.startswith("Error: --json: cannot be opened")
+
+
+def test_an_interrupted_command_says_so_in_json(monkeypatch):
+    def interrupted(_path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "info", interrupted)
+    done = run("image", "info", "/nowhere", "--json")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert json.loads(done.stderr) == {"error": "interrupted", "hint": None}
 
 
 def test_an_image_is_created_and_told_about(tmp_path):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`blkd bench`: loads any vhost-user-blk back end and tells how it did."""
+"""`blkd bench`: measures a vhost-user-blk back end, blkd or another, without a guest."""
 
 import contextlib
 import sys
@@ -17,18 +17,18 @@ from blkd.loadgen.workload import DEFAULT_RUNTIME, MAX_QUEUES, PERCENT, Rw, Work
 from blkd.virtio.device import MAX_QUEUE_SIZE
 
 LARGEST_SEED = 2**63 - 1
-WRONG_BLOCKS = {  # kind: what it hints at
-    "foreign": "nothing that this seed wrote: never written, lost, or overwritten by others",
-    "damaged": "its checksum is wrong: bits were changed, or parts of two writes were mixed",
-    "misplaced": "whole, but written for another place",
-    "other-seed": "whole, but of a run with another --seed",
-    "stale": "whole, but older than what was last written there",
+WRONG_BLOCKS = {  # kind: what it says of the block
+    "foreign": "the block was not written by --verify: it was lost, overwritten or never written",
+    "damaged": "the block's checksum is wrong: bits changed, or parts of two writes were mixed",
+    "misplaced": "the block is intact, but belongs to another place",
+    "other-seed": "the block is intact, but of a run with another --seed",
+    "stale": "the block is intact, but older than what was last written there",
 }
 seconds = click.FloatRange(0, min_open=True)
 
 
 def optional_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """A size, where one is given."""
+    """Parse the size of an option that may be left out."""
     return None if value is None else size_arguments.callback(ctx, param, value)
 
 
@@ -39,102 +39,124 @@ def optional_size(ctx: click.Context, param: click.Parameter, value: str | None)
     type=click.Choice([str(rw) for rw in Rw]),
     default=str(Rw.RANDREAD),
     show_default=True,
-    help="What is asked for, in order or at random places.",
+    help="Kind of requests; rand: at random places instead of in order.",
 )
 @click.option(
     "--bs",
     default="4K",
     show_default=True,
     callback=size_arguments.callback,
-    help="Bytes of a request.",
+    help="Size of a request.",
 )
 @click.option(
     "--iodepth",
     type=click.IntRange(1, MAX_QUEUE_SIZE),
     default=1,
     show_default=True,
-    help="Requests in flight on each queue.",
+    help="Requests in flight at a time, on each queue.",
 )
-@click.option("--queues", type=click.IntRange(1, MAX_QUEUES), default=1, show_default=True)
+@click.option(
+    "--queues",
+    type=click.IntRange(1, MAX_QUEUES),
+    default=1,
+    show_default=True,
+    help="Queues to use.",
+)
 @click.option(
     "--queue-size",
     type=click.IntRange(2, MAX_QUEUE_SIZE),
-    help="Descriptors of a ring, a power of two. [default: 128, or as many as are needed]",
+    help="Descriptors of a queue, a power of two.  [default: 128, or more if --iodepth needs it]",
 )
 @click.option(
     "--runtime",
     type=seconds,
     metavar="SECONDS",
-    help=f"How long. [default: {DEFAULT_RUNTIME:g}; with --verify until all is written once]",
+    help=f"How long to measure.  [default: {DEFAULT_RUNTIME:g}; with --verify, until every block"
+    " was written once]",
 )
 @click.option(
     "--ramp",
     type=click.FloatRange(0),
     default=0.0,
     metavar="SECONDS",
-    help="The same load first, without counting.",
+    help="How long to send the same requests first, without measuring.",
 )
 @click.option(
-    "--size", callback=optional_size, help="Use only the disk's first bytes. [default: all]"
+    "--size",
+    callback=optional_size,
+    help="Use only this much of the disk, from its start.  [default: all]",
 )
 @click.option(
     "--rate",
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Requests a second at the most, of all queues together; 0 is no limit.",
+    help="Most requests a second, of all queues together; 0 for no limit.",
 )
 @click.option(
     "--rwmix",
     type=click.IntRange(0, PERCENT),
     default=50,
     show_default=True,
-    help="Percent of reads in randrw.",
+    help="Percentage of reads of --rw randrw.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(1, LARGEST_SEED),
     default=1,
     show_default=True,
-    help="Of places, order and content.",
+    help="The same seed makes the same requests: order, places and content.",
 )
 @click.option(
-    "--verify", is_flag=True, help="Write blocks that describe themselves, read back, check."
+    "--verify",
+    is_flag=True,
+    help="Write blocks that describe themselves, read them back and check them.",
 )
 @click.option(
-    "--verify-only", is_flag=True, help="Check all that --verify with this seed has left."
+    "--verify-only",
+    is_flag=True,
+    help="Only check the blocks that an earlier --verify with this seed wrote.",
 )
-@click.option("--packed", is_flag=True, help="Packed rings instead of split ones.")
+@click.option("--packed", is_flag=True, help="Use packed virtqueues instead of split ones.")
 @click.option(
-    "--event-idx/--no-event-idx", default=None, help="[default: what the back end offers]"
+    "--event-idx/--no-event-idx",
+    default=None,
+    help="Whether VIRTIO_RING_F_EVENT_IDX must be offered, or is not used.  [default: if offered]",
 )
-@click.option("--indirect/--no-indirect", default=None, help="[default: likewise]")
+@click.option(
+    "--indirect/--no-indirect",
+    default=None,
+    help="The same of VIRTIO_RING_F_INDIRECT_DESC.  [default: if offered]",
+)
 @click.option(
     "--pid",
     type=click.IntRange(1),
-    help="The back end's process: measure its processor time.",
+    help="Process of the back end, whose processor time is measured.",
 )
-@click.option("--cpu", type=click.IntRange(0), help="Pin the polling thread there.")
+@click.option(
+    "--cpu", type=click.IntRange(0), help="Pin the thread that sends the requests to this CPU."
+)
 @click.option(
     "--timeout",
     type=seconds,
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="Give the back end up when it has answered nothing for so long.",
+    help="Fail when the back end has answered nothing for so long.",
 )
 @click.option(
     "--reconnect",
     is_flag=True,
-    help="Go on when the back end was killed and another one listens in its place.",
+    help="Continue when the back end was killed and another listens on the socket.",
 )
-@click.option("--quiet", is_flag=True, help="No progress line on a terminal.")
+@click.option("--quiet", is_flag=True, help="Show no progress on a terminal.")
 @json_option
 def bench(socket: str, *, as_json: bool, quiet: bool, rw: str, **options: Any) -> None:
-    """Load the vhost-user-blk back end at SOCKET and tell how it did.
+    """Measure the vhost-user-blk back end at SOCKET, without a virtual machine.
 
-    It polls, so one processor is busy all the time.  The exit status is 1 if a request failed
-    or a block was wrong.  SIGINT ends the load and prints what was measured.
+    Prints requests a second, latencies and processor time.  One CPU is busy all the time.
+    write, randwrite, randrw and trim destroy what the disk holds.  The exit status is 1 if a
+    request failed or a block was wrong.  SIGINT ends the run and prints what was measured.
     """
     try:
         work = Workload(rw=Rw(rw), **options)
@@ -149,7 +171,7 @@ def bench(socket: str, *, as_json: bool, quiet: bool, rw: str, **options: Any) -
 
 
 def complaint(result: Result, work: Workload) -> BenchError | None:
-    """What is to be said of a run that did not go well, or None."""
+    """The error of a run that did not go well, or None."""
     if result.wrong_blocks:
         first = next(wrong for wrong in result.wrong if wrong.what in WRONG_BLOCKS)
         return BenchError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`blkd connect`: the exact words for each VMM."""
+"""`blkd connect`: how each VMM is told to attach a served disk."""
 
 import re
 import shutil
@@ -16,49 +16,51 @@ from blkd.cli.recipes import VMMS, Disk, recipe
 from blkd.export.config import MAX_QUEUES, MIN_QUEUE_SIZE
 from blkd.virtio.device import MAX_QUEUE_SIZE
 
-ANSWER_LIMIT = 5.0  # seconds for QEMU to tell its version
+ANSWER_LIMIT = 5.0  # seconds for QEMU to print its version
 
 
 @click.command()
-@click.option("--socket", metavar="PATH", required=True, help="The one of blkd serve --socket.")
-@click.option("--vmm", type=click.Choice(list(VMMS)), required=True)
+@click.option("--socket", metavar="PATH", required=True, help="The PATH of blkd serve --socket.")
+@click.option(
+    "--vmm", type=click.Choice(list(VMMS)), required=True, help="The program that runs the guest."
+)
 @click.option(
     "--queues",
     type=click.IntRange(1, MAX_QUEUES),
     default=4,
     show_default=True,
-    help="At most those of blkd serve --queues.",
+    help="Queues of the disk: no more than blkd serve --queues.",
 )
 @click.option(
     "--queue-size",
     type=click.IntRange(MIN_QUEUE_SIZE, MAX_QUEUE_SIZE),
     default=256,
     show_default=True,
-    help="The one of blkd serve --queue-size.",
+    help="Descriptors of a queue: the number of blkd serve --queue-size.",
 )
 @click.option(
     "--id",
     "name",
     default="blkd",
     show_default=True,
-    help="What the VMM is to call it: another name for each of a guest's disks.",
+    help="The VMM's name for the disk; each disk of a guest needs its own.",
 )
 @click.option(
     "--target",
     default="vdb",
     show_default=True,
-    help="For libvirt: the name in place of vdb, another for each disk.",
+    help="libvirt's name for the disk (vda, vdb, ...); each disk of a guest needs its own.",
 )
 @click.option(
     "--memory",
     callback=size_arguments.callback,
     default="4G",
     show_default=True,
-    help="The guest's memory.",
+    help="The memory of the guest, which it shares with blkd.",
 )
 @json_option
 def connect(socket: str, vmm: str, *, as_json: bool, **settings: Any) -> None:
-    """Print how a VMM attaches the disk served at a socket."""
+    """Print the command or the configuration by which a VMM attaches a served disk."""
     disk = Disk(
         **settings,
         socket=str(Path(socket).absolute()),
@@ -69,7 +71,7 @@ def connect(socket: str, vmm: str, *, as_json: bool, **settings: Any) -> None:
         print_result(result, title=vmm, as_json=True)
         return
     click.echo(result.text)
-    for note in result.notes:  # apart, so that the recipe can be piped on
+    for note in result.notes:  # apart, so that the recipe alone can be piped
         click.echo(f"# {note}", err=not sys.stdout.isatty())
 
 

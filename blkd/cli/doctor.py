@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`blkd doctor`: what this host has and lacks."""
+"""`blkd doctor`: whether this host, and an image, can be used."""
 
 import sys
 
@@ -13,9 +13,10 @@ from blkd.diagnosis import examine
 @click.argument("image", required=False)
 @json_option
 def doctor(image: str | None, *, as_json: bool) -> None:
-    """Tell whether this host can serve disks, and IMAGE if one is given.
+    """Check whether this host can serve disks, and IMAGE in particular if it is given.
 
-    The exit status is 1 if something is missing.
+    "no" under "ok" is a problem that keeps blkd from working, and makes the exit status 1;
+    "-" is only information.
     """
     checks = examine(image)
     print_result({"checks": checks}, title="host", as_json=as_json)

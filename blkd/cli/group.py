@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of `blkd`; each one's module is imported when it is used."""
+"""The commands of `blkd`; the module of a command is imported when the command is used."""
 
 import importlib
 
@@ -10,19 +10,19 @@ from blkd.cli.output import group_json_option
 from blkd.cli.verbs import Verbs
 
 COMMANDS = {  # name: (module, what the list of commands says)
-    "serve": ("serve", "Make an image a disk of a virtual machine."),
-    "image": ("image", "Create images and tell about them."),
+    "serve": ("serve", "Serve an image to a virtual machine as a disk."),
+    "image": ("image", "Create an image, or describe one."),
     "show": ("control", "Show the state of a served disk."),
-    "stats": ("control", "Show the counters of a served disk."),
-    "resize": ("control", "Give a served disk another size."),
-    "pause": ("control", "Let a served disk's requests wait."),
-    "resume": ("control", "Go on after a pause."),
-    "stop": ("control", "End a served disk in good order."),
-    "kill": ("control", "End a served disk at once."),
-    "upgrade": ("upgrade", "Take a served disk over, in a new process."),
-    "connect": ("connect", "Print how to attach a VMM to a socket."),
-    "bench": ("bench", "Load a back end and measure it."),
-    "doctor": ("doctor", "Tell whether this host can do the job."),
+    "stats": ("control", "Show how many requests a served disk has answered."),
+    "resize": ("control", "Change the size of a served disk."),
+    "pause": ("control", "Stop reading and writing until blkd resume."),
+    "resume": ("control", "End a pause."),
+    "stop": ("control", "End a served disk once its requests have completed."),
+    "kill": ("control", "End a served disk without waiting for its requests."),
+    "upgrade": ("upgrade", "Continue a served disk in a new process of this version."),
+    "connect": ("connect", "Print how to attach a served disk to a virtual machine."),
+    "bench": ("bench", "Measure how fast a served disk is."),
+    "doctor": ("doctor", "Check whether this host can serve disks."),
 }
 
 

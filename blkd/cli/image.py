@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`blkd image`: images at rest."""
+"""`blkd image`: images that need not be served."""
 
 import asyncio
 
@@ -14,16 +14,21 @@ from blkd.image import store
 @click.group(cls=Verbs)
 @group_json_option
 def image() -> None:
-    """Create images and tell about them."""
+    """Create an image, or describe one."""
 
 
 @image.command()
 @click.argument("path")
 @click.argument("size", callback=size_arguments.positive)
-@click.option("--preallocate", is_flag=True, help="Take the space now, not when it is written.")
+@click.option(
+    "--preallocate", is_flag=True, help="Take all of the space now, not as the guest writes."
+)
 @json_option
 def create(path: str, size: int, *, preallocate: bool, as_json: bool) -> None:
-    """Create a raw image of SIZE bytes (10G, 512M) at PATH, which must not exist."""
+    """Create a raw image of SIZE (10G, 512M) at PATH.
+
+    An existing file is never overwritten.
+    """
     asyncio.run(store.create(path, size, preallocate=preallocate))
     print_result(asyncio.run(store.info(path)), title="created", as_json=as_json)
 
@@ -32,5 +37,5 @@ def create(path: str, size: int, *, preallocate: bool, as_json: bool) -> None:
 @click.argument("path")
 @json_option
 def info(path: str, *, as_json: bool) -> None:
-    """Tell what is known of the image or block device at PATH."""
+    """Describe the image or block device at PATH; it may be in use."""
     print_result(asyncio.run(store.info(path)), title="image", as_json=as_json)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How each VMM attaches a vhost-user-blk socket, word for word."""
+"""The command or configuration by which each VMM attaches a vhost-user-blk socket."""
 
 import html
 import json
@@ -19,21 +19,21 @@ MEMORY_STEP = 1 << 20  # bytes; what every VMM takes
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """What is attached."""
+    """What is attached, and to which guest."""
 
     socket: str
     """Absolute path."""
     queues: int = 4
     queue_size: int = 256
-    """QEMU and cloud-hypervisor would take 128: too few for a request of 1 MiB."""
+    """The default of QEMU and cloud-hypervisor, 128, is too few for a request of 1 MiB."""
     qemu: tuple[int, int] | None = None
-    """Version of the QEMU at hand, None if there is none."""
+    """Version of the QEMU that is installed, None if there is none."""
     name: str = "blkd"
-    """What the VMM is to call it; each of a guest's disks has its own."""
+    """The VMM's name for the disk; each disk of a guest has its own."""
     target: str = "vdb"
-    """What libvirt is to call it."""
+    """libvirt's name for the disk."""
     memory: int = 4 << 30
-    """Bytes of the guest's, all of which a vhost-user back end needs shared."""
+    """Bytes of the guest's memory, all of which is shared with a vhost-user back end."""
 
     def __post_init__(self) -> None:
         if not WELL_FORMED.fullmatch(self.name):
@@ -93,10 +93,10 @@ def _qemu(disk: Disk) -> Recipe:
             ["-device", ",".join(device)],
         ),
         (
-            "-m and size= are the guest's memory (--memory): one value in both places",
-            "of a further disk add -chardev and -device, made with another --id",
-            "before QEMU 9.2 it is reconnect=1, from then on reconnect-ms=1000",
-            "num-queues may be the number of virtual CPUs, up to the export's --queues",
+            "-m and size= are the guest's memory (--memory) and must be equal",
+            "for another disk add only -chardev and -device, printed with another --id",
+            "reconnect=1 is for QEMU before 9.2, reconnect-ms=1000 for later ones",
+            "num-queues is best the number of the guest's CPUs, up to --queues of blkd serve",
         ),
     )
 
@@ -119,9 +119,9 @@ def _libvirt(disk: Disk) -> Recipe:
   </disk>
 </devices>""",
         (
-            "memoryBacking stands directly under domain, the disk among its devices",
-            "of a further disk add the disk element, made with another --target",
-            "libvirt 7.1 or newer; queue_size from 7.8 on",
+            "memoryBacking goes directly into domain, the disk into its devices",
+            "for another disk add only the disk element, printed with another --target",
+            "needs libvirt 7.1, and 7.8 for queue_size",
             "QEMU's user, often libvirt-qemu, must be allowed to write to the socket",
         ),
     )
@@ -142,8 +142,8 @@ def _cloud_hypervisor(disk: Disk) -> Recipe:
             ["--disk", ",".join(device)],
         ),
         (
-            "further disks are further values of the same --disk",
-            "versions without a back-end channel see a new size only after a restart of the guest",
+            "for another disk add another value to the same --disk",
+            "versions without a back-end channel see a new size only when the guest restarts",
         ),
     )
 
@@ -170,8 +170,8 @@ def _firecracker(disk: Disk) -> Recipe:
             ["-d", json.dumps(drive)],
         ),
         (
-            "firecracker.sock is Firecracker's --api-sock; the call comes before InstanceStart",
-            "without cache_type Writeback the guest cannot flush, and every write is made durable",
+            "firecracker.sock is Firecracker's --api-sock; call it before InstanceStart",
+            "without cache_type Writeback the guest cannot flush, so every write is made durable",
             f"one queue of 256; after a resize: PATCH /drives/{disk.name} with {json.dumps(name)}",
         ),
     )
@@ -187,7 +187,7 @@ def _crosvm(disk: Disk) -> Recipe:
         ),
         (
             "without max-queue-size crosvm takes 32768, more than blkd serves",
-            "it takes as many queues as the export offers",
+            "it uses all queues that blkd serve --queues offers",
         ),
     )
 

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from blkd.cli.group import COMMANDS, blkd
 from blkd.image import store
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments):
@@ -19,6 +23,12 @@ def test_every_command_is_listed_and_tells_about_itself():
     for name in COMMANDS:
         assert f"  {name} " in listed
         assert run(name, "--help").exit_code == 0
+
+
+def test_the_manual_page_has_every_command():
+    page = (ROOT / "packaging" / "man" / "blkd.1").read_text()
+    for name in COMMANDS:
+        assert re.search(rf"\b{name}\b", page)
 
 
 @pytest.mark.parametrize(

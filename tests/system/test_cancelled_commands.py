@@ -16,7 +16,7 @@ from blkd.vhost_user.rings import VringSetup
 from blkd.vhost_user.wire import MemoryRegion
 from blkd.virtio.blk import BlkDevice
 from harness.disk import IN
-from harness.fuse import FLUSH, READ, Fuse
+from harness.fuse import FLUSH, READ, FileSystem
 from harness.vring import DESC_WRITE, GuestMemory, Vring
 
 MIB = 1 << 20
@@ -28,17 +28,17 @@ FEATURES = 1 << 32
 @pytest.fixture
 async def plane(tmp_path):
     """A data path whose worker reads at once, from a file system that can hang."""
-    with Fuse(tmp_path / "fuse", MIB) as fuse:
-        fuse.errors[FLUSH] = errno.ENOSYS
+    with FileSystem(tmp_path / "fuse", MIB, writeback=True) as fuse:
+        fuse.answers[FLUSH] = lambda: errno.ENOSYS
         image = await open_image(
-            str(fuse.file),
+            str(fuse.path),
             read_only=False,
             direct=True,  # or else it is only tried not to wait
             logical_block_size=None,
             engine="inline",
             incoming=False,
         )
-        config = ExportConfig(image=str(fuse.file), name="a", queues=1)
+        config = ExportConfig(image=str(fuse.path), name="a", queues=1)
         device = BlkDevice(parameters(config, image))
         device.accept(FEATURES)
         plane = DataPlane(ServedDisk(image, device, 128), Crew(1))

@@ -9,7 +9,7 @@ import pytest
 
 from harness.daemon import Daemon, Successor, image
 from harness.frontend import OK, UNSUPP, Feature
-from harness.fuse_image import FALLOCATE, FileSystem
+from harness.fuse import FALLOCATE, FileSystem
 from harness.storage import loop_device
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and loop devices are root's")

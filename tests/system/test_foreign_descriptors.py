@@ -12,7 +12,7 @@ import pytest
 
 from harness.daemon import Daemon, image
 from harness.frontend import FrontEnd, Request
-from harness.fuse import FLUSH, STATFS, Fuse
+from harness.fuse import FLUSH, STATFS, FileSystem
 from harness.vring import Region
 
 MIB = 1 << 20
@@ -30,7 +30,7 @@ def daemon(tmp_path):
 @pytest.fixture
 def fuse(daemon, tmp_path):
     """Strikes the daemon only; unmounted before the daemon ends, which would wait for it."""
-    with Fuse(tmp_path / "fuse", MIB) as mounted:
+    with FileSystem(tmp_path / "fuse", MIB, writeback=True) as mounted:
         mounted.victim = daemon.process.pid
         yield mounted
 
@@ -106,14 +106,14 @@ TAKEN = {set_log_fd}  # an eventfd that nothing is done with
 
 def give(daemon, fuse, sent):
     """Hand a file of `fuse` over, and leave: what the request was answered."""
-    with FrontEnd.connect(daemon.socket) as front_end, fuse.file.open("rb+") as file:
+    with FrontEnd.connect(daemon.socket) as front_end, fuse.path.open("rb+") as file:
         front_end.disk()
         return sent(front_end, file.fileno())
 
 
 @pytest.mark.parametrize("sent", REQUESTS, ids=lambda f: f.__name__)
 def test_a_descriptor_whose_close_fails_hurts_nobody(daemon, fuse, sent):
-    fuse.errors[FLUSH] = errno.EIO
+    fuse.answers[FLUSH] = lambda: errno.EIO
     answer = give(daemon, fuse, sent)
     assert (answer == 0) == (sent in TAKEN)
     assert serves(daemon)
@@ -155,7 +155,7 @@ def test_a_file_system_that_does_not_say_what_it_is_holds_nobody_up(daemon, fuse
 def test_threads_that_wait_for_file_systems_do_not_become_ever_more(daemon, fuse):
     fuse.silent.add(STATFS)
     tasks = Path(f"/proc/{daemon.process.pid}/task")
-    with FrontEnd.connect(daemon.socket) as front_end, fuse.file.open("rb+") as file:
+    with FrontEnd.connect(daemon.socket) as front_end, fuse.path.open("rb+") as file:
         front_end.prepare()
         for _ in range(4):
             assert add_memory(front_end, file.fileno()) != 0
@@ -177,7 +177,7 @@ def test_guest_memory_may_be_a_file_of_a_local_file_system(daemon, tmp_path):
 
 def test_a_second_front_end_that_leaves_hung_descriptors_behind_hurts_nobody(daemon, fuse):
     fuse.silent.add(FLUSH)
-    with FrontEnd.connect(daemon.socket) as first, fuse.file.open("rb+") as file:
+    with FrontEnd.connect(daemon.socket) as first, fuse.path.open("rb+") as file:
         disk = first.disk()
         for _ in range(5):
             with FrontEnd.connect(daemon.socket) as second:

@@ -13,7 +13,7 @@ import pytest
 
 from harness.daemon import PROGRAMS, Daemon, image, run
 from harness.frontend import FrontEnd, Request
-from harness.fuse import FLUSH, GETATTR, READ, Fuse
+from harness.fuse import FLUSH, GETATTR, READ, FileSystem
 
 MIB = 1 << 20
 END_LIMIT = 6.0  # seconds: README says 5
@@ -28,9 +28,9 @@ def disk(tmp_path):
 @pytest.fixture
 def fuse(tmp_path):
     """A file system whose files may be closed without being asked: so a process can be killed."""
-    with Fuse(tmp_path / "fuse", MIB) as mounted:
-        mounted.errors[FLUSH] = errno.ENOSYS
-        with mounted.file.open("rb+"):
+    with FileSystem(tmp_path / "fuse", MIB, writeback=True) as mounted:
+        mounted.answers[FLUSH] = lambda: errno.ENOSYS
+        with mounted.path.open("rb+"):
             pass
         mounted.wait_for(FLUSH)
         yield mounted
@@ -123,7 +123,7 @@ def test_an_announcement_that_nobody_reads_stops_nothing(disk, tmp_path):
 
 
 def test_an_image_whose_file_system_hangs_stops_neither_the_control_api_nor_the_end(fuse, tmp_path):
-    with Daemon(fuse.file, tmp_path, "--cache", "writeback") as daemon:
+    with Daemon(fuse.path, tmp_path, "--cache", "writeback") as daemon:
         daemon.ready()
         with FrontEnd.connect(daemon.socket) as front_end:
             assert front_end.disk().read(0, 512)[0] == 0
@@ -152,7 +152,7 @@ def refused(path):
 
 
 def test_an_image_on_a_stopped_server_does_not_hold_up_the_end(fuse, tmp_path):
-    with Daemon(fuse.file, tmp_path, "--cache", "writeback") as daemon:
+    with Daemon(fuse.path, tmp_path, "--cache", "writeback") as daemon:
         daemon.ready()
         fuse.stop_reading()
         daemon.wait_for_log("image cannot be measured", timeout=2 * LIMIT)
@@ -161,7 +161,7 @@ def test_an_image_on_a_stopped_server_does_not_hold_up_the_end(fuse, tmp_path):
 
 def test_a_process_that_hangs_before_it_serves_ends_in_time(fuse, tmp_path):
     fuse.stop_reading()
-    with Daemon(fuse.file, tmp_path) as daemon:
+    with Daemon(fuse.path, tmp_path) as daemon:
         deadline = time.monotonic() + LIMIT
         while not waits_for_a_server(daemon.process.pid):
             assert time.monotonic() < deadline

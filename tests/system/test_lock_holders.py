@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from harness.daemon import Daemon, image, run
-from harness.fuse import GETATTR, Fuse
+from harness.fuse import GETATTR, FileSystem
 
 MIB = 1 << 20
 ANSWER_LIMIT = 10  # seconds; a hang would last for ever
@@ -49,8 +49,8 @@ def holders(path):
 
 def test_a_process_with_a_file_on_a_hung_file_system_hangs_nobody(tmp_path, keep):
     disk = image(tmp_path / "disk.img", MIB)
-    with Fuse(tmp_path / "fuse", MIB) as fuse:
-        keep(fuse.file)
+    with FileSystem(tmp_path / "fuse", MIB, writeback=True) as fuse:
+        keep(fuse.path)
         fuse.silent.add(GETATTR)
         with Daemon(disk, tmp_path, "--name", "first") as daemon:
             daemon.ready()

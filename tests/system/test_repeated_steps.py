@@ -7,7 +7,7 @@ import os
 import pytest
 
 from harness.frontend import IN, IOERR, OK, OUT
-from harness.fuse_image import FLUSH, FSYNC, READ, WRITE, FileSystem, times
+from harness.fuse import FLUSH, FSYNC, READ, WRITE, FileSystem, times
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="FUSE is mounted as root")
 

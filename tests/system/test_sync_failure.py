@@ -11,7 +11,7 @@ import pytest
 from harness.daemon import Daemon, Successor, image, run
 from harness.dirtylog import DirtyLog
 from harness.frontend import FLUSH, IOERR, OK, OUT, FrontEnd
-from harness.fuse_image import FSYNC, FileSystem, times
+from harness.fuse import FSYNC, FileSystem, times
 from harness.storage import loop_device, mounted
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and loop devices are root's")

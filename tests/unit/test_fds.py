@@ -13,7 +13,7 @@ import time
 import pytest
 
 from blkd.host.fds import ancillary_bytes, close_foreign, passed, readable, wait_closed, writable
-from harness.fuse import FLUSH, Fuse
+from harness.fuse import FLUSH, FileSystem
 
 
 @pytest.fixture
@@ -110,19 +110,19 @@ def test_what_cannot_block_is_closed_at_once(make):
 
 
 async def test_a_close_that_fails_is_no_error(tmp_path):
-    with Fuse(tmp_path / "fuse", 4096) as fuse:
-        fuse.errors[FLUSH] = errno.EIO
-        fd = os.open(fuse.file, os.O_RDWR)
+    with FileSystem(tmp_path / "fuse", 4096, writeback=True) as fuse:
+        fuse.answers[FLUSH] = lambda: errno.EIO
+        fd = os.open(fuse.path, os.O_RDWR)
         await wait_closed([fd])
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)
 
 
 async def test_a_close_that_never_ends_holds_up_neither_the_caller_nor_others(tmp_path):
-    with Fuse(tmp_path / "fuse", 4096) as fuse:
+    with FileSystem(tmp_path / "fuse", 4096, writeback=True) as fuse:
         fuse.silent.add(FLUSH)
         began = time.monotonic()
-        await wait_closed([os.open(fuse.file, os.O_RDWR)], limit=0.1)
+        await wait_closed([os.open(fuse.path, os.O_RDWR)], limit=0.1)
         assert FLUSH in fuse.seen
         reader, writer = os.pipe()
         await wait_closed([writer])

@@ -10,7 +10,7 @@ import pytest
 
 from blkd.errors import ImageBusy, ImageError, SyncFailed
 from blkd.image import raw
-from harness.fuse_image import WRITE, FileSystem
+from harness.fuse import WRITE, FileSystem
 
 MIB = 1 << 20
 

@@ -15,7 +15,6 @@ from blkd.control import client, models
 from blkd.export.export import Export
 from blkd.export.views import ExportState
 from blkd.host import log, signals, unix_socket
-from blkd.upgrade.messages import PROTOCOL
 from blkd.upgrade.sides import Inheritance
 
 
@@ -38,7 +37,9 @@ def upgrade(control: str, *, as_json: bool) -> None:
         stack: contextlib.AsyncExitStack, settled: asyncio.Event
     ) -> tuple[Export, socket.socket | None]:
         inheritance = Inheritance()
-        switching = functools.partial(client.switch, control, models.UPGRADE, PROTOCOL, limit=limit)
+        switching = functools.partial(
+            client.switch, control, models.UPGRADE, models.UPGRADE_PROTOCOL, limit=limit
+        )
         with await asyncio.to_thread(switching) as sock:
             await inheritance.take_over(sock)
             settled.set()

@@ -16,6 +16,7 @@ RESUME = "/v1/export/resume"
 STOP = "/v1/export/stop"
 KILL = "/v1/export/kill"
 UPGRADE = "/v1/export/upgrade"
+UPGRADE_PROTOCOL = "blkd-handover"  # what is said from there on, in HTTP's Upgrade header
 
 DEFAULT_DEADLINE = 10.0  # seconds
 MAX_DEADLINE = 3600.0  # seconds

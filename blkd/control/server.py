@@ -17,7 +17,6 @@ import structlog
 from blkd import errors
 from blkd.control import models
 from blkd.control.http import Request, Response, Switch, serve_one
-from blkd.upgrade.messages import PROTOCOL
 
 SHUTDOWN_LIMIT = 0.5  # seconds that a call under way has when the export ends
 
@@ -150,11 +149,13 @@ class _Calls:
         return last
 
     async def upgrade(self, request: Request) -> Response | Switch:
-        if request.upgrade != PROTOCOL:
+        if request.upgrade != models.UPGRADE_PROTOCOL:
             return _refusal(
-                HTTPStatus.UPGRADE_REQUIRED, f"Upgrade: {PROTOCOL} is missing", upgrade=PROTOCOL
+                HTTPStatus.UPGRADE_REQUIRED,
+                f"Upgrade: {models.UPGRADE_PROTOCOL} is missing",
+                upgrade=models.UPGRADE_PROTOCOL,
             )
-        return Switch(PROTOCOL, self._hand_over)
+        return Switch(models.UPGRADE_PROTOCOL, self._hand_over)
 
 
 def _body(request: Request, model: type[Model]) -> Model:

@@ -12,9 +12,6 @@ import msgspec
 FORMAT: Final = 1
 """The version of all that stands here; another one if a field changes its meaning."""
 
-PROTOCOL: Final = "blkd-handover"
-"""How HTTP's Upgrade header calls it."""
-
 DEVICE: Final = "device"
 """In a hello: `Offer.device` is understood."""
 

@@ -19,7 +19,6 @@ from blkd.control.client import call, switch
 from blkd.control.server import control_api
 from blkd.export.views import ExportState, ExportStats, PauseResult, ResizeResult, RingStats
 from blkd.host import unix_socket
-from blkd.upgrade.messages import PROTOCOL
 from blkd.vhost_user.connection import FrontEndRing, FrontEndState
 from blkd.vhost_user.wire import MemoryRegion
 
@@ -296,7 +295,7 @@ async def test_a_call_goes_on_with_another_protocol(path, export, tmp_path):
 
     def talk():
         with (
-            switch(path, models.UPGRADE, PROTOCOL) as sock,
+            switch(path, models.UPGRADE, models.UPGRADE_PROTOCOL) as sock,
             (tmp_path / "file").open("rb") as file,
         ):
             socket.send_fds(sock, [b"x"], [file.fileno()])
@@ -309,13 +308,15 @@ async def test_a_call_goes_on_with_another_protocol(path, export, tmp_path):
 async def test_a_caller_that_does_not_know_the_other_protocol_is_told(api):
     response, problem = await api("POST", models.UPGRADE)
     assert (response.status, problem["status"]) == (426, 426)
-    assert response.headers["Upgrade"] == PROTOCOL
+    assert response.headers["Upgrade"] == models.UPGRADE_PROTOCOL
 
 
 async def test_what_is_said_before_the_protocol_has_changed_is_not_taken_for_it(path, export):
     async with served(path, export):
         reader, writer = await asyncio.open_unix_connection(path)
-        head = f"POST {models.UPGRADE} HTTP/1.1\r\nHost: x\r\nUpgrade: {PROTOCOL}\r\n"
+        head = (
+            f"POST {models.UPGRADE} HTTP/1.1\r\nHost: x\r\nUpgrade: {models.UPGRADE_PROTOCOL}\r\n"
+        )
         writer.write(f"{head}Connection: upgrade\r\n\r\ntoo early".encode())
         async with asyncio.timeout(10):
             assert await reader.read() == b""
@@ -325,7 +326,7 @@ async def test_what_is_said_before_the_protocol_has_changed_is_not_taken_for_it(
 async def test_the_client_raises_the_refusal_of_another_protocol(path, export):
     async with served(path, export):
         with pytest.raises(errors.ControlError, match="POST /nowhere"):
-            await asyncio.to_thread(switch, path, "/nowhere", PROTOCOL)
+            await asyncio.to_thread(switch, path, "/nowhere", models.UPGRADE_PROTOCOL)
 
 
 async def test_the_client_returns_what_the_export_answers(path, export):

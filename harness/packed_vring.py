@@ -69,30 +69,24 @@ class PackedVring:
     @property
     def event_flags(self) -> int:
         """When we want to be called; `event_at` says more of ONE_DESC."""
-        return self._u16(self.avail + 2)
+        return self.memory.read_u16(self.avail + 2)
 
     @event_flags.setter
     def event_flags(self, value: int) -> None:
-        self._put_u16(self.avail + 2, value)
+        self.memory.write_u16(self.avail + 2, value)
 
     @property
     def event_at(self) -> int:
-        return self._u16(self.avail)
+        return self.memory.read_u16(self.avail)
 
     @event_at.setter
     def event_at(self, value: int) -> None:
-        self._put_u16(self.avail, value)
+        self.memory.write_u16(self.avail, value)
 
     @property
     def device_event(self) -> tuple[int, int]:
         """When the device wants to be kicked: position and flags."""
-        return self._u16(self.used), self._u16(self.used + 2)
-
-    def _u16(self, gpa: int) -> int:
-        return int.from_bytes(self.memory.read(gpa, 2), "little")
-
-    def _put_u16(self, gpa: int, value: int) -> None:
-        self.memory.write(gpa, value.to_bytes(2, "little"))
+        return self.memory.read_u16(self.used), self.memory.read_u16(self.used + 2)
 
     def put_desc(self, at: int, address: int, length: int, flags: int = 0, ident: int = 0) -> None:
         """Write descriptor `at` of the ring, its flags as given."""
@@ -113,14 +107,6 @@ class PackedVring:
             if self._last_id not in self.chains:
                 return self._last_id
 
-    def _place(self, buffer: int | bytes, length: int, owned: list[tuple[int, int]]) -> int:
-        if isinstance(buffer, int):
-            return buffer
-        gpa = self.memory.alloc(max(length, len(buffer)))
-        owned.append((gpa, max(length, len(buffer))))
-        self.memory.write(gpa, buffer)
-        return gpa
-
     def add(self, chain: Sequence[tuple[int | bytes, int, int]], ident: int | None = None) -> int:
         """Write a chain into the next descriptors: its id.  The device does not see it yet."""
         assert len(chain) <= self.room, "the ring is full"
@@ -134,7 +120,7 @@ class PackedVring:
             if n == 0:
                 self._hidden[ident] = first, written
                 written = 0 if self.position(first) & WRAP else AVAIL | USED  # as if used before
-            address = self._place(buffer, length, owned)
+            address = self.memory.place(buffer, length, owned)
             self.put_desc(self.added % self.size, address, length, written, ident)
             self.added += 1
         self.chains[ident] = len(chain), owned
@@ -144,7 +130,7 @@ class PackedVring:
         """Write a chain into an indirect table, and that into one descriptor: its id."""
         owned: list[tuple[int, int]] = []
         table = b"".join(
-            DESC.pack(self._place(buffer, length, owned), length, 0, flags)
+            DESC.pack(self.memory.place(buffer, length, owned), length, 0, flags)
             for buffer, length, flags in chain
         )
         ident = self.add([(table, len(table), DESC_INDIRECT)])
@@ -155,7 +141,7 @@ class PackedVring:
         """Make chains available to the device, without a kick; the first one last."""
         for ident in reversed(idents):
             count, flags = self._hidden.pop(ident)
-            self._put_u16(self.desc + 16 * (count % self.size) + 14, flags)
+            self.memory.write_u16(self.desc + 16 * (count % self.size) + 14, flags)
             self.shown = max(self.shown, count + self.chains[ident][0])
 
     def kick(self) -> None:

@@ -85,6 +85,22 @@ class GuestMemory:
         start = gpa - region.gpa
         region.memory[start : start + len(data)] = data
 
+    def read_u16(self, gpa: int) -> int:
+        return int.from_bytes(self.read(gpa, 2), "little")
+
+    def write_u16(self, gpa: int, value: int) -> None:
+        self.write(gpa, (value & 0xFFFF).to_bytes(2, "little"))
+
+    def place(self, buffer: int | bytes, length: int, owned: list[tuple[int, int]]) -> int:
+        """The address of a buffer; bytes are copied to memory of `length` that joins `owned`."""
+        if isinstance(buffer, int):
+            return buffer
+        length = max(length, len(buffer))
+        gpa = self.alloc(length)
+        owned.append((gpa, length))
+        self.write(gpa, buffer)
+        return gpa
+
     def alloc(self, size: int, align: int = 16, region: int | None = None) -> int:
         """The guest address of `size` zero bytes, from the first region that has room."""
         if region is None and self._free[size, align]:
@@ -123,52 +139,46 @@ class Vring:
     def rewind(self, index: int = 0) -> None:
         """Begin again as a driver does after a reset, or go on from `index`."""
         self.seen = index  # used entries that were taken
-        self.kicked = index  # avail index at the last look at the device's wish to be told
+        self.kicked = index  # avail index when it was last asked whether the device wants a kick
         self.spare = list(range(self.size))
         self.chains: dict[int, tuple[list[int], list[tuple[int, int]]]] = {}
         for area, length in ((self.avail, 6 + 2 * self.size), (self.used, 6 + 8 * self.size)):
             self.memory.write(area, bytes(length))
         self.avail_idx = index
-        self._put_u16(self.used + 2, index)
+        self.memory.write_u16(self.used + 2, index)
 
     def close(self) -> None:
         for fd in (self.kick_fd, self.call_fd, self.err_fd):
             os.close(fd)
 
-    def _u16(self, gpa: int) -> int:
-        return int.from_bytes(self.memory.read(gpa, 2), "little")
-
-    def _put_u16(self, gpa: int, value: int) -> None:
-        self.memory.write(gpa, (value & 0xFFFF).to_bytes(2, "little"))
-
     @property
     def avail_idx(self) -> int:
-        return self._u16(self.avail + 2)
+        return self.memory.read_u16(self.avail + 2)
 
     @avail_idx.setter
     def avail_idx(self, value: int) -> None:
-        self._put_u16(self.avail + 2, value)
+        self.memory.write_u16(self.avail + 2, value)
 
     @property
     def avail_flags(self) -> int:
-        return self._u16(self.avail)
+        return self.memory.read_u16(self.avail)
 
     @avail_flags.setter
     def avail_flags(self, value: int) -> None:
-        self._put_u16(self.avail, value)
+        self.memory.write_u16(self.avail, value)
 
     @property
     def used_event(self) -> int:
         """The used index at which we want to be called (EVENT_IDX)."""
-        return self._u16(self.avail + 4 + 2 * self.size)
+        return self.memory.read_u16(self.avail + 4 + 2 * self.size)
 
     @used_event.setter
     def used_event(self, value: int) -> None:
-        self._put_u16(self.avail + 4 + 2 * self.size, value)
+        self.memory.write_u16(self.avail + 4 + 2 * self.size, value)
 
     @property
     def used_idx(self) -> int:
-        return self._u16(self.used + 2)
+        return self.memory.read_u16(self.used + 2)
 
     @property
     def base(self) -> int:
@@ -177,33 +187,25 @@ class Vring:
 
     @property
     def used_flags(self) -> int:
-        return self._u16(self.used)
+        return self.memory.read_u16(self.used)
 
     @property
     def avail_event(self) -> int:
         """The avail index at which the device wants to be kicked (EVENT_IDX)."""
-        return self._u16(self.used + 4 + 8 * self.size)
+        return self.memory.read_u16(self.used + 4 + 8 * self.size)
 
     def put_desc(self, at: int, address: int, length: int, flags: int = 0, link: int = 0) -> None:
         """Write descriptor `at` of the ring's own table."""
         self.memory.write(self.desc + 16 * at, DESC.pack(address, length, flags, link))
 
-    def _place(self, buffer: int | bytes, length: int, owned: list[tuple[int, int]]) -> int:
-        if isinstance(buffer, int):
-            return buffer
-        gpa = self.memory.alloc(max(length, len(buffer)))
-        owned.append((gpa, max(length, len(buffer))))
-        self.memory.write(gpa, buffer)
-        return gpa
-
     def add(self, chain: Sequence[tuple[int | bytes, int, int]]) -> int:
-        """Write a chain into free descriptors: its head.  The device is not told yet."""
+        """Write a chain into free descriptors: its head.  The device does not see it yet."""
         owned: list[tuple[int, int]] = []
         ids = [self.spare.pop(0) for _ in chain]
         for n, (buffer, length, flags) in enumerate(chain):
             last = n + 1 == len(chain)
             link = 0 if last else ids[n + 1]
-            address = self._place(buffer, length, owned)
+            address = self.memory.place(buffer, length, owned)
             self.put_desc(ids[n], address, length, flags | (0 if last else DESC_NEXT), link)
         self.chains[ids[0]] = ids, owned
         return ids[0]
@@ -214,7 +216,7 @@ class Vring:
         table = b""
         for n, (buffer, length, flags) in enumerate(chain):
             more = DESC_NEXT if n + 1 < len(chain) else 0
-            address = self._place(buffer, length, owned)
+            address = self.memory.place(buffer, length, owned)
             table += DESC.pack(address, length, flags | more, n + 1 if more else 0)
         head = self.add([(table, len(table), DESC_INDIRECT)])
         self.chains[head][1].extend(owned)
@@ -224,7 +226,7 @@ class Vring:
         """Make chains available to the device, without a kick."""
         index = self.avail_idx
         for n, head in enumerate(heads):
-            self._put_u16(self.avail + 4 + 2 * ((index + n) % self.size), head)
+            self.memory.write_u16(self.avail + 4 + 2 * ((index + n) % self.size), head)
         self.avail_idx = index + len(heads)
 
     def kick(self) -> None:

@@ -128,7 +128,7 @@ def provoke(front_end: FrontEnd) -> None:
 def watched(daemon: Daemon, seen: Seen) -> Iterator[None]:
     """Within, one front end comes and goes; afterwards the process must be as it was before."""
     descriptors, mappings = holdings(daemon)
-    told = complaints(daemon)
+    before = complaints(daemon)
 
     def holds_no_more() -> bool:
         found = holdings(daemon)
@@ -137,12 +137,12 @@ def watched(daemon: Daemon, seen: Seen) -> Iterator[None]:
     yield
     daemon.wait_for("front_end", None)
     seen.left_over += not comes_true(holds_no_more)
-    seen.silent += not comes_true(lambda: complaints(daemon) > told)
+    seen.silent += not comes_true(lambda: complaints(daemon) > before)
     seen.shrunk += 1
 
 
 def comes_true(condition: Callable[[], bool]) -> bool:
-    """Whether it does in time: what a front end handed over is closed by other threads."""
+    """Whether it does in time: a front end's descriptors are closed by other threads."""
     deadline = time.monotonic() + LIMIT
     while not condition():
         if time.monotonic() > deadline:
@@ -207,10 +207,10 @@ def shrink_often(rounds: int, options: tuple[str, ...], chance: random.Random, s
     with tempfile.TemporaryDirectory(prefix="sigbus-") as name:
         image = Path(name) / "disk.img"
         image.write_bytes(bytes(BLOCKS * BLOCK))
-        crew = ("--queues", RINGS, "--workers", RINGS)
+        rings = ("--queues", RINGS, "--workers", RINGS)
         # All events: a drill has more front ends in a moment than the log tells of otherwise.
         environment = os.environ | {"BLKD_LOG": "debug"}
-        with Daemon(image, Path(name), *crew, *options, env=environment) as daemon:
+        with Daemon(image, Path(name), *rings, *options, env=environment) as daemon:
             daemon.ready()
             verify(daemon, ledger, seen)  # it has all that it ever needs, from here on
             misbehave(daemon, ledger, chance, seen)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 PROGRAMS = Path(sys.executable).parent
-HELD = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
 def run(*arguments: object, timeout: float = 30) -> subprocess.CompletedProcess[str]:
@@ -30,9 +30,9 @@ class Process:
     """A running program; leaving the context ends it, by force if need be."""
 
     def __init__(
-        self, command: list[object], log: Path, *, hold: bool = False, **options: Any
+        self, command: list[object], log: Path, *, block: bool = False, **options: Any
     ) -> None:
-        """Start `command`; with `hold`, signals sent before its first line wait for it."""
+        """Start `command`; with `block`, signals that come early wait until it fetches them."""
         self.log = log
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
@@ -40,7 +40,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                preexec_fn=_hold if hold else None,  # noqa: PLW1509 - no threads here
+                preexec_fn=_block_signals if block else None,  # noqa: PLW1509 - no threads here
                 **options,
             )
 
@@ -154,5 +154,5 @@ def image(path: Path, size: int = 1 << 20) -> Path:
     return path
 
 
-def _hold() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+def _block_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

@@ -343,7 +343,7 @@ class FrontEnd:
     def negotiate(
         self, features: int | None = None, protocol_features: int | None = None
     ) -> Feature:
-        """Agree on features as QEMU does: what is wanted and offered, or exactly as told."""
+        """Agree on features as QEMU does: what is wanted and offered, or exactly what is given."""
         offered = self.call_u64(Request.GET_FEATURES)
         if offered & Feature.PROTOCOL_FEATURES and protocol_features != 0:
             known = self.call_u64(Request.GET_PROTOCOL_FEATURES)

@@ -22,7 +22,7 @@ CALL_LIMIT = 60.0
 
 
 class ServerError(BlkdError):
-    """blkd did not do what it was told; the message is what it wrote."""
+    """blkd failed or refused; the message is what it wrote."""
 
 
 async def blkd(*words: object, limit: float = CALL_LIMIT) -> Any:

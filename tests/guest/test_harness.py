@@ -37,13 +37,13 @@ async def test_what_the_kernel_complains_of_is_seen(machine):
 
 
 @pytest.mark.parametrize(
-    ("end", "told"),
+    ("end", "reason"),
     [
         pytest.param("poweroff -f", "the guest is gone", id="power-off"),
         pytest.param("echo c >/proc/sysrq-trigger", "the guest has started anew", id="panic"),
     ],
 )
-async def test_a_guest_that_ends_is_not_waited_for(machine, end, told):
+async def test_a_guest_that_ends_is_not_waited_for(machine, end, reason):
     async with machine.boot(cpus=1) as guest:
-        with pytest.raises(GuestError, match=told):
+        with pytest.raises(GuestError, match=reason):
             await guest.run(f"{end}; sleep 60")

@@ -25,16 +25,16 @@ def counted(values):
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=400), st.integers(1, WHOLE))
 def test_a_percentile_is_the_sorted_lists_up_to_the_guaranteed_error(values, share):
     true = sorted(values)[max(1, -(-len(values) * share // WHOLE)) - 1]
-    told = counted(values).percentile(share)
-    assert true <= told <= true * (1 + BUCKET_ERROR)
+    found = counted(values).percentile(share)
+    assert true <= found <= true * (1 + BUCKET_ERROR)
 
 
 @given(st.lists(st.integers(0, 2**62), min_size=1, max_size=50))
 def test_count_sum_and_both_ends_are_exact(values):
-    told = counted(values)
-    assert (told.count, told.total) == (len(values), sum(values) % 2**64)
-    assert (told.least, told.most) == (min(values), max(values))
-    assert (told.percentile(WHOLE), sum(told.buckets.values())) == (max(values), len(values))
+    counts = counted(values)
+    assert (counts.count, counts.total) == (len(values), sum(values) % 2**64)
+    assert (counts.least, counts.most) == (min(values), max(values))
+    assert (counts.percentile(WHOLE), sum(counts.buckets.values())) == (max(values), len(values))
 
 
 @given(sizes, numbers, numbers, numbers, numbers)

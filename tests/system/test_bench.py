@@ -68,39 +68,39 @@ loads = pytest.mark.parametrize(
 
 @loads
 def test_every_load_is_answered_by_blkd(daemon, rw):
-    told = load(
+    shown = load(
         daemon, "--rw", rw, *SHORT, "--iodepth", "4", "--queues", "2", "--pid", daemon.process.pid
     )
-    assert told.keys() >= FIELDS
-    assert (told["rw"], told["errors"]) == (rw, 0)
-    assert told["ios"] > 10
-    assert told["iops"] == pytest.approx(told["ios"] / told["seconds"], rel=0.01)
-    assert told["latency_ns"]["min"] <= told["latency_ns"]["p50"] <= told["latency_ns"]["max"]
-    assert 0 < told["target_cpu_seconds"] < 10
-    per_io = told["target_cpu_seconds"] * 1e6 / told["ios"]
-    assert told["target_cpu_us_per_io"] == pytest.approx(per_io, rel=0.01)
+    assert shown.keys() >= FIELDS
+    assert (shown["rw"], shown["errors"]) == (rw, 0)
+    assert shown["ios"] > 10
+    assert shown["iops"] == pytest.approx(shown["ios"] / shown["seconds"], rel=0.01)
+    assert shown["latency_ns"]["min"] <= shown["latency_ns"]["p50"] <= shown["latency_ns"]["max"]
+    assert 0 < shown["target_cpu_seconds"] < 10
+    per_io = shown["target_cpu_seconds"] * 1e6 / shown["ios"]
+    assert shown["target_cpu_us_per_io"] == pytest.approx(per_io, rel=0.01)
 
 
 def test_both_sides_count_the_same_requests(daemon):
-    told = load(
+    shown = load(
         daemon, "--rw", "randrw", "--iodepth", "8", "--queues", "3", "--ramp", "0.1", *SHORT
     )
     total = daemon.call("stats")["total"]
-    assert total["reads"] + total["writes"] > told["ios"]  # the ramp's are not told
-    told = load(daemon, "--rw", "flush", *SHORT)
-    assert daemon.call("stats")["total"]["flushes"] == told["ios"]
+    assert total["reads"] + total["writes"] > shown["ios"]  # the ramp's do not count
+    shown = load(daemon, "--rw", "flush", *SHORT)
+    assert daemon.call("stats")["total"]["flushes"] == shown["ios"]
 
 
 @loads
 def test_every_load_is_answered_by_qemu(qemu, rw):
-    told = load(qemu, "--rw", rw, *SHORT, "--iodepth", "4", "--queues", "2")
-    assert (told["rw"], told["errors"]) == (rw, 0)
-    assert told["ios"] > 10
+    shown = load(qemu, "--rw", rw, *SHORT, "--iodepth", "4", "--queues", "2")
+    assert (shown["rw"], shown["errors"]) == (rw, 0)
+    assert shown["ios"] > 10
 
 
 def test_qemu_keeps_what_was_written(qemu):
-    told = load(qemu, "--rw", "randwrite", "--verify", "--bs", "64K", "--iodepth", "8")
-    assert told["wrong_blocks"] == 0
+    shown = load(qemu, "--rw", "randwrite", "--verify", "--bs", "64K", "--iodepth", "8")
+    assert shown["wrong_blocks"] == 0
     assert load(qemu, "--verify-only", "--bs", "64K")["verified_blocks"] == 64
 
 
@@ -131,21 +131,23 @@ def test_what_was_written_is_there_for_another_process(daemon, rw, ring):
         "--iodepth", "16", "--queues", "2", *ring,
     )  # fmt: skip
     assert wrote.returncode == 0, wrote.stderr
-    told = json.loads(wrote.stdout)
-    assert told["verified_blocks"] >= 1024
+    shown = json.loads(wrote.stdout)
+    assert shown["verified_blocks"] >= 1024
     assert ("--packed" in ring, "--no-event-idx" not in ring, "--no-indirect" not in ring) == (
-        told["packed"],
-        told["event_idx"],
-        told["indirect"],
+        shown["packed"],
+        shown["event_idx"],
+        shown["indirect"],
     )
     found = load(daemon, "--verify-only", "--seed", "7", "--iodepth", "4")
     assert (found["verified_blocks"], found["wrong_blocks"]) == (1024, 0)
 
 
 def test_several_passes_leave_what_can_be_checked(daemon):
-    told = load(daemon, "--rw", "randwrite", "--verify", *SHORT, "--size", "256K", "--iodepth", "4")
-    assert told["ios"] > 3 * 64
-    assert told["verified_blocks"] == 64
+    shown = load(
+        daemon, "--rw", "randwrite", "--verify", *SHORT, "--size", "256K", "--iodepth", "4"
+    )
+    assert shown["ios"] > 3 * 64
+    assert shown["verified_blocks"] == 64
     assert load(daemon, "--verify-only", "--size", "256K")["verified_blocks"] == 64
 
 
@@ -158,9 +160,9 @@ def test_a_corrupt_byte_is_found_where_it_is(daemon, tmp_path):
         file.write(bytes([byte ^ 0x10]))
         file.flush()
         os.fsync(file.fileno())
-    told = load(daemon, "--verify-only", "--size", "1M", status=1)
-    assert (told["verified_blocks"], told["wrong_blocks"]) == (255, 1)
-    (wrong,) = told["wrong"]
+    shown = load(daemon, "--verify-only", "--size", "1M", status=1)
+    assert (shown["verified_blocks"], shown["wrong_blocks"]) == (255, 1)
+    (wrong,) = shown["wrong"]
     assert (wrong["what"], wrong["offset"], wrong["byte"]) == ("damaged", 122_880, 123_456)
     for_people = run("bench", daemon.socket, "--verify-only", "--size", "1M")
     assert for_people.returncode == 1
@@ -170,11 +172,11 @@ def test_a_corrupt_byte_is_found_where_it_is(daemon, tmp_path):
 
 def test_another_runs_blocks_are_told_apart(daemon):
     load(daemon, "--rw", "write", "--verify", "--size", "64K")
-    told = load(daemon, "--verify-only", "--size", "64K", "--seed", "2", status=1)
-    assert {wrong["what"] for wrong in told["wrong"]} == {"other-seed"}
-    told = load(daemon, "--verify-only", "--size", "128K", status=1)
-    assert told["wrong_blocks"] == 16
-    assert {wrong["what"] for wrong in told["wrong"]} == {"foreign"}
+    shown = load(daemon, "--verify-only", "--size", "64K", "--seed", "2", status=1)
+    assert {wrong["what"] for wrong in shown["wrong"]} == {"other-seed"}
+    shown = load(daemon, "--verify-only", "--size", "128K", status=1)
+    assert shown["wrong_blocks"] == 16
+    assert {wrong["what"] for wrong in shown["wrong"]} == {"foreign"}
 
 
 def test_people_get_a_table_with_the_same_fields(daemon):
@@ -199,11 +201,11 @@ def test_a_signal_ends_the_run_and_prints_what_was_measured(daemon, tmp_path, nu
     with Process(command, tmp_path / "bench.log") as bench:
         wait_for_requests(daemon)
         bench.process.send_signal(number)
-        told = json.loads(bench.line())
+        shown = json.loads(bench.line())
         assert bench.end(None) == 0
-    assert told["interrupted"]
-    assert told["seconds"] < 60
-    assert told["errors"] == 0
+    assert shown["interrupted"]
+    assert shown["seconds"] < 60
+    assert shown["errors"] == 0
 
 
 def test_a_check_that_was_interrupted_has_failed(daemon, tmp_path):

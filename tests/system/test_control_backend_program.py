@@ -72,7 +72,7 @@ def test_sigterm_ends_it_while_a_connection_lasts(start):
 
 
 def test_a_signal_before_its_first_line_ends_it_in_order(start, tmp_path):
-    with start(f"--socket-path={tmp_path / 'a.sock'}", hold=True) as program:
+    with start(f"--socket-path={tmp_path / 'a.sock'}", block=True) as program:
         assert program.end(signal.SIGTERM) == 0
 
 

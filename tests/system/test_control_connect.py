@@ -15,8 +15,8 @@ def test_qemu_takes_a_second_disk_s_recipe_beside_the_first_s(tmp_path):
             daemon = stack.enter_context(Daemon(disk, tmp_path / name))
             daemon.ready()
             options = ("--memory", "64M", "--id", name, "--json")
-            told = run("connect", "--vmm", "qemu", "--socket", daemon.socket, *options)
-            recipe = json.loads(told.stdout)["text"].replace("accel=kvm", "accel=tcg")
+            shown = run("connect", "--vmm", "qemu", "--socket", daemon.socket, *options)
+            recipe = json.loads(shown.stdout)["text"].replace("accel=kvm", "accel=tcg")
             lines |= dict.fromkeys(recipe.split(" \\\n    "))
         command = ["sh", "-c", f"exec {' '.join(lines)} -nodefaults -display none -qmp stdio -S"]
         qemu = stack.enter_context(
@@ -29,8 +29,8 @@ def test_qemu_takes_a_second_disk_s_recipe_beside_the_first_s(tmp_path):
 def test_qemu_takes_the_recipe_as_printed(tmp_path):
     with Daemon(image(tmp_path / "demo.img"), tmp_path) as daemon:
         daemon.ready()
-        told = run("connect", "--vmm", "qemu", "--socket", daemon.socket, "--json")
-        recipe = json.loads(told.stdout)["text"].replace("accel=kvm", "accel=tcg")
+        shown = run("connect", "--vmm", "qemu", "--socket", daemon.socket, "--json")
+        recipe = json.loads(shown.stdout)["text"].replace("accel=kvm", "accel=tcg")
         command = ["sh", "-c", f"exec {recipe} -nodefaults -display none -qmp stdio -S"]
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -51,7 +51,7 @@ def test_one_line_of_json_says_that_it_is_ready(daemon, disk):
 
 def test_json_may_be_asked_for_before_the_command(disk, tmp_path):
     command = ["blkd", "--json", "serve", disk, "--socket", tmp_path / "disk.sock"]
-    with Process(command, tmp_path / "log", hold=True) as process:
+    with Process(command, tmp_path / "log", block=True) as process:
         assert json.loads(process.line())["name"] == "demo"
         assert process.end() == 0
         assert [json.loads(line)["event"] for line in process.errors().splitlines()]
@@ -312,7 +312,7 @@ def test_no_socket_file_stays_behind(daemon):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["term", "int"])
 def test_a_signal_before_the_first_line_ends_it_in_order(disk, tmp_path, number):
-    with Daemon(disk, tmp_path, hold=True) as daemon:
+    with Daemon(disk, tmp_path, block=True) as daemon:
         assert daemon.end(number) == 0
     assert not daemon.socket.exists()
 
@@ -395,8 +395,8 @@ def test_an_unfit_image_is_refused_before_anything_listens(tmp_path, kind):
 def test_a_socket_in_a_missing_directory_is_refused_with_the_directory(disk, tmp_path):
     refused = run("serve", disk, "--socket", tmp_path / "no" / "d.sock", "--json")
     assert refused.returncode == 1
-    told = json.loads(refused.stderr.splitlines()[-1])
-    assert told["hint"] == f"make the directory {tmp_path / 'no'} first"
+    refusal = json.loads(refused.stderr.splitlines()[-1])
+    assert refusal["hint"] == f"make the directory {tmp_path / 'no'} first"
 
 
 def test_a_socket_path_too_long_is_refused(disk, tmp_path):
@@ -443,9 +443,9 @@ def test_an_image_with_an_odd_name_is_served_through_a_link(tmp_path):
 def test_a_process_that_is_stopped_is_not_waited_for_without_end(daemon, command):
     daemon.ready()
     daemon.process.send_signal(signal.SIGSTOP)
-    told = run(*command, "--control", daemon.control, "--timeout", 0.2, timeout=8)
+    refusal = run(*command, "--control", daemon.control, "--timeout", 0.2, timeout=8)
     daemon.process.send_signal(signal.SIGCONT)
-    assert told.returncode == 1
-    assert "within 0.2 s" in told.stderr
-    assert "--timeout" in told.stderr
+    assert refusal.returncode == 1
+    assert "within 0.2 s" in refusal.stderr
+    assert "--timeout" in refusal.stderr
     assert daemon.call("show")["state"] == "serving"

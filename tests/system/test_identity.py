@@ -32,8 +32,8 @@ def serial_of(path, directory):
     with Daemon(path, directory) as daemon:
         serial = daemon.ready()["serial"]
         with FrontEnd.connect(daemon.socket) as front_end:
-            told = front_end.disk().get_id()
-        assert told == (0, serial.encode().ljust(20, b"\0"))
+            shown = front_end.disk().get_id()
+        assert shown == (0, serial.encode().ljust(20, b"\0"))
         assert daemon.end() == 0
     return serial
 

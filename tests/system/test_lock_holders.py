@@ -43,8 +43,8 @@ def keep():
 
 
 def holders(path):
-    told = run("image", "info", path, "--json", timeout=ANSWER_LIMIT)
-    return [holder["pid"] for holder in json.loads(told.stdout)["locked_by"]]
+    shown = run("image", "info", path, "--json", timeout=ANSWER_LIMIT)
+    return [holder["pid"] for holder in json.loads(shown.stdout)["locked_by"]]
 
 
 def test_a_process_with_a_file_on_a_hung_file_system_hangs_nobody(tmp_path, keep):

@@ -425,9 +425,9 @@ def test_the_service_manager_is_told_who_is_the_service_now(path, tmp_path, upgr
             old.ready()
             assert manager.recv(4096).startswith(b"READY=1")
             new = upgrade(old)
-            told = {manager.recv(4096), manager.recv(4096)}
-            assert f"MAINPID={new.process.pid}".encode() in told
-            assert any(line.startswith(b"READY=1") for line in told)
+            messages = {manager.recv(4096), manager.recv(4096)}
+            assert f"MAINPID={new.process.pid}".encode() in messages
+            assert any(line.startswith(b"READY=1") for line in messages)
             new.end()
             assert manager.recv(4096) == b"STOPPING=1"
 
@@ -450,9 +450,9 @@ def test_what_a_new_process_says_of_itself_is_not_told_to_the_service_manager(pa
                 Successor(old, relay.path) as new,
             ):
                 new.ready()
-                told = {manager.recv(4096), manager.recv(4096)}
+                messages = {manager.recv(4096), manager.recv(4096)}
                 # Whoever speaks to the old process is this one, with its relay.
-                assert f"MAINPID={os.getpid()}".encode() in told
+                assert f"MAINPID={os.getpid()}".encode() in messages
                 assert new.end() == 0
 
 

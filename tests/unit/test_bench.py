@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pure parts of `blkd bench`: what may be asked, what is told, where things lie."""
+"""The pure parts of `blkd bench`: what may be asked, what is shown, where things lie."""
 
 import itertools
 import os
@@ -111,10 +111,10 @@ def test_latencies_of_several_kinds_count_as_one():
 
 
 def test_percentiles_rise_to_the_largest():
-    told = Latency.of(Counted(1000, 499_500, 0, 999, dict.fromkeys(range(128), 1) | {128: 872}))
-    values = [told.min, *(getattr(told, name) for name in PERCENTILES), told.max]
+    latency = Latency.of(Counted(1000, 499_500, 0, 999, dict.fromkeys(range(128), 1) | {128: 872}))
+    values = [latency.min, *(getattr(latency, name) for name in PERCENTILES), latency.max]
     assert values == sorted(values)
-    assert told.mean == 499.5
+    assert latency.mean == 499.5
     assert all(0 < share < WHOLE for share in PERCENTILES.values())
 
 

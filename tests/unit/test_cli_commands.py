@@ -103,10 +103,10 @@ def test_wrong_usage_is_explained(arguments, reason):
 def test_errors_are_json_if_asked(arguments, status, reason, hint):
     done = run(*arguments, "--json")
     assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (status, "", 1)
-    told = json.loads(done.stderr)
-    assert told.keys() == {"error", "hint"}
-    assert reason in told["error"]
-    assert hint is None or hint in told["hint"]
+    shown = json.loads(done.stderr)
+    assert shown.keys() == {"error", "hint"}
+    assert reason in shown["error"]
+    assert hint is None or hint in shown["hint"]
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ def test_every_command_has_wrong_usage_as_json(name):
 
 def test_json_before_a_command_is_json_of_the_command(tmp_path):
     path = str(tmp_path / "a.img")
-    told = json.loads(run("--json", "image", "create", path, "1M").stdout)
-    assert told == json.loads(run("image", "--json", "info", path).stdout)
+    shown = json.loads(run("--json", "image", "create", path, "1M").stdout)
+    assert shown == json.loads(run("image", "--json", "info", path).stdout)
 
 
 def test_a_file_may_be_called_like_the_option():
@@ -159,9 +159,9 @@ def test_an_image_is_created_and_told_about(tmp_path):
     path = str(tmp_path / "a.img")
     created = run("image", "create", path, "1.5M", "--json")
     assert created.exit_code == 0, created.output
-    told = json.loads(run("image", "info", path, "--json").output)
-    assert told == json.loads(created.output)
-    assert told["size"] == 3 << 19
+    shown = json.loads(run("image", "info", path, "--json").output)
+    assert shown == json.loads(created.output)
+    assert shown["size"] == 3 << 19
     assert "1.5 MiB" in run("image", "info", path).output
 
 
@@ -175,9 +175,9 @@ def test_an_image_that_exists_is_not_overwritten(tmp_path):
 @pytest.mark.parametrize("vmm", ["qemu", "libvirt", "cloud-hypervisor", "firecracker", "crosvm"])
 def test_a_recipe_has_the_absolute_path(vmm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    told = json.loads(run("connect", "--socket", "d.sock", "--vmm", vmm, "--json").output)
-    assert told["vmm"] == vmm
-    assert str(tmp_path / "d.sock") in told["text"]
+    shown = json.loads(run("connect", "--socket", "d.sock", "--vmm", vmm, "--json").output)
+    assert shown["vmm"] == vmm
+    assert str(tmp_path / "d.sock") in shown["text"]
 
 
 def test_only_the_recipe_goes_to_standard_output():

@@ -22,6 +22,6 @@ def test_what_is_no_list_of_cpus_is_refused(text):
 
 def test_an_older_version_is_told_of_no_setting_that_it_does_not_know():
     config = ExportConfig(image="a.img", name="a", image_format="raw", socket_group="kvm")
-    told = json.loads(for_successor(config, "the guest's serial"))
-    assert set(told) == SETTINGS_OF_0_1
-    assert told["serial"] == "the guest's serial"
+    settings = json.loads(for_successor(config, "the guest's serial"))
+    assert set(settings) == SETTINGS_OF_0_1
+    assert settings["serial"] == "the guest's serial"

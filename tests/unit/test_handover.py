@@ -96,8 +96,8 @@ def test_what_is_said_is_understood(said):
 
 
 def test_what_has_its_default_is_not_said():
-    told = json.loads(sent(framing.frame(messages.Ring(index=1), 0)))
-    assert told == {"message": "ring", "format": 1, "content": {"index": 1}}
+    written = json.loads(sent(framing.frame(messages.Ring(index=1), 0)))
+    assert written == {"message": "ring", "format": 1, "content": {"index": 1}}
 
 
 def test_a_hello_of_any_format_with_any_news_is_understood():

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from blkd.diagnosis import examine
 from blkd.errors import ImageBusy, ImageError
 from blkd.image import kernel, lock, raw, store
+from harness.daemon import image as image_of
 
 MIB = 1 << 20
 NOBODY = 65534
@@ -35,10 +36,7 @@ FACTS = kernel.Facts(
 
 @pytest.fixture
 def disk(tmp_path):
-    path = tmp_path / "disk.img"
-    path.touch()
-    os.truncate(path, MIB)
-    return path
+    return image_of(tmp_path / "disk.img", MIB)
 
 
 @contextlib.asynccontextmanager

@@ -10,6 +10,7 @@ import pytest
 
 from blkd.errors import ImageBusy, ImageError, SyncFailed
 from blkd.image import raw
+from harness.daemon import image as image_of
 from harness.fuse import WRITE, FileSystem
 
 MIB = 1 << 20
@@ -17,10 +18,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def disk(tmp_path):
-    path = tmp_path / "disk.img"
-    path.touch()
-    os.truncate(path, MIB)
-    return path
+    return image_of(tmp_path / "disk.img", MIB)
 
 
 @contextlib.asynccontextmanager

@@ -33,29 +33,29 @@ class ToyMap:
 
 
 @pytest.fixture
-async def told():
+async def ready():
     return asyncio.Queue()
 
 
 @pytest.fixture
-async def registration(told):
-    return Registration(told.put_nowait)
+async def registration(ready):
+    return Registration(ready.put_nowait)
 
 
 async def begun(memory):
     assert await asyncio.to_thread(memory.begun.wait, LIMIT)
 
 
-async def test_the_loop_goes_on_while_memory_is_filled(registration, told):
+async def test_the_loop_goes_on_while_memory_is_filled(registration, ready):
     memory = ToyMap()
     registration.want(memory)
     await begun(memory)
-    assert told.empty()
+    assert ready.empty()
     memory.go_on.set()
-    assert await asyncio.wait_for(told.get(), LIMIT) is None
+    assert await asyncio.wait_for(ready.get(), LIMIT) is None
 
 
-async def test_what_is_left_is_touched_no_more_and_not_told_of(registration, told):
+async def test_what_is_left_is_touched_no_more_and_not_reported(registration, ready):
     memory, other = ToyMap(), ToyMap()
     registration.want(memory)
     await begun(memory)
@@ -67,24 +67,24 @@ async def test_what_is_left_is_touched_no_more_and_not_told_of(registration, tol
     assert memory.pieces == 1
     other.go_on.set()
     registration.want(other)
-    assert await asyncio.wait_for(told.get(), LIMIT) is None
+    assert await asyncio.wait_for(ready.get(), LIMIT) is None
     assert other.pieces == 2
-    assert told.empty()
+    assert ready.empty()
 
 
-async def test_memory_that_hangs_is_left_after_a_while(registration, told, monkeypatch):
+async def test_memory_that_hangs_is_left_after_a_while(registration, ready, monkeypatch):
     monkeypatch.setattr("blkd.dataplane.registration.LEAVE_LIMIT", 0.01)
     memory = ToyMap()
     registration.want(memory)
     await begun(memory)
     await registration.leave()
     registration.want(ToyMap())
-    assert (await asyncio.wait_for(told.get(), LIMIT)).errno == errno.EBUSY
+    assert (await asyncio.wait_for(ready.get(), LIMIT)).errno == errno.EBUSY
     memory.go_on.set()
 
 
-async def test_what_cannot_be_filled_is_told_with_the_reason(registration, told):
+async def test_what_cannot_be_filled_is_reported_with_the_reason(registration, ready):
     memory = ToyMap(OSError(errno.ENOMEM, "Cannot allocate memory"))
     memory.go_on.set()
     registration.want(memory)
-    assert (await asyncio.wait_for(told.get(), LIMIT)).errno == errno.ENOMEM
+    assert (await asyncio.wait_for(ready.get(), LIMIT)).errno == errno.ENOMEM

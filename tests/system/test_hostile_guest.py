@@ -12,10 +12,10 @@ import pytest
 from harness.daemon import Daemon, image
 from harness.frontend import IN, OUT, Disk, FrontEnd, Request
 from harness.vring import DESC_INDIRECT, DESC_NEXT, DESC_WRITE
+from tests.hostile_chains import EITHER_LAYOUT, HEADER
 
 OK = 0
 SIZE = 128
-HEADER = struct.pack("<IIQ", IN, 0, 0)
 
 
 @pytest.fixture
@@ -54,28 +54,6 @@ def next_outside(ring):
     ring.publish(0)
 
 
-def outside_memory(ring):
-    ring.put_desc(0, 2**40, 16)
-    ring.publish(0)
-
-
-def address_that_wraps(ring):
-    ring.put_desc(0, 2**64 - 8, 16)
-    ring.publish(0)
-
-
-def no_status(ring):
-    ring.publish(ring.add([(HEADER, 16, 0)]))
-
-
-def no_header(ring):
-    ring.publish(ring.add([(ring.memory.alloc(513), 513, DESC_WRITE)]))
-
-
-def readable_after_writable(ring):
-    ring.publish(ring.add([(HEADER, 16, 0), (bytes(512), 512, DESC_WRITE), (bytes(1), 1, 0)]))
-
-
 def nested_indirect(ring):
     table = ring.memory.alloc(16)
     ring.memory.write(table, struct.pack("<QIHH", table, 16, DESC_INDIRECT, 0))
@@ -83,30 +61,14 @@ def nested_indirect(ring):
     ring.publish(0)
 
 
-def indirect_table_too_long(ring):
-    ring.put_desc(0, ring.memory.alloc(16 * 300), 16 * 300, DESC_INDIRECT)
-    ring.publish(0)
-
-
-def indirect_table_torn(ring):
-    ring.put_desc(0, ring.memory.alloc(32), 17, DESC_INDIRECT)
-    ring.publish(0)
-
-
 BREAKERS = [
+    *EITHER_LAYOUT,
     wild_index,
     wild_index_after_wrap,
     head_outside,
     self_loop,
     next_outside,
-    outside_memory,
-    address_that_wraps,
-    no_status,
-    no_header,
-    readable_after_writable,
     nested_indirect,
-    indirect_table_too_long,
-    indirect_table_torn,
 ]
 
 

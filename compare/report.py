@@ -56,7 +56,7 @@ def document(run: Run, data: str, remarks: dict[str, str]) -> str:
         "minutes": f"{run.minutes:.0f}",
         "preliminary": PRELIMINARY if run.rounds < ENOUGH_ROUNDS else "",
         "goals": goals(seen),
-        "remarks": told(remarks),
+        "remarks": explained(remarks),
         "foreign": foreign(seen),
         "null": cases(seen, Backing.NULL),
         "tmpfs": cases(seen, Backing.TMPFS),
@@ -97,7 +97,7 @@ def wanted(limit: Limit) -> str:
     return f"{'≥' if limit.at_least else '≤'} {limit.value:.3g} {limit.unit}"
 
 
-def told(remarks: dict[str, str]) -> str:
+def explained(remarks: dict[str, str]) -> str:
     """What there is to say of goals, in their order."""
     lines = [
         f"- **{goal.title}** — {' '.join(remarks[goal.key].split())}"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from drills.outcome import Outcome
-from harness.daemon import Daemon, Serving, Successor, image
+from harness.daemon import Daemon, Serving, Taker, image
 from harness.frontend import IN, OUT, Disk, FrontEnd
 
 IMAGE_BYTES = 64 << 20
@@ -90,7 +90,7 @@ class Run:
     def _upgrade(self) -> None:
         """Have a new process serve; the old one ends well."""
         with contextlib.ExitStack() as undo:
-            new = undo.enter_context(Successor(self._serving))
+            new = undo.enter_context(Taker(self._serving))
             new.ready()
             assert self._serving.end(None) == 0, self._serving.errors()
             self._serving.__exit__()
@@ -104,7 +104,7 @@ class Run:
         The first one lives until it serves, which tells how long it takes; the second dies at once.
         """
         began = time.monotonic()
-        with Successor(self._serving) as new:
+        with Taker(self._serving) as new:
             if self._lost == 0:
                 new.ready()
                 self._duration = time.monotonic() - began

@@ -135,7 +135,7 @@ class Daemon(Serving):
         super().__init__([*command, "--json", *options], directory / "log", **popen)
 
 
-class Successor(Serving):
+class Taker(Serving):
     """`blkd upgrade`, which takes over what another process serves."""
 
     def __init__(self, served: Serving, control: Path | None = None, **popen: Any) -> None:

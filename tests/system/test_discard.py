@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.daemon import Daemon, Successor, image
+from harness.daemon import Daemon, Taker, image
 from harness.frontend import OK, UNSUPP, Feature
 from harness.fuse import FALLOCATE, FileSystem
 from harness.storage import loop_device
@@ -33,7 +33,7 @@ def test_nothing_is_punched_of_an_image_that_another_process_serves(storage, ser
     daemon, front_end = serve(storage.path)
     disk = front_end.disk()
     before = storage.seen[FALLOCATE]
-    with Successor(daemon) as new:
+    with Taker(daemon) as new:
         assert new.ready()["discard"]
         assert storage.seen[FALLOCATE] == before
         assert disk.discard([(0, 8)]) == OK

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from harness.daemon import Daemon, Successor, image, run
+from harness.daemon import Daemon, Taker, image, run
 from harness.frontend import Feature, FrontEnd
 from harness.relay import Relay
 from harness.storage import loop_device
@@ -66,10 +66,10 @@ def test_an_upgrade_keeps_the_serial_whatever_the_path_leads_to(backings, tmp_pa
             disk = front_end.disk()
             before = disk.get_id()
             point(link, backings[1])
-            with Successor(daemon) as new:
+            with Taker(daemon) as new:
                 assert new.ready()["serial"] == serial
                 assert disk.get_id() == before
-                with Successor(new) as newest:
+                with Taker(new) as newest:
                     assert newest.ready()["serial"] == serial
 
 
@@ -77,7 +77,7 @@ def upgraded(daemon, tmp_path, hook):
     """The process that has taken a disk over in a conversation that a hook may change."""
     path = tmp_path / "relay.sock"
     with Relay(path, daemon.control, hook):
-        new = Successor(daemon, path)
+        new = Taker(daemon, path)
         new.ready()
     new.control = daemon.control
     assert daemon.end(None) == 0
@@ -99,7 +99,7 @@ def test_an_upgrade_keeps_what_the_guest_was_shown(backings, tmp_path):
 
     with Daemon(backings[0], tmp_path) as daemon:
         offered = daemon.ready()["features"]
-        with upgraded(daemon, tmp_path, hook) as new, Successor(new) as newest:
+        with upgraded(daemon, tmp_path, hook) as new, Taker(new) as newest:
             state = newest.ready()
             assert new.end(None) == 0
             assert state["features"] == offered & ~features

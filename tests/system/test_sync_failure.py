@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from harness.daemon import Daemon, Successor, image, run
+from harness.daemon import Daemon, Taker, image, run
 from harness.dirtylog import DirtyLog
 from harness.frontend import FLUSH, IOERR, OK, OUT, FrontEnd
 from harness.fuse import FSYNC, FileSystem, times
@@ -146,7 +146,7 @@ def test_a_failed_sync_is_known_after_an_upgrade(small, serve):
     disk = front_end.disk()
     write_in_turns(disk, BLOCKS)
     assert disk.flush() == IOERR
-    with Successor(daemon) as new:
+    with Taker(daemon) as new:
         new.ready()
         assert disk.flush() == IOERR
         assert new.call("show")["sync_error"] == "Input/output error"
@@ -161,7 +161,7 @@ def test_what_somebody_else_was_told_is_known_after_an_upgrade(small, serve):
     with pytest.raises(OSError, match="Input/output error"):
         os.fsync(fd)  # from now on no description that is opened is told
     os.close(fd)
-    with Successor(daemon) as new:
+    with Taker(daemon) as new:
         new.ready()
         assert disk.flush() == IOERR
 

@@ -13,7 +13,7 @@ import subprocess
 
 import pytest
 
-from harness.daemon import PROGRAMS, Daemon, Successor, image, run
+from harness.daemon import PROGRAMS, Daemon, Taker, image, run
 from harness.dirtylog import DirtyLog, areas
 from harness.frontend import FLUSH, IN, OUT, Disk, FrontEnd, Protocol, Request
 from harness.relay import Relay
@@ -44,7 +44,7 @@ def upgrade():
     running = []
 
     def upgrade(old, **popen):
-        running.append(Successor(old, **popen))
+        running.append(Taker(old, **popen))
         running[-1].announced = running[-1].ready()
         assert old.end(None) == 0
         return running[-1]
@@ -86,7 +86,7 @@ def test_requests_go_on_before_during_and_after(daemon, front_end, path, packed,
         return 4 * len(disks)
 
     written += work()
-    with Successor(daemon) as new:
+    with Taker(daemon) as new:
         while daemon.process.poll() is None:
             written += work()
         new.ready()
@@ -447,7 +447,7 @@ def test_what_a_new_process_says_of_itself_is_not_told_to_the_service_manager(pa
             assert manager.recv(4096).startswith(b"READY=1")
             with (
                 Relay(tmp_path / "relay.sock", old.control, lie) as relay,
-                Successor(old, relay.path) as new,
+                Taker(old, relay.path) as new,
             ):
                 new.ready()
                 messages = {manager.recv(4096), manager.recv(4096)}

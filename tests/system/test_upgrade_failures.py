@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from harness.daemon import Daemon, Successor, image, run
+from harness.daemon import Daemon, Taker, image, run
 from harness.frontend import OUT, FrontEnd
 from harness.relay import Cut, Relay
 from harness.vring import GuestMemory
@@ -65,7 +65,7 @@ class Ended:
 
 def attempted(daemon, path, hook):
     path.unlink(missing_ok=True)
-    with Relay(path, daemon.control, hook) as relay, Successor(daemon, path) as new:
+    with Relay(path, daemon.control, hook) as relay, Taker(daemon, path) as new:
         new.process.wait(20)
     said = new.errors()
     new.log.unlink()  # the next one's has the same name
@@ -126,7 +126,7 @@ def test_a_new_process_that_is_killed_changes_nothing(daemon, front_end, tmp_pat
 
     with (
         Relay(tmp_path / "relay.sock", daemon.control, on(name, kill)) as relay,
-        Successor(daemon, relay.path) as new,
+        Taker(daemon, relay.path) as new,
     ):
         killed.append(new)
         new.process.wait(20)
@@ -145,7 +145,7 @@ def test_a_new_process_that_hangs_is_not_waited_for_long(daemon, front_end, tmp_
     if name == "offer":  # it has a minute to prepare, while the disk is served
         with (
             Relay(tmp_path / "relay.sock", daemon.control, on(name, hang)) as relay,
-            Successor(daemon, relay.path) as new,
+            Taker(daemon, relay.path) as new,
         ):
             hung.append(new)
             while "offer" not in relay.seen:
@@ -155,7 +155,7 @@ def test_a_new_process_that_hangs_is_not_waited_for_long(daemon, front_end, tmp_
     else:
         with (
             Relay(tmp_path / "relay.sock", daemon.control, on(name, hang)) as relay,
-            Successor(daemon, relay.path) as new,
+            Taker(daemon, relay.path) as new,
         ):
             hung.append(new)
             daemon.wait_for_log("not handed over", reason="no answer within 2 s")
@@ -350,7 +350,7 @@ def test_only_one_takes_over_at_a_time(daemon, front_end, tmp_path):
 
     with (
         Relay(tmp_path / "relay.sock", daemon.control, on("ready", second)) as relay,
-        Successor(daemon, relay.path) as new,
+        Taker(daemon, relay.path) as new,
     ):
         new.ready()
         assert daemon.end(None) == 0
@@ -403,7 +403,7 @@ def test_a_front_end_may_leave_meanwhile(daemon, tmp_path, name):
 
     with (
         Relay(tmp_path / "relay.sock", daemon.control, on(name, leave)) as relay,
-        Successor(daemon, relay.path) as new,
+        Taker(daemon, relay.path) as new,
     ):
         new.ready()
         assert daemon.end(None) == 0
@@ -421,7 +421,7 @@ def test_a_front_end_that_comes_meanwhile_is_served_by_the_new_process(daemon, t
             daemon.control,
             on("state", lambda _: coming.append(FrontEnd.connect(daemon.socket))),
         ) as relay,
-        Successor(daemon, relay.path) as new,
+        Taker(daemon, relay.path) as new,
     ):
         new.ready()
         with coming[0] as front_end:
@@ -453,7 +453,7 @@ def test_growth_that_nobody_has_seen_yet_is_seen(daemon, front_end, tmp_path, pa
             daemon.control,
             on("state", lambda _: os.truncate(path, 2 * SIZE)),
         ) as relay,
-        Successor(daemon, relay.path) as new,
+        Taker(daemon, relay.path) as new,
     ):
         new.ready()
         assert daemon.end(None) == 0

@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 
-from harness.daemon import Daemon, Successor, image
+from harness.daemon import Daemon, Taker, image
 from harness.dirtylog import DirtyLog
 from harness.frontend import FrontEnd
 from harness.relay import Relay
@@ -54,7 +54,7 @@ def upgrade_at(daemon, name, act):
         if message.name == name:
             act(new)
 
-    with Relay(path, daemon.control, hook), Successor(daemon, path) as new:
+    with Relay(path, daemon.control, hook), Taker(daemon, path) as new:
         yield new
 
 
@@ -138,7 +138,7 @@ def test_an_image_that_went_and_came_back_is_not_the_one_that_was_offered(host, 
     with upgrade_at(daemon, "ready", migrate_and_fail) as new:
         assert refused(daemon, new)
     assert locked(daemon)
-    with Successor(daemon) as again:
+    with Taker(daemon) as again:
         again.ready()
         assert daemon.end(None) == 0
         assert locked(again)

@@ -64,7 +64,7 @@ def test_a_figure_has_the_digits_that_mean_something(value, text):
         pytest.param(4_305_527, "4.31 M", id="millions"),
     ],
 )
-def test_requests_a_second_are_told_in_k_and_m(value, text):
+def test_requests_a_second_are_shown_in_k_and_m(value, text):
     assert count(value) == text
 
 

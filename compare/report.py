@@ -12,9 +12,9 @@ import click
 
 from compare import reference
 from compare.cases import CASES, PLANS, SUBJECTS, Backing, Case
+from compare.figures import NONE, count, counted, figure, median, reach
 from compare.goals import GOALS, Goal, Limit
 from compare.images import CHECKOUT, MIB
-from compare.markdown import NONE, count, counted, figure, median, reach, table
 from compare.measurements import (
     DISTURBED_FROM,
     Measurements,
@@ -26,6 +26,7 @@ from compare.measurements import (
     undisturbed,
 )
 from compare.results import Footprint, Run, load
+from harness.markdown import table
 
 DOCUMENT: Final = CHECKOUT / "docs" / "benchmarks.md"
 HERE: Final = Path(__file__).parent

@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compare.markdown import count, figure, reach, table
+from compare.figures import count, figure, reach
 from compare.stats import Spread, ratios
+from harness.markdown import table
 
 positive = st.floats(1e-6, 1e9)
 

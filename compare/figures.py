@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures as people read them, and tables of them.  Pure."""
+"""Figures as people read them.  Pure."""
 
-from collections.abc import Iterable, Sequence
 from typing import Final
 
 from compare.stats import Spread
@@ -46,11 +45,3 @@ def counted(seen: Spread | None) -> str:
     if seen.rounds == 1:
         return count(seen.median)
     return f"{count(seen.median)} ({count(seen.low)}–{count(seen.high)})"
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:
-    """A table whose last `numbers` columns are to the right."""
-    left = len(heads) - numbers
-    rules = ["---"] * left + ["---:"] * numbers
-    lines = [heads, rules, *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

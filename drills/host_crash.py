@@ -38,7 +38,7 @@ DEPTH: Final = 12
 LONGEST: Final = 4
 """Blocks of one request."""
 OFTEN: Final = 0.04
-SELDOM: Final = 0.004
+RARELY: Final = 0.004
 """Flushes among the requests: many are under way when the host crashes, few let much be lost."""
 STRETCH: Final = 100
 """Requests after which the load turns from data to zeroes."""
@@ -97,7 +97,7 @@ class Mix:
         odd = bool(number % 2)
         if setting.write_through:
             return cls(0.0, "in the end" if odd else "never")
-        return cls(OFTEN if odd else SELDOM, "in turn")
+        return cls(OFTEN if odd else RARELY, "in turn")
 
 
 @dataclass(slots=True)

@@ -81,5 +81,5 @@ async def test_a_resize_during_a_reboot_is_seen(boot, image):
                 await server.call("resize", size)
                 rings = (await server.call("show"))["front_end"]["rings"]
                 if [ring["index"] for ring in rings if ring["started"]] == [0]:
-                    break  # the firmware reads the disk: no driver has heard of this size
+                    break  # the firmware reads the disk: no driver knows this size
         await see(guest, size)

@@ -70,7 +70,7 @@ def test_the_back_end_is_not_asked_to_call_when_indices_wrap(tmp_path):
 
 @rings
 def test_a_back_end_that_asks_for_no_kicks_gets_none(backend, ring):
-    def look_on(ring):
+    def poll(ring):
         """Serve by polling until all is done."""
         deadline = time.monotonic() + 10
         while len(backend.seen) < 256:
@@ -79,7 +79,7 @@ def test_a_back_end_that_asks_for_no_kicks_gets_none(backend, ring):
                 ring.give(number, backend.carry_out(pieces))
             assert time.monotonic() < deadline
 
-    backend.on_kick = look_on
+    backend.on_kick = poll
     result = run(backend, iodepth=4, verify_only=True, **ring)
     assert result.ios == 256
     assert result.kicks == backend.rings[0].kicks == 1  # before it had said so

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker that looks on before it sleeps loses no kick between the two."""
+"""A worker that polls before it sleeps loses no kick between the two."""
 
 import random
 

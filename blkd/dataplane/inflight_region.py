@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Final, Self
 
 from blkd import ring
-from blkd.dataplane.memory import map_file
+from blkd.dataplane.shared_files import map_file
 from blkd.errors import DataPlaneError, RequestRefused
 from blkd.host.fds import close_foreign
 from blkd.vhost_user.inflight import HEAD, VERSION, Inflight, part_entries

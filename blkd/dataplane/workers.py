@@ -1,116 +1,201 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One worker thread and the rings that it serves, as the event loop sees them.
+"""The worker threads of a device, as the event loop sees them: started, sent commands, ended.
 
-Whatever is handed to a worker is complete, and is kept until the worker has answered that
-it no longer needs it.
+A command is posted to a worker, which answers it later.  Whatever a worker is given is complete,
+and is kept until the worker has answered that it no longer needs it.
 """
 
 import asyncio
-import errno
-import functools
 import os
 import threading
-from collections.abc import Callable, Mapping
-from typing import Final
-
-import structlog
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from blkd import ring
+from blkd.dataplane.placement import Place, place
 from blkd.dataplane.served import ServedDevice
 from blkd.errors import DataPlaneError
-from blkd.host.fds import close_foreign
-from blkd.vhost_user.rings import GivenRing, HeldRing, VringSetup
+from blkd.vhost_user.rings import VringSetup
 
-log = structlog.get_logger()
+NANOSECONDS = 1000  # of a microsecond
 
-Place = tuple[int, int, int, tuple[int, int] | None]
-"""Where a ring's descriptors, its driver's and its device's area are mapped here; and where our
-writes to the first and the last are logged, None for nowhere."""
+Answer = asyncio.Future[int]
+"""What a worker will answer to one command: a number, or DataPlaneError."""
 
-Record = tuple[int, int]
-"""Where a ring's part of the in-flight region is mapped, and its entries."""
 
-NOT_RECORDED: Final[Record] = (0, 0)
-NO_FD: Final = -1
+@dataclass(frozen=True, slots=True)
+class WorkerPlan:
+    """How many worker threads serve a device, where they run, and how long they poll."""
 
-WAITS: Final = "reset the device or reboot the guest: until then its requests wait"
-REPORTS: Final = {
-    errno.EBADMSG: ("in-flight region damaged: what was in flight is not known", WAITS),
-    errno.ESTALE: ("packed ring served before, its front end does not know how far", WAITS),
-    errno.ENOSPC: (
-        "ring broken: it writes beyond the dirty log",
-        "its front end has no log for that memory: cancel, and reboot the guest",
-    ),
-}
-"""What to log of a ring that stands still, and what helps, by the errno that says why."""
+    workers: int
+    """Vring I belongs to worker I modulo this."""
+    cpus: tuple[int, ...] = ()
+    """Worker I is pinned to the I-th of these, starting over behind the last; none: to none."""
+    poll_us: int = 0
+    """Microseconds to poll before a sleep, at the most; 0 for never."""
+    register_memory: bool = False
+    """Whether each worker registers guest memory with its io_uring."""
+
+    def cpu(self, worker: int) -> int | None:
+        """The CPU that a worker is pinned to."""
+        return self.cpus[worker % len(self.cpus)] if self.cpus else None
+
+    def worker_of(self, index: int) -> tuple[int, int]:
+        """Which worker serves vring `index` of the device, and the vring's number there."""
+        number, worker = divmod(index, self.workers)
+        return worker, number
+
+    def vrings_of(self, worker: int, queues: int) -> int:
+        """How many of a device's `queues` vrings a worker serves."""
+        return len(range(worker, queues, self.workers))
+
+
+class Workers:
+    """The worker threads of one device; each is started when it is first needed.
+
+    Those parts of the data path that all workers must know of add to `at_start`: what a worker that
+    starts is sent first, in this order.
+    """
+
+    def __init__(
+        self, served: ServedDevice, plan: WorkerPlan, on_failure: Callable[[OSError], None]
+    ) -> None:
+        """`on_failure` is called where a worker cannot go on, once each."""
+        self.at_start: list[Callable[[WorkerThread], Iterable[Answer]]] = []
+        self.have_quit = False
+        self._served = served
+        self._plan = plan
+        self._on_failure = on_failure
+        self._threads: dict[int, WorkerThread] = {}
+
+    def __iter__(self) -> Iterator["WorkerThread"]:
+        """Those that have been started."""
+        return iter(tuple(self._threads.values()))
+
+    def worker_for(self, index: int) -> tuple["WorkerThread", int, list[Answer]]:
+        """The worker that serves vring `index`, the vring's number there, and what to wait for.
+
+        A worker that has to be started for it knows all that the others know once it has answered.
+
+        Raises:
+            DataPlaneError: The host has no room for one more worker, or all have ended.
+        """
+        if self.have_quit:
+            raise DataPlaneError("the data path has ended")
+        worker, number = self._plan.worker_of(index)
+        answers: list[Answer] = []
+        if worker not in self._threads:
+            thread = self._threads[worker] = self._start_worker(worker, index)
+            for post in self.at_start:
+                answers += post(thread)
+        return self._threads[worker], number, answers
+
+    def _start_worker(self, worker: int, index: int) -> "WorkerThread":
+        try:
+            return WorkerThread(
+                worker,
+                self._plan.vrings_of(worker, self._served.device.queues),
+                self._served,
+                self._plan,
+                self._on_failure,
+            )
+        except (OSError, RuntimeError) as error:
+            raise DataPlaneError(f"no worker can be started for ring {index}: {error}") from error
+
+    async def post(self, command: Callable[["WorkerThread"], Answer]) -> None:
+        """Post a command to each worker and wait until all have answered."""
+        await wait_all([command(thread) for thread in self])
+
+    @property
+    def in_flight(self) -> int:
+        """Requests fetched and not answered yet."""
+        return sum(thread.worker.in_flight for thread in self)
+
+    @property
+    def have_vrings(self) -> bool:
+        """Whether a vring is started."""
+        return any(thread.setups for thread in self)
+
+    def quit(self) -> None:
+        """End all threads at once; requests in flight are abandoned."""
+        self.have_quit = True
+        for thread in self:
+            thread.quit()
+
+    def join(self, limit: float) -> bool:
+        """Wait up to `limit` seconds for all threads to have ended: whether they have."""
+        deadline = time.monotonic() + limit
+        return all(thread.join(deadline - time.monotonic()) for thread in self)
 
 
 class WorkerThread:
-    """A worker with room for `rings` rings, and the futures that wait for its answers."""
+    """One worker with its thread, and the futures that wait for its answers."""
 
     def __init__(
         self,
         number: int,
-        rings: int,
+        vrings: int,
         served: ServedDevice,
-        longest_poll: int,
-        cpu: int | None,
-        *,
-        on_end: Callable[[OSError], None],
+        plan: WorkerPlan,
+        on_failure: Callable[[OSError], None],
     ) -> None:
-        """Start it.  `longest_poll` is in nanoseconds, 0 for never; `on_end` says that it failed.
+        """Start a worker with room for `vrings` vrings; `on_failure` says that it cannot go on.
 
         Raises OSError or RuntimeError where the host has no room for another.
         """
         self.number = number
-        self.worker = served.make_worker(rings, longest_poll)
-        self.rings: dict[int, LiveRing] = {}
-        """Those that a front end has had to do with, by the worker's own numbers."""
+        self.worker = served.make_worker(vrings, plan.poll_us * NANOSECONDS)
+        self.setups = dict[int, VringSetup]()
+        """How each of its vrings was started, by its number; one that is stopped is not there."""
+        self.reports: dict[int, Callable[[int], None]] = {}
+        """Who logs what the worker reports of a vring, by the vring's number."""
 
-        self._room = rings
+        self._room = vrings
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[int, asyncio.Future[int]] = {}
-        self._left = False
-        self._on_end = on_end
+        self._waiting: dict[int, Answer] = {}
+        self._has_quit = False
+        self._on_failure = on_failure
         self._served = served
-        self._reports = served.reports(self.worker)
-        self._loop.add_reader(self.worker.answers_fd, self._hear)
+        self._device_reports = served.reports(self.worker)
+        self._loop.add_reader(self.worker.answers_fd, self._take_answers)
         name = f"blkd-io-{number}"
-        self._thread = threading.Thread(target=self._run, args=(name, cpu), name=name, daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(name, plan.cpu(number)), name=name, daemon=True
+        )
         self._thread.start()
 
-    def answer(self, ticket: int) -> asyncio.Future[int]:
-        """What the worker will answer under `ticket`: a number, or DataPlaneError."""
-        future: asyncio.Future[int] = self._loop.create_future()
-        if self._left:
-            future.cancel()
+    def answer_to(self, ticket: int) -> Answer:
+        """The answer to the command that was posted under `ticket`; cancelled after `quit`."""
+        answer: Answer = self._loop.create_future()
+        if self._has_quit:
+            answer.cancel()
         else:
-            self._waiting[ticket] = future
-        return future
+            self._waiting[ticket] = answer
+        return answer
 
-    def configure(self) -> asyncio.Future[int]:
+    def configure(self) -> Answer:
         """Serve the device as it is now."""
-        return self.answer(self._served.configure(self.worker, self.number))
+        return self.answer_to(self._served.configure(self.worker, self.number))
 
-    def set_memory(self, memory: ring.MemoryMap | None) -> asyncio.Future[int]:
-        """Serve from another memory map; done when the old one is unused."""
+    def set_memory(self, memory: ring.MemoryMap | None) -> Answer:
+        """Serve from another memory map; answered when the old one is unused."""
         places: list[Place | None] = [None] * self._room
-        for number, live in self.rings.items():
-            if live.setup is not None:
-                places[number] = place(memory, live.setup)
-        return self.answer(self.worker.set_memory(memory, places))
+        for number, setup in self.setups.items():
+            places[number] = place(memory, setup)
+        return self.answer_to(self.worker.set_memory(memory, places))
 
-    def leave(self) -> None:
-        """Have the thread end at once; nothing waits for it any more."""
-        self._left = True
-        self._reports.close()
+    def quit(self) -> None:
+        """End the thread at once; every answer that is still awaited is cancelled."""
+        self._has_quit = True
+        self._device_reports.close()
         self._loop.remove_reader(self.worker.answers_fd)
         self.worker.quit()
-        for future in self._waiting.values():
-            future.cancel()
+        for answer in self._waiting.values():
+            answer.cancel()
 
     def join(self, limit: float) -> bool:
-        """Wait up to `limit` seconds for the thread to have left: whether it has."""
+        """Wait up to `limit` seconds for the thread to have ended: whether it has."""
         self._thread.join(max(0.0, limit))
         return not self._thread.is_alive()
 
@@ -120,206 +205,29 @@ class WorkerThread:
                 os.sched_setaffinity(0, {cpu})  # 0: this thread
             self.worker.run(name)
         except OSError as error:
-            self._loop.call_soon_threadsafe(self._on_end, error)
+            self._loop.call_soon_threadsafe(self._on_failure, error)
 
-    def _hear(self) -> None:
-        for ticket, number, result in self.worker.answers():
-            if ticket == 0 and result >= ring.RECOVERED:
-                self.rings[number].report_recovered(result - ring.RECOVERED)
-                continue
-            if ticket == 0 and result > 0:
-                self._reports.report(result)
-                continue
-            if ticket == 0:
-                self.rings[number].report(-result)
-                continue
-            future = self._waiting.pop(ticket)
-            if future.done():
-                continue  # nobody waits any more
-            if result < 0:
-                future.set_exception(DataPlaneError(os.strerror(-result)))
+    def _take_answers(self) -> None:
+        for ticket, vring, result in self.worker.answers():
+            if ticket:
+                self._settle(self._waiting.pop(ticket), result)
+            elif 0 < result < ring.RECOVERED:
+                self._device_reports.report(result)
             else:
-                future.set_result(result)
+                self.reports[vring](result)
 
-
-class LiveRing:
-    """One virtqueue: its worker, its descriptors, and where it lies while it is started.
-
-    `index` is the device's number of the ring, `number` its worker's.
-    """
-
-    def __init__(self, index: int, thread: WorkerThread, number: int) -> None:
-        self.index = index
-        self.thread = thread
-        self.number = number
-        self.setup: VringSetup | None = None
-        self.fds: dict[str, int] = {}
-        self._unused: list[int] = []  # once the worker has ended
-        self._replacing: dict[str, asyncio.Future[int]] = {}  # the latest answer of each kind
-        self._stopping: asyncio.Future[int] | None = None  # what `stop` waits for
-        self._before: Mapping[str, int] = {}  # counters of the process that served it before
-        thread.rings[number] = self
-
-    @property
-    def _worker(self) -> ring.Worker:
-        return self.thread.worker
-
-    async def replace_fd(self, kind: str, fd: int | None) -> None:
-        """Use another kick, call or error eventfd, taken; the old one is closed when unused."""
-        post = {
-            "kick": self._worker.set_kick,
-            "call": self._worker.set_call,
-            "error": self._worker.set_error,
-        }[kind]
-        if (before := self._replacing.get(kind)) is not None and not before.done():
-            await asyncio.wait([before])  # whoever asked for that has been cancelled
-        ticket = post(self.number, NO_FD if fd is None else fd)
-        old = self.fds.pop(kind, None)
-        if fd is not None:
-            self.fds[kind] = fd
-        answer = self._replacing[kind] = self.thread.answer(ticket)
-        if old is not None:
-            answer.add_done_callback(functools.partial(self._retire, old))
-        await asyncio.shield(answer)  # cancelled or not: the old one is in use until the answer
-
-    def _retire(self, fd: int, answer: asyncio.Future[int]) -> None:
-        """Close a descriptor that was replaced, unless the worker left without an answer."""
-        if answer.cancelled():
-            self._unused.append(fd)
+    def _settle(self, answer: Answer, result: int) -> None:
+        if answer.done():
+            return  # nobody waits any more
+        if result < 0:
+            answer.set_exception(DataPlaneError(os.strerror(-result)))
         else:
-            close_foreign([fd])
-
-    async def start(self, where: Place, setup: VringSetup, record: Record) -> None:
-        """Start at a place; what was made available before is looked at right away.
-
-        What the record says to be in flight is carried out first.
-        """
-        answer = self._start(where, setup, record)
-        self.setup = setup  # if this is cancelled, the worker starts it all the same
-        answer.add_done_callback(self._check_started)
-        await asyncio.shield(answer)
-
-    def _check_started(self, answer: asyncio.Future[int]) -> None:
-        if not answer.cancelled() and answer.exception() is not None:
-            self.setup = None
-
-    def _start(
-        self,
-        where: Place,
-        setup: VringSetup,
-        record: Record,
-        *,
-        taken_over: bool = False,
-        broken: bool = False,
-    ) -> asyncio.Future[int]:
-        return self.thread.answer(
-            self._worker.start(
-                self.number,
-                where,
-                size=setup.size,
-                base=setup.base,
-                packed=setup.packed,
-                event_idx=setup.event_idx,
-                indirect=setup.indirect,
-                inflight=record[0],
-                entries=record[1],
-                taken_over=taken_over,
-                broken=broken,
-            )
-        )
-
-    def held(self) -> HeldRing:
-        """All that another process must know of it to go on."""
-        state = self._worker.ring_state(self.number)
-        broken, lost = bool(state["broken"]), bool(state["lost"])
-        counters = self.counters()
-        del counters["in_flight"]
-        return HeldRing(self.index, state["base"], broken, lost, self.fds, counters)
-
-    def adopt(
-        self, given: GivenRing, where: Place | None, record: Record
-    ) -> list[asyncio.Future[int]]:
-        """Go on with a ring of another process; takes its descriptors."""
-        worker, number = self._worker, self.number
-        self.fds, self._before, self.setup = dict(given.fds), given.counters, given.setup
-        told = [
-            self.thread.answer(post(number, self.fds.get(kind, NO_FD)))
-            for kind, post in (
-                ("kick", worker.set_kick),
-                ("call", worker.set_call),
-                ("error", worker.set_error),
-            )
-        ]
-        if where is not None and given.setup is not None:
-            told.append(
-                self._start(where, given.setup, record, taken_over=True, broken=given.broken)
-            )
-        return [*told, self.enable(enabled=given.enabled)]
-
-    async def move(self, where: Place, setup: VringSetup) -> None:
-        """Go on at another place."""
-        await self.thread.answer(self._worker.move(self.number, where))
-        self.setup = setup
-
-    def enable(self, *, enabled: bool) -> asyncio.Future[int]:
-        """Let the ring be served, or have it wait."""
-        return self.thread.answer(self._worker.enable(self.number, enabled))
-
-    async def stop(self) -> int:
-        """Drain and stop: the next base.  The kick and call eventfds are closed.
-
-        One that is stopping already, for somebody who was cancelled, is waited for.
-        """
-        if self._stopping is None or self._stopping.done():
-            self._stopping = self.thread.answer(self._worker.stop(self.number))
-        base = await asyncio.shield(self._stopping)
-        self.setup = None
-        self.close("kick", "call")
-        return base
-
-    def close(self, *kinds: str) -> None:
-        """Close descriptors that the worker does not use any more."""
-        close_foreign([self.fds.pop(kind) for kind in kinds if kind in self.fds])
-
-    def close_all(self) -> None:
-        """Close every descriptor: the worker has ended."""
-        self.close("kick", "call", "error")
-        close_foreign(self._unused)
-
-    def counters(self) -> dict[str, int]:
-        """The counters, and how many requests are in flight."""
-        in_flight = self._worker.ring_state(self.number)["in_flight"]
-        own = self._worker.counters(self.number)
-        told = {name: count + self._before.get(name, 0) for name, count in own.items()}
-        return {**told, "in_flight": in_flight}
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether its driver broke it, or its memory was taken away."""
-        return bool(self._worker.ring_state(self.number)["broken"])
-
-    def report_recovered(self, count: int) -> None:
-        """Log how many requests another back end has left in flight, which are done now."""
-        log.info("requests recovered", ring=self.index, requests=count)
-
-    def report(self, reason: int) -> None:
-        """Log that the worker stopped fetching from the ring."""
-        if reason in REPORTS:
-            what, hint = REPORTS[reason]
-            log.warning(what, ring=self.index, hint=hint)
-            return
-        name = errno.errorcode.get(reason, str(reason))
-        what = "ring lost its memory" if reason == errno.ENXIO else "ring broken by its driver"
-        log.warning(what, ring=self.index, reason=name)
+            answer.set_result(result)
 
 
-def place(memory: ring.MemoryMap | None, setup: VringSetup) -> Place | None:
-    """Where a ring's three parts are mapped, or None if one of them is not, or is misaligned."""
-    found = [memory.locate(at, size) if memory else 0 for at, size, _ in setup.parts]
-    aligned = all(
-        at % alignment == 0 for at, (_, _, alignment) in zip(found, setup.parts, strict=True)
-    )
-    if memory is None or not (all(found) and aligned):
-        return None
-    log = None if setup.logged_at is None else (memory.guest_address(setup.desc), setup.logged_at)
-    return found[0], found[1], found[2], log
+async def wait_all(answers: Iterable[Awaitable[object]]) -> None:
+    """Wait for all of `answers`, also where one fails; the first failure is raised then."""
+    results = await asyncio.gather(*answers, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

@@ -25,7 +25,7 @@ from blkd.errors import (
 )
 from blkd.export.config import ExportConfig, for_successor
 from blkd.export.frontends import FrontEnds
-from blkd.export.settings import crew, parameters
+from blkd.export.settings import parameters, worker_plan
 from blkd.export.views import (
     Announced,
     Counts,
@@ -93,7 +93,7 @@ class Export:
                 undo.callback(inherited.close)
             elif config.socket is None:
                 raise ConfigError("no socket to serve on")
-            self._crew = crew(config)
+            self._plan = worker_plan(config)
             self._image = await open_image(
                 config.image,
                 read_only=config.read_only,
@@ -101,7 +101,7 @@ class Export:
                 logical_block_size=config.logical_block_size,
                 engine=config.engine,
                 incoming=config.incoming,
-                workers=self._crew.workers,
+                workers=self._plan.workers,
                 image_format=config.image_format,
             )
             self._make_disk(undo)
@@ -113,7 +113,7 @@ class Export:
         undo.callback(self._image.close)
         self._device = BlkDevice(parameters(self.config, self._image), shown)
         self._disk = ServedDisk(self._image, self._device, self.config.queue_size)
-        self._plane = DataPlane(self._disk, self._crew)
+        self._plane = DataPlane(self._disk, self._plan)
         undo.callback(self._plane.close)
 
     def _admit_from(self, sock: socket.socket) -> None:
@@ -434,7 +434,7 @@ class Export:
             undo.callback(listening.close)
             if not unix_socket.is_listening(listening):
                 raise HandoverError("front ends cannot connect to the socket that came")
-            self._crew = crew(config)
+            self._plan = worker_plan(config)
             self._image = adopt_image(
                 config.image,
                 fds.take_any(offer.image),
@@ -443,7 +443,7 @@ class Export:
                 logical_block_size=offer.logical_block_size,
                 engine=config.engine,
                 held=offer.image_locked,
-                workers=self._crew.workers,
+                workers=self._plan.workers,
             )
             self._make_disk(undo, _shown(offer.device))
             self._admit_from(listening)
@@ -510,9 +510,9 @@ class Export:
             serial=self._serial,
             engine=self._image.engine.name,
             engine_reason=self._image.engine.reason,
-            workers=self._crew.workers,
-            cpus=self._crew.cpus,
-            poll_us=self._crew.poll_us,
+            workers=self._plan.workers,
+            cpus=self._plan.cpus,
+            poll_us=self._plan.poll_us,
             memory_registered=self._plane.memory_is_registered,
             discard=device.discard,
             sync_error=os.strerror(error) if (error := self._disk.sync_error) else None,

@@ -3,7 +3,7 @@
 
 import os
 
-from blkd.dataplane import Crew, discards_by_command
+from blkd.dataplane import WorkerPlan, discards_by_command
 from blkd.errors import ConfigError
 from blkd.export.config import ExportConfig
 from blkd.image.base import Image
@@ -11,7 +11,7 @@ from blkd.image.raw import default_serial
 from blkd.virtio.blk import NEWEST_SET, SECTOR_BYTES, BlkParameters
 
 
-def crew(config: ExportConfig) -> Crew:
+def worker_plan(config: ExportConfig) -> WorkerPlan:
     """The workers of an export.  Raises ConfigError where they may not run as configured."""
     allowed = os.sched_getaffinity(0)
     if missing := set(config.cpus) - allowed:
@@ -22,7 +22,7 @@ def crew(config: ExportConfig) -> Crew:
     # One CPU is left to the guest: workers that look on would keep its own CPUs from it.
     usable = len(set(config.cpus)) or max(1, len(allowed) - 1)
     workers = min(config.workers or usable, config.queues)
-    return Crew(workers, config.cpus, config.poll_us, config.register_memory)
+    return WorkerPlan(workers, config.cpus, config.poll_us, config.register_memory)
 
 
 def parameters(config: ExportConfig, image: Image) -> BlkParameters:

@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from blkd.dataplane import Crew, DataPlane, ServedDisk
+from blkd.dataplane import DataPlane, ServedDisk, WorkerPlan
 from blkd.export.config import ExportConfig
 from blkd.export.settings import parameters
 from blkd.image.kinds import open_image
@@ -41,7 +41,7 @@ async def plane(tmp_path):
         config = ExportConfig(image=str(fuse.path), name="a", queues=1)
         device = BlkDevice(parameters(config, image))
         device.accept(FEATURES)
-        plane = DataPlane(ServedDisk(image, device, 128), Crew(1))
+        plane = DataPlane(ServedDisk(image, device, 128), WorkerPlan(1))
         plane.fuse = fuse
         try:
             yield plane

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from blkd.dataplane.registration import Registration
+from blkd.dataplane.registration import PageFiller
 
 LIMIT = 5
 
@@ -38,53 +38,53 @@ async def ready():
 
 
 @pytest.fixture
-async def registration(ready):
-    return Registration(ready.put_nowait)
+async def filler(ready):
+    return PageFiller(ready.put_nowait)
 
 
 async def begun(memory):
     assert await asyncio.to_thread(memory.begun.wait, LIMIT)
 
 
-async def test_the_loop_goes_on_while_memory_is_filled(registration, ready):
+async def test_the_loop_goes_on_while_memory_is_filled(filler, ready):
     memory = ToyMap()
-    registration.want(memory)
+    filler.fill(memory)
     await begun(memory)
     assert ready.empty()
     memory.go_on.set()
     assert await asyncio.wait_for(ready.get(), LIMIT) is None
 
 
-async def test_what_is_left_is_touched_no_more_and_not_reported(registration, ready):
+async def test_what_is_left_is_touched_no_more_and_not_reported(filler, ready):
     memory, other = ToyMap(), ToyMap()
-    registration.want(memory)
+    filler.fill(memory)
     await begun(memory)
-    leaving = asyncio.create_task(registration.leave())
+    leaving = asyncio.create_task(filler.leave())
     await asyncio.sleep(0)
     assert not leaving.done()
     memory.go_on.set()
     await asyncio.wait_for(leaving, LIMIT)
     assert memory.pieces == 1
     other.go_on.set()
-    registration.want(other)
+    filler.fill(other)
     assert await asyncio.wait_for(ready.get(), LIMIT) is None
     assert other.pieces == 2
     assert ready.empty()
 
 
-async def test_memory_that_hangs_is_left_after_a_while(registration, ready, monkeypatch):
-    monkeypatch.setattr("blkd.dataplane.registration.LEAVE_LIMIT", 0.01)
+async def test_memory_that_hangs_is_left_after_a_while(filler, ready, monkeypatch):
+    monkeypatch.setattr("blkd.dataplane.registration.FILL_LIMIT", 0.01)
     memory = ToyMap()
-    registration.want(memory)
+    filler.fill(memory)
     await begun(memory)
-    await registration.leave()
-    registration.want(ToyMap())
+    await filler.leave()
+    filler.fill(ToyMap())
     assert (await asyncio.wait_for(ready.get(), LIMIT)).errno == errno.EBUSY
     memory.go_on.set()
 
 
-async def test_what_cannot_be_filled_is_reported_with_the_reason(registration, ready):
+async def test_what_cannot_be_filled_is_reported_with_the_reason(filler, ready):
     memory = ToyMap(OSError(errno.ENOMEM, "Cannot allocate memory"))
     memory.go_on.set()
-    registration.want(memory)
+    filler.fill(memory)
     assert (await asyncio.wait_for(ready.get(), LIMIT)).errno == errno.ENOMEM

@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vrings of a device, as the event loop sees them: their descriptors, starts and stops.
+
+What is in a vring is its worker's affair; here is what a front end has given for it.
+"""
+
+import asyncio
+import contextlib
+import errno
+import functools
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Final
+
+import structlog
+
+from blkd import ring
+from blkd.dataplane.memory import GuestMemory
+from blkd.dataplane.placement import Place
+from blkd.dataplane.recording import NOT_RECORDED, Record, Recording
+from blkd.dataplane.shared_files import require_eventfd
+from blkd.dataplane.workers import Answer, Workers, WorkerThread, wait_all
+from blkd.errors import DataPlaneError, RequestRefused
+from blkd.host.fds import close_foreign
+from blkd.vhost_user.rings import GivenRing, HeldRing, VringSetup
+
+log = structlog.get_logger()
+
+NO_FD: Final = -1
+
+WAITS: Final = "reset the device or reboot the guest: until then its requests wait"
+REPORTS: Final = {
+    errno.EBADMSG: ("in-flight region damaged: what was in flight is not known", WAITS),
+    errno.ESTALE: ("packed ring served before, its front end does not know how far", WAITS),
+    errno.ENOSPC: (
+        "ring broken: it writes beyond the dirty log",
+        "its front end has no log for that memory: cancel, and reboot the guest",
+    ),
+}
+"""What to log of a vring that is served no more, and what helps, by the errno that says why."""
+
+
+class Vrings:
+    """The vrings of one device; one that no front end has used costs nothing.
+
+    `before_first_start` may refuse that any vring is started, by RequestRefused.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        memory: GuestMemory,
+        recording: Recording,
+        before_first_start: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._workers = workers
+        self._memory = memory
+        self._recording = recording
+        self._before_first_start = before_first_start
+        self._used: dict[int, Vring] = {}
+        self._enabled: set[int] = set()
+
+    def __iter__(self) -> Iterator["Vring"]:
+        """Those that a front end has used."""
+        return iter(tuple(self._used.values()))
+
+    async def use(self, index: int) -> "Vring":
+        """Vring `index`, with a worker that knows all that the others know.
+
+        Raises:
+            DataPlaneError: The host has no room for one more worker, or all have ended.
+        """
+        if index in self._used:
+            return self._used[index]
+        thread, number, answers = self._workers.worker_for(index)
+        vring = self._used[index] = Vring(index, thread, number)
+        answers.append(vring.enable(enabled=index in self._enabled))
+        await wait_all(answers)  # all were posted before anything else could be
+        return vring
+
+    async def replace_fd(self, index: int, kind: str, fd: int | None) -> None:
+        """Give a vring another kick, call or error eventfd, taken, or none."""
+        with contextlib.ExitStack() as undo:
+            if fd is not None:
+                undo.callback(close_foreign, [fd])
+                require_eventfd(fd, kind)
+            vring = await self.use(index)
+            undo.pop_all()
+        try:
+            await vring.replace_fd(kind, fd)
+        except DataPlaneError as error:
+            raise RequestRefused(f"ring {index} cannot use its {kind} eventfd: {error}") from error
+
+    async def start(self, index: int, setup: VringSetup) -> None:
+        """Start a vring; what was made available before is served right away."""
+        vring = await self.use(index)
+        where, record = self._memory.place(index, setup), self._recording.record(index, setup)
+        if not self._workers.have_vrings:
+            await self._before_first_start()
+        try:
+            await vring.start(where, setup, record)
+        except DataPlaneError as error:
+            raise RequestRefused(f"ring {index} cannot start: {error}") from error
+
+    async def move(self, index: int, setup: VringSetup) -> None:
+        """Give a running vring new addresses."""
+        vring = await self.use(index)
+        await vring.move(self._memory.place(index, setup), setup)
+
+    async def enable(self, index: int, *, enabled: bool) -> None:
+        """Let a vring be served, or have it wait; it stays started."""
+        (self._enabled.add if enabled else self._enabled.discard)(index)
+        if (vring := self._used.get(index)) is not None:
+            await vring.enable(enabled=enabled)
+
+    async def stop(self, index: int) -> int:
+        """Drain a vring and stop it: the base to go on from."""
+        return await (await self.use(index)).stop()
+
+    async def stop_all(self) -> None:
+        """Drain and stop every vring that is started."""
+        await wait_all([vring.stop() for vring in self if vring.setup is not None])
+
+    async def reset(self) -> None:
+        """Disable every vring and close its descriptors; all are stopped."""
+        async with contextlib.AsyncExitStack() as steps:
+            steps.callback(self._enabled.clear)
+            steps.push_async_callback(wait_all, [self._reset_one(vring) for vring in self])
+
+    async def _reset_one(self, vring: "Vring") -> None:
+        async with contextlib.AsyncExitStack() as steps:
+            steps.push_async_callback(self.enable, vring.index, enabled=False)
+            for kind in ("error", "call", "kick"):
+                steps.push_async_callback(vring.replace_fd, kind, None)
+
+    async def adopt(self, rings: Sequence[GivenRing]) -> None:
+        """Go on with vrings of another process, within the memory already set."""
+        if any(given.setup for given in rings):
+            await self._before_first_start()
+        answers: list[Answer] = []
+        for given in rings:
+            with contextlib.ExitStack() as undo:
+                undo.callback(close_foreign, list(given.fds.values()))
+                for kind, fd in given.fds.items():
+                    require_eventfd(fd, kind)
+                vring = await self.use(given.index)
+                where = self._memory.place(given.index, given.setup) if given.setup else None
+                record = NOT_RECORDED
+                if given.setup:
+                    record = self._recording.record(given.index, given.setup)
+                undo.pop_all()
+            if given.enabled:
+                self._enabled.add(given.index)
+            answers += vring.adopt(given, where, record)
+        await wait_all(answers)
+
+    def counters(self, index: int) -> dict[str, int]:
+        """The counters of a vring, by name; empty while nobody has used it."""
+        vring = self._used.get(index)
+        return {} if vring is None else vring.counters()
+
+    def close(self) -> None:
+        """Close every descriptor: the workers have ended."""
+        for vring in self:
+            vring.close()
+
+
+class Vring:
+    """One virtqueue: its worker, its descriptors, and how it was started.
+
+    `index` is the device's number of the vring, `number` its worker's.
+    """
+
+    def __init__(self, index: int, thread: WorkerThread, number: int) -> None:
+        self.index = index
+        self.fds: dict[str, int] = {}
+        self._thread = thread
+        self._number = number
+        self._replaced: list[int] = []  # to be closed once the worker has ended
+        self._replacing: dict[str, Answer] = {}  # the latest answer of each kind
+        self._stopping: Answer | None = None  # what `stop` waits for
+        self._before: Mapping[str, int] = {}  # counters of the process that served it before
+        thread.reports[number] = self.report
+
+    @property
+    def _worker(self) -> ring.Worker:
+        return self._thread.worker
+
+    @property
+    def setup(self) -> VringSetup | None:
+        """How it was started; None while it is stopped."""
+        return self._thread.setups.get(self._number)
+
+    @setup.setter
+    def setup(self, setup: VringSetup | None) -> None:
+        if setup is None:
+            self._thread.setups.pop(self._number, None)
+        else:
+            self._thread.setups[self._number] = setup
+
+    async def replace_fd(self, kind: str, fd: int | None) -> None:
+        """Use another kick, call or error eventfd, taken; the old one is closed when unused."""
+        if (before := self._replacing.get(kind)) is not None and not before.done():
+            await asyncio.wait([before])  # whoever asked for that has been cancelled
+        answer = self._replacing[kind] = self._post_fd(kind, fd)
+        old = self.fds.pop(kind, None)
+        if fd is not None:
+            self.fds[kind] = fd
+        if old is not None:
+            answer.add_done_callback(functools.partial(self._retire, old))
+        await asyncio.shield(answer)  # cancelled or not: the old one is in use until the answer
+
+    def _post_fd(self, kind: str, fd: int | None) -> Answer:
+        post = {
+            "kick": self._worker.set_kick,
+            "call": self._worker.set_call,
+            "error": self._worker.set_error,
+        }[kind]
+        return self._thread.answer_to(post(self._number, NO_FD if fd is None else fd))
+
+    def _retire(self, fd: int, answer: Answer) -> None:
+        """Close a descriptor that was replaced, unless the worker ended without an answer."""
+        if answer.cancelled():
+            self._replaced.append(fd)
+        else:
+            close_foreign([fd])
+
+    async def start(self, where: Place, setup: VringSetup, record: Record) -> None:
+        """Start at a place; what was made available before is served right away.
+
+        What the record says to be in flight is done first.
+        """
+        answer = self._start(where, setup, record)
+        self.setup = setup  # if this is cancelled, the worker starts it all the same
+        answer.add_done_callback(self._check_started)
+        await asyncio.shield(answer)
+
+    def _check_started(self, answer: Answer) -> None:
+        if not answer.cancelled() and answer.exception() is not None:
+            self.setup = None
+
+    def _start(
+        self,
+        where: Place,
+        setup: VringSetup,
+        record: Record,
+        *,
+        taken_over: bool = False,
+        broken: bool = False,
+    ) -> Answer:
+        return self._thread.answer_to(
+            self._worker.start(
+                self._number,
+                where,
+                size=setup.size,
+                base=setup.base,
+                packed=setup.packed,
+                event_idx=setup.event_idx,
+                indirect=setup.indirect,
+                inflight=record[0],
+                entries=record[1],
+                taken_over=taken_over,
+                broken=broken,
+            )
+        )
+
+    def held(self) -> HeldRing:
+        """All that another process must know of it to go on."""
+        state = self._worker.ring_state(self._number)
+        broken, lost = bool(state["broken"]), bool(state["lost"])
+        counters = self.counters()
+        del counters["in_flight"]
+        return HeldRing(self.index, state["base"], broken, lost, self.fds, counters)
+
+    def adopt(self, given: GivenRing, where: Place | None, record: Record) -> list[Answer]:
+        """Go on with a vring of another process; takes its descriptors."""
+        self.fds, self._before, self.setup = dict(given.fds), given.counters, given.setup
+        answers = [self._post_fd(kind, self.fds.get(kind)) for kind in ("kick", "call", "error")]
+        if where is not None and given.setup is not None:
+            answers.append(
+                self._start(where, given.setup, record, taken_over=True, broken=given.broken)
+            )
+        return [*answers, self.enable(enabled=given.enabled)]
+
+    async def move(self, where: Place, setup: VringSetup) -> None:
+        """Go on at another place."""
+        await self._thread.answer_to(self._worker.move(self._number, where))
+        self.setup = setup
+
+    def enable(self, *, enabled: bool) -> Answer:
+        """Let the vring be served, or have it wait."""
+        return self._thread.answer_to(self._worker.enable(self._number, enabled))
+
+    async def stop(self) -> int:
+        """Drain and stop: the next base.  The kick and call eventfds are closed.
+
+        One that is stopping already, for somebody who was cancelled, is waited for.
+        """
+        if self._stopping is None or self._stopping.done():
+            self._stopping = self._thread.answer_to(self._worker.stop(self._number))
+        base = await asyncio.shield(self._stopping)
+        self.setup = None
+        self._close("kick", "call")
+        return base
+
+    def close(self) -> None:
+        """Close every descriptor: the worker has ended."""
+        self._close("kick", "call", "error")
+        close_foreign(self._replaced)
+
+    def _close(self, *kinds: str) -> None:
+        close_foreign([self.fds.pop(kind) for kind in kinds if kind in self.fds])
+
+    def counters(self) -> dict[str, int]:
+        """The counters, and how many requests are in flight."""
+        in_flight = self._worker.ring_state(self._number)["in_flight"]
+        own = self._worker.counters(self._number)
+        total = {name: count + self._before.get(name, 0) for name, count in own.items()}
+        return {**total, "in_flight": in_flight}
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether its driver broke it, or its memory was taken away."""
+        return bool(self._worker.ring_state(self._number)["broken"])
+
+    def report(self, result: int) -> None:
+        """Log what its worker reports of it, as `ring.Worker.answers` has it."""
+        if result >= ring.RECOVERED:
+            log.info("requests recovered", ring=self.index, requests=result - ring.RECOVERED)
+            return
+        reason = -result
+        if reason in REPORTS:
+            what, hint = REPORTS[reason]
+            log.warning(what, ring=self.index, hint=hint)
+            return
+        name = errno.errorcode.get(reason, str(reason))
+        what = "ring lost its memory" if reason == errno.ENXIO else "ring broken by its driver"
+        log.warning(what, ring=self.index, reason=name)

@@ -38,6 +38,29 @@ class SyncState:
     def error(self) -> int: ...
     def fail(self, error: int) -> bool: ...
 
+class Engine: ...
+
+class FileEngine(Engine):
+    def __init__(
+        self,
+        *,
+        fd: int,
+        sync_fd: int,
+        direct: bool,
+        at_once: bool,
+        nowait: bool,
+        block_size: int,
+        memory_alignment: int,
+        discard_by_command: bool,
+        syncs: SyncState,
+    ) -> None: ...
+
+class NullEngine(Engine):
+    def __init__(self) -> None: ...
+
+class FaultyEngine(Engine):
+    def __init__(self, inner: Engine, faults: Sequence[_Fault]) -> None: ...
+
 class Worker:
     answers_fd: int
     in_flight: int
@@ -48,7 +71,7 @@ class Worker:
         largest: int,
         longest_chain: int,
         longest_poll: int,
-        sync: SyncState,
+        engine: Engine,
     ) -> None: ...
     def run(self, name: str) -> None: ...
     def answers(self) -> list[tuple[int, int, int]]: ...
@@ -58,22 +81,14 @@ class Worker:
     def set_limits(
         self,
         *,
-        engine: str,
-        fd: int,
-        sync_fd: int,
-        direct: bool,
-        nowait: bool,
         capacity: int,
         block_size: int,
-        memory_alignment: int,
-        discard_by_command: bool,
         max_discard_sectors: int,
         max_zero_sectors: int,
         max_ranges: int,
         read_only: bool,
         write_through: bool,
         serial: bytes,
-        faults: Sequence[_Fault] = (),
     ) -> int: ...
     def start(
         self,

@@ -6,8 +6,8 @@ from libc.stdlib cimport calloc, free
 
 import os
 
-from blk.limits cimport ENGINE_NULL
 from blk.request cimport Request
+from engine.engine cimport ENGINE_NULL, Engine
 from inflight.recovery cimport recover
 from sys.uring cimport iovec
 from virtio.guestmem cimport GuestMemory, MemoryView, Region
@@ -43,6 +43,7 @@ cdef class HotLoop:
     """
 
     cdef Worker worker
+    cdef Engine engine
     cdef Vring vring
     cdef MemoryView view
     cdef GuestMemory memory
@@ -68,12 +69,13 @@ cdef class HotLoop:
         self.region.size, self.region.base = size, self.base
         self.memory.regions, self.memory.count = &self.region, 1
         self.view.memory = &self.memory
-        self.worker.limits.engine = ENGINE_NULL
+        self.engine.kind, self.engine.worker = ENGINE_NULL, &self.worker
+        self.worker.engine = &self.engine
         self.worker.limits.capacity = LOOP_CAPACITY
         self.worker.limits.block_mask = 511
         self.worker.view, self.worker.vrings, self.worker.count = &self.view, &self.vring, 1
         self.worker.segments, self.worker.segment_room = self.segments, 16
-        self.worker.iovecs = self.iovecs
+        self.engine.iovecs = self.iovecs
         self.vring.requests, self.vring.free, self.vring.used = (
             self.requests, self.free, self.used
         )

@@ -152,9 +152,9 @@ cdef class Guest:
         memcpy(limits.serial, b"serial-of-20-letters", 20)
         check(parse_request(&limits, self.segments, chain.segments, &op, ranges))
         return {
-            "kind": op.kind, "status": op.status, "offset": op.offset, "length": op.length,
-            "written": op.written,
-            "data": [self.describe(&op.data[i]) for i in range(op.data_count)],
+            "kind": op.io.kind, "status": op.status, "offset": op.io.offset,
+            "length": op.io.length, "ranges": op.ranges, "written": op.written,
+            "data": [self.describe(&op.io.data[i]) for i in range(op.io.data_count)],
         }
 
     def take(self):

@@ -10,12 +10,13 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from blk.limits cimport (
-    BlkLimits, ENGINE_INLINE, ENGINE_NULL, ENGINE_URING, FAULT_DELAY, FAULT_FAIL, FAULT_SHORTEN,
-    Fault, MAX_FAULTS, MAX_RANGES,
-)
-from blk.operation cimport OP_DISCARD, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES
+from blk.limits cimport BlkLimits, MAX_RANGES
 from blk.request cimport Request
+from engine.engine cimport (
+    BOUNCE_BUFFERS, BOUNCE_BYTES, ENGINE_INLINE, ENGINE_NULL, ENGINE_URING, Engine as EngineState,
+    FAULT_DELAY, FAULT_FAIL, FAULT_SHORTEN, Fault, IO_DISCARD, IO_FLUSH, IO_READ, IO_WRITE,
+    IO_ZEROES, MAX_FAULTS, MAX_IOVECS, REPEAT_DELAYS, ZERO_BYTES,
+)
 from inflight.region cimport Again
 from sys.atomics cimport load_acquire_i32, load_relaxed_u64, store_once, store_relaxed_u64
 from sys.faults cimport forget_mapping, install_fault_handler, watch_mapping
@@ -38,10 +39,7 @@ from worker.mailbox cimport (
     CMD_SET_ERROR, CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP,
     Command, CommandKind, MAILBOX_SLOTS, REPORT_RECOVERED, hear_answer, post_command,
 )
-from worker.state cimport (
-    BOUNCE_BUFFERS, BOUNCE_BYTES, FETCH_BUDGET, MAX_IOVECS, MAX_RINGS, REPEAT_DELAYS, REPORT_SYNC,
-    Worker as WorkerState, ZERO_BYTES,
-)
+from worker.state cimport FETCH_BUDGET, MAX_RINGS, REPORT_SYNC, Worker as WorkerState
 from worker.vring cimport Vring
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -283,10 +281,12 @@ cdef Placement placement(where) noexcept:
     return p
 
 
+# ---- engines ----
+
 FAULT_ACTIONS = {"fail": FAULT_FAIL, "delay": FAULT_DELAY, "short": FAULT_SHORTEN}
 KINDS = {
-    "read": OP_READ, "write": OP_WRITE, "flush": OP_FLUSH, "discard": OP_DISCARD,
-    "zeroes": OP_WRITE_ZEROES,
+    "read": IO_READ, "write": IO_WRITE, "flush": IO_FLUSH, "discard": IO_DISCARD,
+    "zeroes": IO_ZEROES,
 }
 
 
@@ -299,11 +299,6 @@ cdef Fault fault_of(rule):
     f.delay.tv_sec, f.delay.tv_nsec = divmod(delay, 1000000000)
     return f
 
-
-ENGINES = {"uring": ENGINE_URING, "inline": ENGINE_INLINE, "null": ENGINE_NULL}
-
-
-# ---- workers ----
 
 cdef class SyncState:
     """What all workers of an image know of its syncs: the first failure, which stays."""
@@ -320,11 +315,65 @@ cdef class SyncState:
         return bool(store_once(&self.state, -error))
 
 
+cdef class Engine:
+    """How one worker is to do I/O on an image; a subclass says which way."""
+
+    cdef EngineState state      # as the worker's is to begin
+    cdef tuple kept             # what that points to
+
+
+cdef class FileEngine(Engine):
+    """A file or block device that the kernel reads and writes.
+
+    `fd` is the image; `sync_fd` the same, as no other worker has it open, and `syncs` is what all
+    of them know of their syncs.  `direct` says whether it is open for direct I/O.  With `at_once`
+    a worker tries first what cannot wait, and with `nowait` also asks the file not to.  A block
+    device is discarded on `discard_by_command`, else by punching a hole.
+    """
+
+    def __init__(self, *, int fd, int sync_fd, bint direct, bint at_once, bint nowait,
+                 uint32_t block_size, uint32_t memory_alignment, bint discard_by_command,
+                 SyncState syncs not None):
+        self.state.kind = ENGINE_INLINE if at_once else ENGINE_URING
+        self.state.fd, self.state.sync_fd, self.state.direct = fd, sync_fd, direct
+        self.state.inline_flags = RWF_NOWAIT if nowait else 0
+        self.state.block_mask, self.state.memory_mask = block_size - 1, memory_alignment - 1
+        self.state.discard_by_command = discard_by_command
+        self.state.sync_error = &syncs.state
+        self.kept = (syncs,)
+
+
+cdef class NullEngine(Engine):
+    """Nothing behind the disk."""
+
+    def __init__(self):
+        self.state.kind = ENGINE_NULL
+
+
+cdef class FaultyEngine(Engine):
+    """Another engine that is to go wrong by rules.
+
+    A rule is a tuple of action, operations, every, start, end and delay in nanoseconds, as
+    `image.base.Fault` has them.
+    """
+
+    def __init__(self, Engine inner not None, faults):
+        if len(faults) > MAX_FAULTS:
+            raise ValueError(f"{len(faults)} faults, not {MAX_FAULTS} at most")
+        self.state, self.kept = inner.state, (inner,)
+        self.state.fault_count = len(faults)
+        for i, fault in enumerate(faults):
+            self.state.faults[i] = fault_of(fault)
+
+
+# ---- workers ----
+
 cdef class Worker:
     """A data path thread to be: `run` is its body, all else is for the control thread.
 
     Commands return a ticket; `answers` gives it back with its result once `answers_fd` is
-    readable.  A worker has `rings` rings, numbered from 0, of up to `largest` descriptors.
+    readable.  A worker has `rings` rings, numbered from 0, of up to `largest` descriptors, and
+    does its I/O by `engine`, which is its alone.
     Before it sleeps it looks on for up to `longest_poll` nanoseconds, where that pays.
     """
 
@@ -335,10 +384,11 @@ cdef class Worker:
     cdef dict kept              # ticket -> what the worker may still point to
     cdef View view
     cdef Mapping log
-    cdef SyncState sync
+    cdef EngineState engine
+    cdef Engine given           # what `engine` points to
 
     def __cinit__(self, uint32_t rings, uint32_t largest, uint32_t longest_chain,
-                  uint64_t longest_poll, SyncState sync not None):
+                  uint64_t longest_poll, Engine engine not None):
         cdef uint32_t i, room = max(largest, longest_chain) + 16
         cdef size_t of_ring = largest * (
             sizeof(Request) + sizeof(uint32_t) + room * sizeof(iovec)
@@ -356,33 +406,40 @@ cdef class Worker:
         # What a disk takes is no matter of some microseconds: a sleep costs less than to look on.
         self.state.with_disk.longest = longest_poll // DISK_PART
         self.state.submitted = self.state.failure_round = 1
-        self.sync = sync
-        self.state.sync_error = &sync.state
-        for i in range(<uint32_t>REPEAT_DELAYS):
-            self.state.delays[i].tv_sec, self.state.delays[i].tv_nsec = divmod(
-                1000000 << i, 1000000000
-            )
+        self.given, self.engine = engine, engine.state
+        self.engine.worker = &self.state
+        self.state.engine = &self.engine
         self.state.segment_room = room
         self.state.vrings = <Vring *>calloc(rings, sizeof(Vring))
         self.state.segments = <Segment *>calloc(room, sizeof(Segment))
-        self.state.iovecs = <iovec *>calloc(MAX_IOVECS, sizeof(iovec))
+        self.engine.iovecs = <iovec *>calloc(MAX_IOVECS, sizeof(iovec))
         if (
             self.state.vrings == NULL or self.state.segments == NULL
-            or self.state.iovecs == NULL
+            or self.engine.iovecs == NULL
         ):
             raise MemoryError
         at = <uint8_t *>reserve(size)
         self.reserved, self.bytes_reserved = at, size
-        self.state.zeros = at
-        at += ZERO_BYTES
-        self.state.free_bounce_count = BOUNCE_BUFFERS
-        for i in range(<uint32_t>BOUNCE_BUFFERS):
-            self.state.free_bounces[i] = at
-            at += BOUNCE_BYTES
+        at = self.lay_out_engine(at)
         for i in range(rings):
             self.lay_out(&self.state.vrings[i], i, at + i * of_ring, largest, room)
         self.state.mailbox.commands_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.state.mailbox.answers_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    cdef uint8_t *lay_out_engine(self, uint8_t *at) noexcept:
+        """Give the engine its buffers, out of what was reserved at `at`: the end of them."""
+        cdef uint64_t delay
+        self.engine.zeros = at
+        at += ZERO_BYTES
+        self.engine.free_bounce_count = BOUNCE_BUFFERS
+        for i in range(<uint32_t>BOUNCE_BUFFERS):
+            self.engine.free_bounces[i] = at
+            at += BOUNCE_BYTES
+        for i in range(<uint32_t>REPEAT_DELAYS):
+            delay = <uint64_t>1000000 << i
+            self.engine.delays[i].tv_sec = delay // 1000000000
+            self.engine.delays[i].tv_nsec = delay % 1000000000
+        return at
 
     cdef void lay_out(self, Vring *r, uint32_t number, uint8_t *at, uint32_t largest,
                       uint32_t room) noexcept:
@@ -404,7 +461,7 @@ cdef class Worker:
             munmap(self.reserved, self.bytes_reserved)
         free(self.state.vrings)
         free(self.state.segments)
-        free(self.state.iovecs)
+        free(self.engine.iovecs)
         for fd in (self.state.mailbox.commands_fd, self.state.mailbox.answers_fd):
             if fd >= 0:
                 os.close(fd)
@@ -512,40 +569,21 @@ cdef class Worker:
         self.log = log          # the old one is kept under the ticket until the answer
         return ticket
 
-    def set_limits(self, *, str engine, int fd, int sync_fd, bint direct, bint nowait,
-                   uint64_t capacity, uint32_t block_size, uint32_t memory_alignment,
-                   bint discard_by_command, uint32_t max_discard_sectors,
+    def set_limits(self, *, uint64_t capacity, uint32_t block_size, uint32_t max_discard_sectors,
                    uint32_t max_zero_sectors, uint32_t max_ranges, bint read_only,
-                   bint write_through, bytes serial, faults=()) -> int:
-        """Replace what the device allows; capacity in bytes.  Holds from the next request on.
-
-        An `engine` other than "uring" does at once what it can; with `nowait` the file is
-        asked not to wait then.  `sync_fd` is the image as no other worker has it open, and
-        `direct` whether `fd` is open for direct I/O.  A fault is a tuple of action, operations,
-        every, start, end and delay in nanoseconds, as `image.base.Fault` has them.  A block
-        device is discarded on `discard_by_command`, else by punching a hole.
-        """
+                   bint write_through, bytes serial) -> int:
+        """Replace what the device allows; capacity in bytes.  Holds from the next request on."""
         cdef BlkLimits limits
         if max_ranges > MAX_RANGES:
             raise ValueError(f"{max_ranges} segments for a discard, not {MAX_RANGES} at most")
         memset(&limits, 0, sizeof(limits))
-        limits.engine = ENGINES[engine]
-        limits.inline_flags = RWF_NOWAIT if nowait else 0
-        limits.fd, limits.capacity = fd, capacity
-        limits.sync_fd, limits.direct = sync_fd, direct
-        limits.block_mask, limits.memory_mask = block_size - 1, memory_alignment - 1
-        limits.discard_by_command = discard_by_command
+        limits.capacity, limits.block_mask = capacity, block_size - 1
         limits.max_discard_sectors = max_discard_sectors
         limits.max_zero_sectors = max_zero_sectors
         limits.max_ranges = max_ranges
         limits.read_only, limits.write_through = read_only, write_through
         for i, byte in enumerate(serial[:sizeof(limits.serial)]):
             limits.serial[i] = byte
-        if len(faults) > MAX_FAULTS:
-            raise ValueError(f"{len(faults)} faults, not {MAX_FAULTS} at most")
-        limits.fault_count = len(faults)
-        for i, fault in enumerate(faults):
-            limits.faults[i] = fault_of(fault)
         return self.post(CMD_SET_LIMITS, 0, 0, (<char *>&limits)[:sizeof(limits)])
 
     def start(self, uint32_t ring, place, *, uint32_t size, uint32_t base, bint packed,

@@ -33,14 +33,14 @@ class ServedDevice(Protocol):
     def name(self) -> str:
         """What to call it in the log."""
 
-    def make_worker(self, rings: int, longest_poll: int) -> ring.Worker:
-        """A worker with room for `rings` vrings of this device, not running yet.
+    def make_worker(self, number: int, rings: int, longest_poll: int) -> ring.Worker:
+        """Worker `number`, with room for `rings` vrings of this device, not running yet.
 
         It polls for up to `longest_poll` nanoseconds before it sleeps.  Raises OSError.
         """
 
-    def configure(self, worker: ring.Worker, number: int) -> int:
-        """Give worker `number` the device's present parameters: the ticket of the command."""
+    def configure(self, worker: ring.Worker) -> int:
+        """Give a worker the device's present parameters: the ticket of the command."""
 
     def reports(self, worker: ring.Worker) -> DeviceReports:
         """What logs this worker's reports of the device."""

@@ -36,36 +36,48 @@ class ServedDisk:
         """The image's name."""
         return self._image.path
 
-    def make_worker(self, rings: int, longest_poll: int) -> ring.Worker:
+    def make_worker(self, number: int, rings: int, longest_poll: int) -> ring.Worker:
         """A worker of block requests; all of them share what is known of the image's syncs."""
         return ring.Worker(
             rings=rings,
             largest=MAX_QUEUE_SIZE,
             longest_chain=self._longest_chain,
             longest_poll=longest_poll,
-            sync=self._syncs,
+            engine=self._engine(number),
         )
 
-    def configure(self, worker: ring.Worker, number: int) -> int:
-        """Give a worker the image, the capacity, the cache mode and the limits of requests."""
-        device, limits, engine = self.device, self._image.limits, self._image.engine
+    def _engine(self, worker: int) -> ring.Engine:
+        """How this worker does I/O on the image."""
+        image, how = self._image, self._image.engine
+        engine: ring.Engine
+        if how.name == "null":
+            engine = ring.NullEngine()
+        else:
+            engine = ring.FileEngine(
+                fd=image.fd,
+                sync_fd=image.sync_fd(worker),
+                direct=image.direct,
+                at_once=how.name == "inline",
+                nowait=how.nowait,
+                block_size=image.limits.logical_block_size,
+                memory_alignment=image.limits.memory_alignment,
+                discard_by_command=self._discards_by_command,
+                syncs=self._syncs,
+            )
+        return ring.FaultyEngine(engine, image.faults) if image.faults else engine
+
+    def configure(self, worker: ring.Worker) -> int:
+        """Give a worker the capacity, the cache mode and the limits of requests."""
+        device, limits = self.device, self._image.limits
         return worker.set_limits(
-            engine=engine.name,
-            nowait=engine.nowait,
-            fd=self._image.fd,
-            sync_fd=self._image.sync_fd(number),
-            direct=self._image.direct,
             capacity=device.capacity * SECTOR_BYTES,
             block_size=limits.logical_block_size,
-            memory_alignment=limits.memory_alignment,
-            discard_by_command=self._discards_by_command,
             max_discard_sectors=device.max_discard_sectors,
             max_zero_sectors=device.max_write_zeroes_sectors,
             max_ranges=device.max_write_zeroes_segments,
             read_only=device.read_only,
             write_through=not device.write_back,
             serial=device.serial,
-            faults=self._image.faults,
         )
 
     def reports(self, worker: ring.Worker) -> "DiskReports":

@@ -145,7 +145,7 @@ class WorkerThread:
         Raises OSError or RuntimeError where the host has no room for another.
         """
         self.number = number
-        self.worker = served.make_worker(vrings, plan.poll_us * NANOSECONDS)
+        self.worker = served.make_worker(number, vrings, plan.poll_us * NANOSECONDS)
         self.setups = dict[int, VringSetup]()
         """How each of its vrings was started, by its number; one that is stopped is not there."""
         self.reports: dict[int, Callable[[int], None]] = {}
@@ -176,7 +176,7 @@ class WorkerThread:
 
     def configure(self) -> Answer:
         """Serve the device as it is now."""
-        return self.answer_to(self._served.configure(self.worker, self.number))
+        return self.answer_to(self._served.configure(self.worker))
 
     def set_memory(self, memory: ring.MemoryMap | None) -> Answer:
         """Serve from another memory map; answered when the old one is unused."""

@@ -8,7 +8,7 @@ request of a kind only, looks at the counts, and starts a new round when it want
 from libc.errno cimport EFAULT
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
-from blk.operation cimport OperationKind
+from engine.engine cimport IoKind
 from sys.atomics cimport load_relaxed_u64, store_relaxed_u64
 from sys.faults cimport tell_fault
 from worker.mailbox cimport stage_answer
@@ -16,7 +16,7 @@ from worker.state cimport Failure, Worker
 
 
 cdef inline void note_failure(
-    Worker *w, OperationKind kind, uint64_t offset, int32_t error
+    Worker *w, IoKind kind, uint64_t offset, int32_t error
 ) noexcept nogil:
     """Have it known that a request failed: -errno, or 0 where the image was at its end.
 

@@ -9,6 +9,9 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from blk.limits cimport BlkLimits
+from engine.engine cimport (
+    IO_DISCARD, IO_FLUSH, IO_NONE, IO_READ, IO_WRITE, IO_ZEROES, IoKind, IoSpec,
+)
 from sys.atomics cimport copy_once
 from virtio.layouts cimport (
     BLK_S_IOERR, BLK_S_OK, BLK_S_UNSUPP, BLK_T_DISCARD, BLK_T_FLUSH, BLK_T_GET_ID, BLK_T_IN,
@@ -20,24 +23,11 @@ cdef enum:
     MAX_DATA = 0xfffffe00       # bytes of one request; a chain has fewer than 2^32 (2.7.5)
 
 
-cdef enum OperationKind:
-    OP_ANSWER                   # nothing left to do but to give `status` back
-    OP_READ
-    OP_WRITE
-    OP_FLUSH
-    OP_DISCARD
-    OP_WRITE_ZEROES
-    OPERATION_KINDS
-
-
 cdef struct Operation:
-    OperationKind kind
-    uint8_t status              # of an OP_ANSWER
+    IoSpec io                   # its data is what is left of the chain without header and status
+    uint8_t status              # of one without I/O
     uint8_t *status_byte        # in guest memory
-    uint64_t offset             # bytes
-    uint64_t length             # bytes
-    Segment *data               # what is left of the chain without header and status
-    uint32_t data_count
+    uint32_t ranges             # of DISCARD and WRITE_ZEROES
     uint32_t written            # data bytes already given to the guest (GET_ID)
     uint32_t type               # as the guest gave it, for accounting
 
@@ -75,7 +65,7 @@ cdef inline uint32_t give_bytes(
 
 cdef inline void answer(Operation *op, uint8_t status) noexcept nogil:
     """End the operation here with `status`."""
-    op.kind = OP_ANSWER
+    op.io.kind, op.io.length = IO_NONE, 0
     op.status = status
 
 
@@ -84,27 +74,27 @@ cdef inline void check_transfer(
 ) noexcept nogil:
     """Place IN or OUT on the image, or refuse it whole: beyond the end, off the blocks."""
     cdef uint32_t i
-    for i in range(op.data_count):
-        op.length += op.data[i].len
-    op.offset = sector << SECTOR_SHIFT
-    if sector > dev.capacity >> SECTOR_SHIFT or op.length > dev.capacity - op.offset:
+    for i in range(op.io.data_count):
+        op.io.length += op.io.data[i].len
+    op.io.offset = sector << SECTOR_SHIFT
+    if sector > dev.capacity >> SECTOR_SHIFT or op.io.length > dev.capacity - op.io.offset:
         answer(op, BLK_S_IOERR)
-    elif (op.offset | op.length) & dev.block_mask or op.length > MAX_DATA:
+    elif (op.io.offset | op.io.length) & dev.block_mask or op.io.length > MAX_DATA:
         answer(op, BLK_S_IOERR)
-    elif op.kind == OP_WRITE and dev.read_only:
+    elif op.io.kind == IO_WRITE and dev.read_only:
         answer(op, BLK_S_IOERR)
-    elif op.length == 0:
+    elif op.io.length == 0:
         answer(op, BLK_S_OK)
 
 
 cdef inline uint8_t check_range(
-    const BlkLimits *dev, OperationKind kind, const BlkRange *r
+    const BlkLimits *dev, IoKind kind, const BlkRange *r
 ) noexcept nogil:
     """The status that one segment of DISCARD or WRITE_ZEROES deserves (5.2.6.2)."""
     cdef uint64_t offset = r.sector << SECTOR_SHIFT
     cdef uint64_t length = <uint64_t>r.sectors << SECTOR_SHIFT
     cdef uint32_t most = dev.max_zero_sectors
-    if kind == OP_DISCARD:
+    if kind == IO_DISCARD:
         most = dev.max_discard_sectors
         if r.flags:
             return BLK_S_UNSUPP
@@ -122,25 +112,25 @@ cdef inline void check_ranges(
 ) noexcept nogil:
     """Copy the segments of DISCARD or WRITE_ZEROES to `ranges`; one bad one refuses all.
 
-    `op.length` becomes their number.  More of them than offered are unsupported, as QEMU has it.
+    More of them than offered are unsupported, as QEMU has it.
     """
     cdef uint32_t size, i
     cdef uint8_t status
-    if (dev.max_discard_sectors if op.kind == OP_DISCARD else dev.max_zero_sectors) == 0:
+    if (dev.max_discard_sectors if op.io.kind == IO_DISCARD else dev.max_zero_sectors) == 0:
         answer(op, BLK_S_UNSUPP)
         return
     size = take_bytes(
-        &op.data, &op.data_count, <uint8_t *>ranges, dev.max_ranges * sizeof(BlkRange)
+        &op.io.data, &op.io.data_count, <uint8_t *>ranges, dev.max_ranges * sizeof(BlkRange)
     )
-    if op.data_count:
+    if op.io.data_count:
         answer(op, BLK_S_UNSUPP)
         return
     if size == 0 or size & (sizeof(BlkRange) - 1):
         answer(op, BLK_S_IOERR)
         return
-    op.length = size // sizeof(BlkRange)
-    for i in range(<uint32_t>op.length):
-        status = check_range(dev, op.kind, &ranges[i])
+    op.ranges = size // sizeof(BlkRange)
+    for i in range(op.ranges):
+        status = check_range(dev, op.io.kind, &ranges[i])
         if status != BLK_S_OK:
             answer(op, status)
             return
@@ -162,7 +152,7 @@ cdef inline int take_frame(
     """Cut header and status off a chain: 0, or -EINVAL if it cannot even be answered.
 
     Framing is free (virtio 1.3, 2.6.4): the header is the first 16 readable bytes and the
-    status the last writable one, however they are cut.  `op.data` becomes the readable
+    status the last writable one, however they are cut.  `op.io.data` becomes the readable
     rest; the writable one, of `writable` segments, stands right behind it.
     """
     cdef uint32_t readable = 0, i
@@ -174,8 +164,8 @@ cdef inline int take_frame(
     if readable == count:
         return -EINVAL          # nowhere to put the status
     writable[0] = count - readable
-    op.data, op.data_count = segments, readable
-    if not take_header(&op.data, &op.data_count, header):
+    op.io.data, op.io.data_count = segments, readable
+    if not take_header(&op.io.data, &op.io.data_count, header):
         return -EINVAL
     segments[count - 1].len -= 1
     op.status_byte = segments[count - 1].base + segments[count - 1].len
@@ -194,23 +184,24 @@ cdef inline int parse_request(
     if rc < 0:
         return rc
     op.type = header.type
-    op.length = op.offset = op.written = 0
+    op.io.length = op.io.offset = op.ranges = op.written = 0
     if header.type == BLK_T_IN:
-        op.kind = OP_READ
-        op.data, op.data_count = op.data + op.data_count, writable
+        op.io.kind, op.io.durable = IO_READ, False
+        op.io.data, op.io.data_count = op.io.data + op.io.data_count, writable
         check_transfer(dev, header.sector, op)
     elif header.type == BLK_T_OUT:
-        op.kind = OP_WRITE
+        op.io.kind, op.io.durable = IO_WRITE, dev.write_through
         check_transfer(dev, header.sector, op)
     elif header.type == BLK_T_FLUSH:
-        op.kind = OP_FLUSH
+        op.io.kind, op.io.durable = IO_FLUSH, True
     elif header.type == BLK_T_DISCARD or header.type == BLK_T_WRITE_ZEROES:
-        op.kind = OP_DISCARD if header.type == BLK_T_DISCARD else OP_WRITE_ZEROES
+        op.io.kind = IO_DISCARD if header.type == BLK_T_DISCARD else IO_ZEROES
+        op.io.durable = dev.write_through
         check_ranges(dev, op, ranges)
     elif header.type == BLK_T_GET_ID:
         answer(op, BLK_S_OK)
-        op.data, op.data_count = op.data + op.data_count, writable
-        op.written = give_bytes(op.data, writable, dev.serial, ID_BYTES)
+        op.io.data, op.io.data_count = op.io.data + op.io.data_count, writable
+        op.written = give_bytes(op.io.data, writable, dev.serial, ID_BYTES)
     else:
         answer(op, BLK_S_UNSUPP)
     return 0

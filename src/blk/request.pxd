@@ -2,57 +2,33 @@
 """A request in flight, out of its ring's fixed table: nothing is allocated on the way."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
 
-from blk.limits cimport BlkLimits, MAX_RANGES
-from blk.operation cimport Operation, OperationKind
+from blk.limits cimport MAX_RANGES
+from blk.operation cimport Operation
+from engine.engine cimport Io
 from sys.uring cimport iovec
 from virtio.guestmem cimport MemoryView
-from virtio.layouts cimport BlkRange
+from virtio.layouts cimport BlkRange, RANGE_F_UNMAP, SECTOR_SHIFT
 from virtio.virtq cimport Chain
 from worker.vring cimport Vring
 
 
 cdef enum:
     FEW_IOVECS = 4              # kept inside the request; most have fewer
-    CACHE_LINE = 64
-
-
-cdef enum Step:
-    STEP_TRANSFER               # data between the file and the guest
-    STEP_RANGE                  # fallocate, for DISCARD and WRITE_ZEROES
-    STEP_ZEROES                 # zeroes written where fallocate cannot do it
-    STEP_SYNC                   # all that came before made durable
-    STEP_DELAY                  # nothing yet: a faulty image has it wait
-    STEP_PAUSE                  # nothing for a moment: the kernel wanted to be asked again
 
 
 cdef struct Request:
+    Io io                       # what the engine is asked for; has to be the first
     MemoryView *pinned
     uint8_t *status_byte
-    iovec *iov                  # what is left to transfer
-    uint8_t *bounce             # an aligned buffer in its place, or NULL
-    BlkRange *range             # DISCARD, WRITE_ZEROES: the one being done
-    Request *next_waiting       # for a bounce buffer, or for a sync
     Vring *vring
-    uint64_t offset             # bytes; of what is left
-    uint64_t left               # bytes
-    uint64_t length             # bytes of data asked for
-    uint32_t iov_count
-    uint32_t ranges_left        # the present one included
-    uint32_t written            # data bytes given to the guest
+    iovec *data                 # `data_count` of them, all that the guest gave
+    BlkRange *range             # DISCARD, WRITE_ZEROES: the next one
+    uint32_t ranges_left
+    uint32_t data_count
     uint32_t type               # virtio-blk's
-    Chain chain
-    OperationKind kind
-    Step step                   # what the kernel is doing
-    Step paused_step            # ... and will again after STEP_PAUSE
-    uint32_t repeats            # of the present step, since it last did anything
     bint durable                # is answered once the disk has it
-    bint unfit                  # for direct I/O: goes through a bounce buffer
-    bint shorten                # a faulty image has the kernel asked for a part first
-    bint fixed                  # its last entry named a registered chunk
-    bint plain                  # its entries are to name none
-    bint unmarked               # it has written where the dirty log has no bit
+    Chain chain
     iovec few[FEW_IOVECS]
 
 
@@ -66,7 +42,7 @@ cdef inline BlkRange *next_ranges(const Vring *r) noexcept nogil:
 
 
 cdef inline Request *take_request(
-    Vring *r, MemoryView *view, const Operation *op, const Chain *chain, bint unfit
+    Vring *r, MemoryView *view, const Operation *op, const Chain *chain
 ) noexcept nogil:
     """Fill a free request from a parsed operation and pin the memory it points to."""
     cdef uint32_t number, i
@@ -79,25 +55,48 @@ cdef inline Request *take_request(
     view.pins += 1
     q.vring = r
     q.chain = chain[0]
-    q.unfit = unfit
-    q.kind = op.kind
     q.type = op.type
     q.status_byte = op.status_byte
-    q.offset = op.offset
-    q.left = q.length = op.length
-    q.written = op.written
-    q.bounce = NULL
-    q.shorten = q.unmarked = q.fixed = q.plain = False
     q.range = r.ranges + <size_t>number * MAX_RANGES
-    q.ranges_left = <uint32_t>op.length
-    q.iov = &q.few[0]
-    if op.data_count > FEW_IOVECS:
-        q.iov = r.iovecs + <size_t>number * r.iov_room
-    q.iov_count = op.data_count
-    for i in range(op.data_count):
-        q.iov[i].iov_base = op.data[i].base
-        q.iov[i].iov_len = op.data[i].len
+    q.ranges_left = op.ranges
+    q.durable = op.io.durable
+    q.data = &q.few[0]
+    if op.io.data_count > FEW_IOVECS:
+        q.data = r.iovecs + <size_t>number * r.iov_room
+    q.data_count = op.io.data_count
+    for i in range(op.io.data_count):
+        q.data[i].iov_base = op.io.data[i].base
+        q.data[i].iov_len = op.io.data[i].len
+    q.io.kind, q.io.durable = op.io.kind, op.io.durable
+    q.io.offset = op.io.offset
+    q.io.left = q.io.length = op.io.length
+    q.io.iov, q.io.iov_count = q.data, q.data_count
     return q
+
+
+cdef inline void skip_empty_ranges(Request *q) noexcept nogil:
+    """Have the next range be one that is not empty, or none."""
+    while q.ranges_left and q.range.sectors == 0:
+        q.range += 1
+        q.ranges_left -= 1
+
+
+cdef inline bint take_range(Request *q) noexcept nogil:
+    """Have the engine asked for the next range that is not empty: whether there is one.
+
+    The last one is durable with all before it.
+    """
+    skip_empty_ranges(q)
+    if q.ranges_left == 0:
+        return False
+    q.io.offset = q.range.sector << SECTOR_SHIFT
+    q.io.left = q.io.length = <uint64_t>q.range.sectors << SECTOR_SHIFT
+    q.io.may_unmap = (q.range.flags & RANGE_F_UNMAP) != 0
+    q.range += 1
+    q.ranges_left -= 1
+    skip_empty_ranges(q)
+    q.io.durable = q.durable and q.ranges_left == 0
+    return True
 
 
 cdef inline void give_request_back(Request *q) noexcept nogil:
@@ -107,47 +106,3 @@ cdef inline void give_request_back(Request *q) noexcept nogil:
     r.free_count += 1
     r.in_flight -= 1
     q.pinned.pins -= 1
-
-
-cdef inline bint unfit_for_direct(const Operation *op, const BlkLimits *limits) noexcept nogil:
-    """Whether some buffer is not fit for direct I/O as it stands.
-
-    Up to Linux 6.17 each buffer has to be whole blocks, not just all of them together.
-    """
-    cdef size_t addresses = 0, lengths = 0
-    cdef uint32_t i
-    if limits.memory_mask == 0:
-        return False            # not direct at all
-    for i in range(op.data_count):
-        addresses |= <size_t>op.data[i].base
-        lengths |= op.data[i].len
-    return (addresses & limits.memory_mask) != 0 or (lengths & limits.block_mask) != 0
-
-
-cdef inline void advance(Request *q, uint64_t n) noexcept nogil:
-    """Step over `n` bytes that were transferred."""
-    cdef size_t piece
-    q.offset += n
-    q.left -= n
-    while n:
-        piece = min(n, q.iov.iov_len)
-        q.iov.iov_base = <uint8_t *>q.iov.iov_base + piece
-        q.iov.iov_len -= piece
-        n -= piece
-        if q.iov.iov_len == 0:
-            q.iov += 1
-            q.iov_count -= 1
-
-
-cdef inline void copy_bounced(Request *q, uint64_t n, bint to_guest) noexcept nogil:
-    """Copy the next `n` bytes between the bounce buffer and the guest's buffers."""
-    cdef uint64_t done = 0, piece
-    cdef uint32_t i = 0
-    while done < n:
-        piece = min(n - done, <uint64_t>q.iov[i].iov_len)
-        if to_guest:
-            memcpy(q.iov[i].iov_base, q.bounce + done, piece)
-        else:
-            memcpy(q.bounce + done, q.iov[i].iov_base, piece)
-        done += piece
-        i += 1

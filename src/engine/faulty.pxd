@@ -1,61 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults on order, of an image that is called faulty: for tests and drills.
+"""The engine `faulty`, in front of another: faults on order, for tests and drills.
 
-A rule strikes each `every`-th request of its kinds that touches its range of the disk.
+A rule strikes each `every`-th Io of its kinds that touches its range of the disk.
 """
 
 from libc.errno cimport EIO
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
-from blk.failures cimport note_failure
-from blk.limits cimport FAULT_DELAY, FAULT_FAIL, Fault
-from blk.operation cimport OP_READ, OP_WRITE, Operation, answer
-from blk.request cimport Request, STEP_DELAY
+from engine.engine cimport (
+    Engine, FAULT_DELAY, FAULT_FAIL, FAULT_SHORTEN, Fault, IO_READ, IO_WRITE, Io, IoKind,
+    STEP_DELAY, end_io,
+)
 from engine.uring cimport sent
 from sys.uring cimport io_uring_prep_timeout, io_uring_sqe
-from virtio.layouts cimport BLK_S_IOERR
-from worker.state cimport Worker, next_sqe
+from worker.state cimport next_sqe
 
 
 cdef enum:
     WHOLE_DISK = 0x7fffffffffffffff     # the end of a rule that names no part
 
 
-cdef inline bint touches(const Fault *f, const Operation *op) noexcept nogil:
-    """Whether a rule is about an operation; one for a part of the disk is for transfers only."""
-    if not f.kinds & (<uint32_t>1 << op.kind):
+cdef inline bint is_touched(
+    const Fault *f, IoKind kind, uint64_t offset, uint64_t length
+) noexcept nogil:
+    """Whether a rule is about an Io; one for a part of the disk is for transfers only."""
+    if not f.kinds & (<uint32_t>1 << kind):
         return False
     if f.start == 0 and f.end == WHOLE_DISK:
         return True
-    if op.kind != OP_READ and op.kind != OP_WRITE:
+    if kind != IO_READ and kind != IO_WRITE:
         return False
-    return op.offset < f.end and op.offset + op.length > f.start
+    return offset < f.end and offset + length > f.start
 
 
-cdef inline Fault *strike(Worker *w, Operation *op) noexcept nogil:
-    """The rule that strikes an operation, or NULL; one that is to fail becomes an answer."""
+cdef inline bint strike(
+    Engine *e, IoKind kind, uint64_t offset, uint64_t length
+) noexcept nogil:
+    """Find the rule that strikes the Io to be started next, and keep it: whether there is one."""
     cdef uint32_t i
     cdef Fault *f
-    for i in range(w.limits.fault_count):
-        f = &w.limits.faults[i]
-        if not touches(f, op):
+    for i in range(e.fault_count):
+        f = &e.faults[i]
+        if not is_touched(f, kind, offset, length):
             continue
-        w.fault_hits[i] += 1
-        if w.fault_hits[i] % f.every:
-            continue
-        if f.action == FAULT_FAIL:
-            note_failure(w, op.kind, op.offset, -EIO)
-            answer(op, BLK_S_IOERR)
-        return f
-    return NULL
+        e.fault_hits[i] += 1
+        if e.fault_hits[i] % f.every == 0:
+            e.struck = f
+            return True
+    return False
 
 
-cdef inline bint put_off(Worker *w, Request *q, Fault *f) noexcept nogil:
-    """Have a request wait if its fault is a delay: whether it does."""
+cdef inline bint start_faulty(Engine *e, Io *io) noexcept nogil:
+    """Do to an Io as the rule has it that has struck: whether it is not to be started now."""
+    cdef Fault *f = e.struck
     cdef io_uring_sqe *sqe
-    if f.action != FAULT_DELAY:
+    e.struck = NULL
+    if f.action == FAULT_FAIL:
+        end_io(e, io, -EIO)
+    elif f.action == FAULT_DELAY:
+        sqe = next_sqe(e.worker)
+        io_uring_prep_timeout(sqe, &f.delay, 0, 0)
+        sent(io, STEP_DELAY, sqe)
+    else:
+        io.shorten = True
         return False
-    sqe = next_sqe(w)
-    io_uring_prep_timeout(sqe, &f.delay, 0, 0)
-    sent(q, STEP_DELAY, sqe)
     return True

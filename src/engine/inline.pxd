@@ -1,22 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that are carried out at once, on the worker's own thread and without io_uring."""
+"""The engine `inline`: what cannot wait is done at once, by a plain call on the worker's thread."""
 
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, int64_t, uint32_t
 
-from blk.failures cimport note_failure
-from blk.limits cimport ENGINE_INLINE, ENGINE_NULL
-from blk.logged cimport give_back_logged
-from blk.operation cimport OP_FLUSH, OP_READ, OP_WRITE, Operation
-from blk.request cimport unfit_for_direct
 from engine.durable cimport sync_result
+from engine.engine cimport Engine, IO_FLUSH, IO_READ, IO_WRITE, IoSpec, MAX_IOVECS
 from sys.uring cimport RWF_DSYNC, iovec
-from virtio.dirtylog cimport mark_segments, seldom
-from virtio.guestmem cimport GuestMemory
-from virtio.layouts cimport BLK_S_IOERR, BLK_S_OK
-from virtio.virtq cimport Chain
-from worker.state cimport MAX_IOVECS, Worker
-from worker.vring cimport Vring, count_answer, give_back
 
 cdef extern from "<sys/uio.h>" nogil:
     ssize_t preadv2(int fd, const iovec *iov, int count, int64_t offset, int flags)
@@ -28,96 +18,72 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t pwrite(int fd, const void *buffer, size_t count, int64_t offset)
 
 
-cdef inline bint is_plain(const Worker *w, const Operation *op) noexcept nogil:
+cdef inline bint is_unfit_at_once(const Engine *e, const IoSpec *t) noexcept nogil:
+    """Whether direct I/O would refuse some buffer, see `uring.is_unfit`."""
+    cdef size_t addresses = 0, lengths = 0
+    cdef uint32_t i
+    if e.memory_mask == 0:
+        return False
+    for i in range(t.data_count):
+        addresses |= <size_t>t.data[i].base
+        lengths |= t.data[i].len
+    return (addresses & e.memory_mask) != 0 or (lengths & e.block_mask) != 0
+
+
+cdef inline bint is_plain(const Engine *e, const IoSpec *t) noexcept nogil:
     """Whether a transfer has one buffer and no flags: the cheaper calls do for it."""
-    return op.data_count == 1 and not (
-        w.limits.inline_flags or (op.kind == OP_WRITE and w.limits.write_through)
-    )
+    return t.data_count == 1 and not (e.inline_flags or t.durable)
 
 
-cdef inline ssize_t transfer_plain(Worker *w, const Operation *op) noexcept nogil:
+cdef inline ssize_t transfer_plain(Engine *e, const IoSpec *t) noexcept nogil:
     """Read or write one buffer: the bytes moved, or -1."""
-    if op.kind == OP_READ:
-        return pread(w.limits.fd, op.data.base, op.data.len, <int64_t>op.offset)
-    return pwrite(w.limits.fd, op.data.base, op.data.len, <int64_t>op.offset)
+    if t.kind == IO_READ:
+        return pread(e.fd, t.data.base, t.data.len, <int64_t>t.offset)
+    return pwrite(e.fd, t.data.base, t.data.len, <int64_t>t.offset)
 
 
-cdef inline ssize_t transfer_vector(Worker *w, const Operation *op) noexcept nogil:
+cdef inline ssize_t transfer_vector(Engine *e, const IoSpec *t) noexcept nogil:
     """Read or write any buffers, up to MAX_IOVECS: the bytes moved, or -1."""
     cdef uint32_t i
-    for i in range(op.data_count):
-        w.iovecs[i].iov_base = op.data[i].base
-        w.iovecs[i].iov_len = op.data[i].len
-    if op.kind == OP_READ:
-        return preadv2(
-            w.limits.fd, w.iovecs, <int>op.data_count, <int64_t>op.offset, w.limits.inline_flags
-        )
+    for i in range(t.data_count):
+        e.iovecs[i].iov_base = t.data[i].base
+        e.iovecs[i].iov_len = t.data[i].len
+    if t.kind == IO_READ:
+        return preadv2(e.fd, e.iovecs, <int>t.data_count, <int64_t>t.offset, e.inline_flags)
     return pwritev2(
-        w.limits.fd, w.iovecs, <int>op.data_count, <int64_t>op.offset,
-        RWF_DSYNC if w.limits.write_through else 0,
+        e.fd, e.iovecs, <int>t.data_count, <int64_t>t.offset, RWF_DSYNC if t.durable else 0
     )
 
 
-cdef inline bint transferred(Worker *w, const Operation *op) noexcept nogil:
-    """Whether a read or write could be done whole without waiting.
+cdef inline bint try_transfer(Engine *e, const IoSpec *t) noexcept nogil:
+    """Read or write without waiting: whether all of it was done.
 
     A part, or an error, counts as nothing done: io_uring repeats all of it.
     """
     cdef ssize_t n
-    if op.data_count > MAX_IOVECS or unfit_for_direct(op, &w.limits):
+    if t.data_count > MAX_IOVECS or is_unfit_at_once(e, t):
         return False
-    n = transfer_plain(w, op) if is_plain(w, op) else transfer_vector(w, op)
-    return n == <ssize_t>op.length
+    n = transfer_plain(e, t) if is_plain(e, t) else transfer_vector(e, t)
+    return n == <ssize_t>t.length
 
 
-cdef inline bint synced(Worker *w, Operation *op) noexcept nogil:
-    """Whether a flush could be done here: not while another sync would hear of its errors.
+cdef inline bint try_sync(Engine *e, int32_t *result) noexcept nogil:
+    """Flush here, unless another sync would be told of its errors: whether that was done.
 
-    A failure is the answer: asked again, the kernel would know of none.
+    A failure is the result: asked again, the kernel would know of none.
     """
-    cdef int32_t result
-    if w.syncing or w.first_unsynced != NULL:
+    if e.syncing or e.unsynced.first != NULL:
         return False
-    result = sync_result(w, 0 if fdatasync(w.limits.sync_fd) == 0 else -errno)
-    if result < 0:
-        note_failure(w, op.kind, op.offset, result)
-        op.status = BLK_S_IOERR
+    result[0] = sync_result(e, 0 if fdatasync(e.sync_fd) == 0 else -errno)
     return True
 
 
-cdef inline bint carried_out(Worker *w, Operation *op) noexcept nogil:
-    """Whether an operation that is in order could be done here and now; `op.status` says how."""
-    op.status = BLK_S_OK
-    if w.limits.engine == ENGINE_NULL:
-        return True
-    if w.limits.engine != ENGINE_INLINE:
-        return False
-    if op.kind == OP_READ:
-        return transferred(w, op)
-    if w.limits.inline_flags:
+cdef inline bint try_inline(Engine *e, const IoSpec *t, int32_t *result) noexcept nogil:
+    """Do a read, write or flush at once where that is sure not to wait: whether it was done."""
+    if t.kind == IO_READ:
+        return try_transfer(e, t)
+    if e.inline_flags:
         return False            # of a file that might wait, only reads are sure not to
-    if op.kind == OP_WRITE:
-        return transferred(w, op)
-    return op.kind == OP_FLUSH and synced(w, op)
-
-
-cdef inline void answer_logged(
-    Worker *w, Vring *r, const Chain *chain, const Operation *op, uint32_t written
-) noexcept nogil:
-    """Give a chain back as `answer_at_once` does, with all that was written logged."""
-    cdef const GuestMemory *memory = w.view.memory
-    cdef bint marked = not written or mark_segments(&w.log, memory, op.data, op.data_count)
-    give_back_logged(w, r, memory, chain, op.status_byte, op.status, written, marked)
-
-
-cdef inline void answer_at_once(
-    Worker *w, Vring *r, const Chain *chain, const Operation *op
-) noexcept nogil:
-    """Give the chain of an operation that needs no request its answer."""
-    cdef uint32_t data = <uint32_t>op.length if op.kind == OP_READ or op.kind == OP_WRITE else 0
-    cdef uint32_t written = data if op.kind == OP_READ else op.written
-    count_answer(&r.counters, op.type, data, op.status)
-    if seldom(w.log.of_data):
-        answer_logged(w, r, chain, op, written)
-    else:
-        give_back(r, chain, op.status_byte, op.status, written)
+    if t.kind == IO_WRITE:
+        return try_transfer(e, t)
+    return t.kind == IO_FLUSH and try_sync(e, result)

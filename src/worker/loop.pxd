@@ -8,9 +8,8 @@ from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
-from blk.request cimport Request
-from engine.durable cimport start_sync
-from engine.uring cimport complete
+from engine.dispatch cimport complete, end_turn
+from engine.engine cimport Engine, Io
 from sys.eventfds cimport end_signal
 from sys.uring cimport (
     IORING_CQE_F_MORE, IORING_SETUP_CQSIZE, IORING_SETUP_DEFER_TASKRUN, IORING_SETUP_SINGLE_ISSUER,
@@ -54,7 +53,7 @@ cdef inline void dispatch(WorkerState *w, const io_uring_cqe *cqe) noexcept nogi
     cdef uint64_t tag = tag_of(cqe.user_data)
     cdef Vring *r
     if tag == TAG_REQUEST:
-        complete(w, <Request *>pointer_of(cqe.user_data), cqe.res)
+        complete(<Engine *>w.engine, <Io *>pointer_of(cqe.user_data), cqe.res)
     elif tag == TAG_KICK:
         r = <Vring *>pointer_of(cqe.user_data)
         r.wants_look = True
@@ -86,7 +85,7 @@ cdef inline int turn(WorkerState *w, bint *more) noexcept nogil:
     reap(w)
     take_commands(w)
     more[0] = serve_rings(w)
-    start_sync(w)
+    end_turn(<Engine *>w.engine)
     settle(w)
     if w.mailbox.staged != w.mailbox.delivered:
         # No answer may overtake a call or the use of a descriptor.

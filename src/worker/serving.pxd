@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Serving a ring: chains fetched and begun, answers published, a batch at a time."""
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport int32_t, uint32_t
 
-from blk.limits cimport ENGINE_INLINE, FAULT_SHORTEN, Fault
-from blk.operation cimport OP_ANSWER, Operation, parse_request
-from blk.request cimport Request, next_ranges, take_request, unfit_for_direct
-from engine.faulty cimport put_off, strike
-from engine.inline cimport answer_at_once, carried_out
-from engine.uring cimport submit
+from blk.answers cimport answer_at_once, answer_ended, status_of
+from blk.operation cimport Operation, parse_request
+from blk.request cimport Request, next_ranges, take_range, take_request
+from engine.dispatch cimport start, try_at_once
+from engine.engine cimport Engine, IO_NONE, end_io
 from inflight.packed cimport (
     link_packed, record_packed, settle_packed, unrecord_packed, walk_recorded,
 )
@@ -30,46 +29,40 @@ from worker.state cimport FETCH_BUDGET, Worker
 from worker.vring cimport Vring
 
 
-cdef enum:
-    INLINE_SHARE = 12           # log2 of the bytes that weigh as much as one more chain
-
-
 cdef inline bint served(const Worker *w, const Vring *r) noexcept nogil:
     """Whether new chains may be fetched from a ring."""
     return r.started and r.enabled and not (r.broken or r.lost or r.stop_ticket or w.paused)
 
 
 cdef inline void start_request(
-    Worker *w, Vring *r, const Operation *op, const Chain *chain, Fault *fault
+    Worker *w, Engine *e, Vring *r, const Operation *op, const Chain *chain
 ) noexcept nogil:
-    """Have io_uring carry out an operation, as a faulty image orders if one has struck."""
-    cdef Request *q = take_request(r, w.view, op, chain, unfit_for_direct(op, &w.limits))
+    """Have the engine do an operation; `answer_ended` answers it."""
+    cdef Request *q = take_request(r, w.view, op, chain)
     w.in_disk += 1
-    if fault != NULL:
-        q.shorten = fault.action == FAULT_SHORTEN
-        if put_off(w, q, fault):
-            return
-    submit(w, q)
+    if q.ranges_left and not take_range(q):
+        end_io(e, &q.io, 0)     # all of them are empty
+    else:
+        start(e, &q.io)
 
 
 cdef inline int begin(Worker *w, Vring *r, const Chain *chain) noexcept nogil:
     """Start a chain's request: its share of the budget, or -errno if it breaks the ring."""
     cdef Operation op
-    cdef Fault *fault = NULL
+    cdef Engine *e = <Engine *>w.engine
+    cdef int32_t result
+    cdef int share = 1
     cdef int rc = parse_request(&w.limits, w.segments, chain.segments, &op, next_ranges(r))
     if rc < 0:
         return rc
-    if w.limits.fault_count and op.kind != OP_ANSWER:
-        fault = strike(w, &op)
-    if op.kind == OP_ANSWER:
-        answer_at_once(w, r, chain, &op)
-    elif fault == NULL and carried_out(w, &op):
-        answer_at_once(w, r, chain, &op)
-        if w.limits.engine == ENGINE_INLINE:
-            return 1 + <int>(op.length >> INLINE_SHARE)
-    else:
-        start_request(w, r, &op, chain, fault)
-    return 1
+    if op.io.kind != IO_NONE:
+        share = try_at_once(e, &op.io, &result)
+        if share == 0:
+            start_request(w, e, r, &op, chain)
+            return 1
+        op.status = status_of(w, op.io.kind, op.io.offset, result)
+    answer_at_once(w, r, chain, &op)
+    return share
 
 
 # Two loops that differ in one call: neither has a branch on the layout.
@@ -174,6 +167,7 @@ cdef inline void serve_ring(Worker *w, Vring *r) noexcept nogil:
         return
     spare_kicks(w, r)
     rc = fetch_packed(w, r) if r.vq.packed else fetch_split(w, r)
+    answer_ended(w, <Engine *>w.engine)
     r.wants_look = rc > 0
     if rc < 0:
         break_ring(w, r, rc)
@@ -220,6 +214,7 @@ cdef inline bint serve_rings(Worker *w) noexcept nogil:
     cdef uint32_t i
     cdef Vring *r
     cdef bint more = False
+    answer_ended(w, <Engine *>w.engine)
     for i in range(w.started_count):
         r = w.started[i]
         if r.used_count:

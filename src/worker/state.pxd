@@ -3,9 +3,7 @@
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
-from blk.limits cimport BlkLimits, KernelTimespec, MAX_FAULTS
-from blk.operation cimport OPERATION_KINDS
-from blk.request cimport Request
+from blk.limits cimport BlkLimits
 from sys.eventfds cimport Signal
 from sys.uring cimport (
     io_uring, io_uring_get_sqe, io_uring_sq_ready, io_uring_sqe, io_uring_submit,
@@ -21,10 +19,6 @@ from worker.vring cimport Vring
 cdef enum:
     MAX_RINGS = 64              # of one worker
     FETCH_BUDGET = 32           # chains of one ring before the others have their turn
-    MAX_IOVECS = 1024           # buffers the kernel takes in one call (UIO_MAXIOV)
-    BOUNCE_BUFFERS = 16
-    BOUNCE_BYTES = 1 << 17
-    ZERO_BYTES = 1 << 20        # of the buffer that zeroes are written from
 
     # What a completion is for: the low bits of its user_data, a pointer above them.
     TAG_REQUEST = 0
@@ -34,8 +28,7 @@ cdef enum:
     TAG_MASK = 7
 
     REPORT_SYNC = 64            # a report's result: a sync has failed, the image's first
-    REPEATS_AT_ONCE = 16        # of a step that the kernel gave up with EAGAIN or EINTR
-    REPEAT_DELAYS = 12          # further ones, after 1, 2, 4 ... 2048 ms: 4 seconds in all
+    FAILURE_KINDS = 6           # of what an engine can fail at: `engine.IoKind`
 
 
 cdef struct Patience:
@@ -65,24 +58,13 @@ cdef struct Worker:
     Vring *vrings               # `count` of them
     Vring *started[MAX_RINGS]   # worker: the first `started_count` are those that it serves
     Segment *segments           # scratch for one chain
-    iovec *iovecs               # MAX_IOVECS, scratch for one transfer
     uint32_t segment_room
     uint32_t count
     uint32_t started_count      # worker
     uint32_t longest_chain      # descriptors, where a ring is not longer itself
-    uint8_t *free_bounces[BOUNCE_BUFFERS]
-    uint32_t free_bounce_count
-    Request *first_waiting      # for a bounce buffer
-    Request *last_waiting
-    Request *first_unsynced     # for the next sync
-    Request *last_unsynced
-    bint syncing                # a sync is in the kernel; one at a time
-    int32_t *sync_error         # shared by all workers: -errno of the first failed sync, or 0
-    KernelTimespec delays[REPEAT_DELAYS]    # constant
-    Failure failures[OPERATION_KINDS]
+    void *engine                # the `Engine` that does its I/O
+    Failure failures[FAILURE_KINDS]
     uint64_t failure_round      # control thread: each one has the first of a kind reported
-    uint64_t fault_hits[MAX_FAULTS]     # requests that each rule has touched
-    uint8_t *zeros              # ZERO_BYTES, never written
     uint64_t submitted          # worker: number of the first entry that the kernel has not taken
     Signal error                # worker: bound to a broken ring's error eventfd while it is sent
     Patience with_driver        # while no request is in flight

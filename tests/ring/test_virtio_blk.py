@@ -147,7 +147,7 @@ def test_a_flush_is_a_flush_whatever_its_sector():
 @pytest.mark.parametrize(("kind", "becomes"), [(DISCARD, DISCARD_OP), (WRITE_ZEROES, ZERO_OP)])
 def test_ranges_are_taken_as_many_as_came(kind, becomes):
     op = Driver(header(kind), ranges((0, 8, 0), (16, 8, 0)), 1).parse(max_sectors=64)
-    assert (op["kind"], op["length"]) == (becomes, 2)
+    assert (op["kind"], op["ranges"]) == (becomes, 2)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a guest is answered: at once, or for a request whose I/O the engine has ended."""
+
+from libc.errno cimport EOPNOTSUPP
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+
+from blk.failures cimport note_failure
+from blk.logged cimport give_back_logged
+from blk.operation cimport Operation
+from blk.request cimport Request, give_request_back, take_range
+from engine.dispatch cimport start
+from engine.engine cimport Engine, IO_DISCARD, IO_READ, IO_WRITE, IoKind, make_whole, take_first
+from sys.hints cimport unlikely
+from virtio.dirtylog cimport mark_iovecs, mark_segments
+from virtio.guestmem cimport GuestMemory
+from virtio.layouts cimport BLK_S_IOERR, BLK_S_OK, BLK_S_UNSUPP
+from virtio.virtq cimport Chain
+from worker.state cimport Worker
+from worker.vring cimport Vring, count_answer, give_back
+
+
+cdef inline uint8_t status_of(
+    Worker *w, IoKind kind, uint64_t offset, int32_t result
+) noexcept nogil:
+    """The status for what an engine's result says; a failure is noted."""
+    if result == 0:
+        return BLK_S_OK
+    note_failure(w, kind, offset, min(result, 0))
+    # A discard that the image cannot do was offered: the image has changed.
+    return BLK_S_UNSUPP if result == -EOPNOTSUPP and kind == IO_DISCARD else BLK_S_IOERR
+
+
+cdef inline void answer_logged(
+    Worker *w, Vring *r, const Chain *chain, const Operation *op, uint32_t written
+) noexcept nogil:
+    """Give a chain back as `answer_at_once` does, with all that was written logged."""
+    cdef const GuestMemory *memory = w.view.memory
+    cdef bint marked = (
+        not written or mark_segments(&w.log, memory, op.io.data, op.io.data_count)
+    )
+    give_back_logged(w, r, memory, chain, op.status_byte, op.status, written, marked)
+
+
+cdef inline void answer_at_once(
+    Worker *w, Vring *r, const Chain *chain, const Operation *op
+) noexcept nogil:
+    """Give the chain of an operation that needs no request its answer."""
+    cdef uint32_t data = <uint32_t>op.io.length
+    cdef uint32_t written = data if op.io.kind == IO_READ else op.written
+    count_answer(&r.counters, op.type, data, op.status)
+    if unlikely(w.log.of_data):
+        answer_logged(w, r, chain, op, written)
+    else:
+        give_back(r, chain, op.status_byte, op.status, written)
+
+
+cdef inline void end_logged(
+    Worker *w, Request *q, uint8_t status, uint32_t written
+) noexcept nogil:
+    """Give a request's chain back with all logged that its I/O has written, or may have."""
+    cdef bint marked = True
+    if q.io.kind == IO_READ:
+        make_whole(&q.io)
+        marked = mark_iovecs(&w.log, q.pinned.memory, q.data, q.data_count)
+    give_back_logged(
+        w, q.vring, q.pinned.memory, &q.chain, q.status_byte, status, written, marked
+    )
+
+
+cdef inline void end_request(Worker *w, Request *q) noexcept nogil:
+    """Give the guest its answer; it is seen when the ring is published."""
+    cdef uint8_t status = status_of(w, q.io.kind, q.io.offset, q.io.result)
+    cdef uint64_t bytes = q.io.length - q.io.left
+    cdef uint32_t written = <uint32_t>bytes if q.io.kind == IO_READ else 0
+    if unlikely(w.log.of_data):
+        end_logged(w, q, status, written)
+    else:
+        give_back(q.vring, &q.chain, q.status_byte, status, written)
+    count_answer(&q.vring.counters, q.type, bytes, status)
+    give_request_back(q)
+    w.in_disk -= 1
+
+
+cdef inline void answer_ended(Worker *w, Engine *e) noexcept nogil:
+    """Go on with every request whose I/O has ended: its next range, or its answer."""
+    cdef Request *q
+    while e.ended.first != NULL:
+        q = <Request *>take_first(&e.ended)
+        if q.ranges_left and q.io.result == 0 and take_range(q):
+            start(e, &q.io)
+        else:
+            end_request(w, q)

@@ -5,17 +5,20 @@ What runs without the GIL, and neither allocates, logs nor raises, stands in the
 this file; `worker.loop.serve` is a worker's life.
 """
 
+from cpython cimport Py_INCREF
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.errno cimport EBUSY, EINVAL, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from blk.limits cimport BlkLimits, MAX_RANGES
 from blk.request cimport Request
 from engine.engine cimport (
-    BOUNCE_BUFFERS, BOUNCE_BYTES, ENGINE_INLINE, ENGINE_NULL, ENGINE_URING, Engine as EngineState,
-    FAULT_DELAY, FAULT_FAIL, FAULT_SHORTEN, Fault, IO_DISCARD, IO_FLUSH, IO_READ, IO_WRITE,
-    IO_ZEROES, MAX_FAULTS, MAX_IOVECS, REPEAT_DELAYS, ZERO_BYTES,
+    BOUNCE_BUFFERS, BOUNCE_BYTES, ENGINE_CAPSULE, ENGINE_FOREIGN, ENGINE_INLINE, ENGINE_NULL,
+    ENGINE_URING, Engine as EngineState, EngineFunctions, FAULT_DELAY, FAULT_FAIL, FAULT_SHORTEN,
+    Fault, IO_DISCARD, IO_FLUSH, IO_READ, IO_WRITE, IO_ZEROES, Io, MAX_FAULTS, MAX_IOVECS,
+    REPEAT_DELAYS, ZERO_BYTES,
 )
 from inflight.region cimport Again
 from sys.atomics cimport load_acquire_i32, load_relaxed_u64, store_once, store_relaxed_u64
@@ -56,9 +59,12 @@ cdef extern from "<sys/mman.h>" nogil:
         MAP_PRIVATE
         MAP_SHARED
         MADV_DONTDUMP
+        MREMAP_FIXED
+        MREMAP_MAYMOVE
         MADV_POPULATE_WRITE     # Linux 5.14
     void *MAP_FAILED
     void *mmap(void *at, size_t length, int protection, int flags, int fd, int64_t offset)
+    void *mremap(void *at, size_t length, size_t new_length, int flags, void *new_at)
     int munmap(void *at, size_t length)
     int madvise(void *at, size_t length, int advice)
 
@@ -350,6 +356,23 @@ cdef class NullEngine(Engine):
         self.state.kind = ENGINE_NULL
 
 
+cdef class ForeignEngine(Engine):
+    """What another module gives: a capsule named ENGINE_CAPSULE around its `EngineFunctions`.
+
+    The capsule owns what they need, so it is kept until nothing is started any more.
+    """
+
+    def __init__(self, capsule):
+        cdef const EngineFunctions *functions = <const EngineFunctions *>PyCapsule_GetPointer(
+            capsule, ENGINE_CAPSULE
+        )
+        if functions.io_size != sizeof(Io):
+            raise ValueError(f"an engine made for Ios of {functions.io_size} bytes: build it anew")
+        self.state.kind = ENGINE_FOREIGN
+        self.state.functions = functions
+        self.kept = (capsule,)
+
+
 cdef class FaultyEngine(Engine):
     """Another engine that is to go wrong by rules.
 
@@ -386,6 +409,7 @@ cdef class Worker:
     cdef Mapping log
     cdef EngineState engine
     cdef Engine given           # what `engine` points to
+    cdef readonly bint has_abandoned    # `run` has left Ios that a foreign engine is still at
 
     def __cinit__(self, uint32_t rings, uint32_t largest, uint32_t longest_chain,
                   uint64_t longest_poll, Engine engine not None):
@@ -400,6 +424,7 @@ cdef class Worker:
             raise ValueError(f"{rings} rings for one worker")
         self.kept = {}
         self.state.mailbox.commands_fd = self.state.mailbox.answers_fd = -1
+        self.state.completions.fd = -1
         self.state.count = rings
         self.state.longest_chain = longest_chain
         self.state.with_driver.longest = longest_poll
@@ -425,6 +450,8 @@ cdef class Worker:
             self.lay_out(&self.state.vrings[i], i, at + i * of_ring, largest, room)
         self.state.mailbox.commands_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.state.mailbox.answers_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        if self.engine.kind == ENGINE_FOREIGN:
+            self.state.completions.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     cdef uint8_t *lay_out_engine(self, uint8_t *at) noexcept:
         """Give the engine its buffers, out of what was reserved at `at`: the end of them."""
@@ -462,7 +489,10 @@ cdef class Worker:
         free(self.state.vrings)
         free(self.state.segments)
         free(self.engine.iovecs)
-        for fd in (self.state.mailbox.commands_fd, self.state.mailbox.answers_fd):
+        for fd in (
+            self.state.mailbox.commands_fd, self.state.mailbox.answers_fd,
+            self.state.completions.fd,
+        ):
             if fd >= 0:
                 os.close(fd)
 
@@ -482,8 +512,19 @@ cdef class Worker:
         prctl(PR_SET_NAME, title)
         with nogil:
             rc = serve(&self.state)
+        if self.engine.started != NULL:
+            self.has_abandoned = True
+            Py_INCREF(self)     # never freed, nor what it keeps, for as long as the process lives
         if rc < 0:
             raise OSError(-rc, os.strerror(-rc))
+
+    cdef set mappings(self):
+        """All memory that it may still point to."""
+        found = set() if self.view is None else set(self.view.map.mappings)
+        for _, kept in self.kept.values():
+            if isinstance(kept, View):
+                found.update((<View>kept).map.mappings)
+        return found
 
     @property
     def answers_fd(self) -> int:
@@ -680,6 +721,47 @@ cdef class Worker:
             "in_flight": r.in_flight, "next_avail": r.vq.next_avail,
             "base": packed_base(&r.vq) if r.vq.packed else r.vq.next_avail,
         }
+
+
+# ---- what a foreign engine was left with ----
+
+cdef void copy_written(Worker worker, Mapping mapping, uint8_t *to) noexcept:
+    """Copy what abandoned writes still read from a mapping to the same places from `to` on."""
+    cdef const Io *io = worker.engine.started
+    cdef uint8_t *base = <uint8_t *>mapping.base
+    cdef uint8_t *piece
+    cdef uint32_t i
+    while io != NULL:
+        for i in range(io.iov_count if io.kind == IO_WRITE else 0):
+            piece = <uint8_t *>io.iov[i].iov_base
+            if base <= piece < base + mapping.length:
+                memcpy(to + (piece - base), piece, io.iov[i].iov_len)
+        io = io.older
+
+
+def cut_off(workers) -> None:
+    """Put private memory in the place of all guest memory that abandoned Ios of `workers` name.
+
+    A library that cannot be stopped may go on reading and writing there for as long as it likes:
+    writes find what they were to write, and what reads bring reaches no guest.  The threads of all
+    workers that know this memory have ended.
+
+    Raises:
+        OSError: There is no room for that.
+    """
+    cdef Worker worker
+    cdef Mapping mapping
+    cdef void *private
+    for mapping in set().union(*((<Worker>worker).mappings() for worker in workers)):
+        private = reserve(mapping.length)
+        for worker in workers:
+            copy_written(worker, mapping, <uint8_t *>private)
+        if mremap(private, mapping.length, mapping.length, MREMAP_MAYMOVE | MREMAP_FIXED,
+                  mapping.base) == MAP_FAILED:
+            error = errno
+            munmap(private, mapping.length)
+            raise OSError(error, os.strerror(error))
+        forget_mapping(mapping.base)
 
 
 # ---- what this kernel's io_uring can do ----

@@ -5,9 +5,10 @@ from libc.stdint cimport int32_t
 
 from engine.durable cimport start_sync
 from engine.engine cimport (
-    ENGINE_INLINE, ENGINE_NULL, Engine, Io, IoSpec, STEP_DELAY, STEP_TRANSFER,
+    ENGINE_FOREIGN, ENGINE_INLINE, ENGINE_NULL, Engine, Io, IoSpec, STEP_DELAY, STEP_TRANSFER,
 )
 from engine.faulty cimport start_faulty, strike
+from engine.foreign cimport collect_foreign, drain_foreign, start_foreign
 from engine.inline cimport try_inline
 from engine.null cimport start_null
 from engine.uring cimport complete_rarely, complete_transfer, start_uring
@@ -36,8 +37,11 @@ cdef inline int try_at_once(Engine *e, const IoSpec *t, int32_t *result) noexcep
 
 cdef inline void start_plain(Engine *e, Io *io) noexcept nogil:
     """Have the engine itself do an Io, whatever was to go wrong with it before."""
-    if unlikely(e.kind == ENGINE_NULL):
-        start_null(e, io)
+    if unlikely(e.kind >= ENGINE_NULL):
+        if e.kind == ENGINE_NULL:
+            start_null(e, io)
+        else:
+            start_foreign(e, io)
     else:
         start_uring(e, io)
 
@@ -60,6 +64,21 @@ cdef inline void complete(Engine *e, Io *io, int32_t result) noexcept nogil:
         complete_rarely(e, io, result)
 
 
+cdef inline void begin_turn(Engine *e) noexcept nogil:
+    """Take what has ended on other threads."""
+    if unlikely(e.kind == ENGINE_FOREIGN):
+        collect_foreign(e)
+
+
 cdef inline void end_turn(Engine *e) noexcept nogil:
     """See to what is done once for all that came in one turn of the worker."""
     start_sync(e)
+
+
+cdef inline void drain(Engine *e) noexcept nogil:
+    """Nothing is started any more: wait for what cannot be taken back, not for long.
+
+    What is in io_uring ends with that; what is left in `started` then is abandoned.
+    """
+    if e.kind == ENGINE_FOREIGN:
+        drain_foreign(e)

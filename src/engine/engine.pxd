@@ -7,19 +7,28 @@ from there when its turn comes: no engine calls the device.  An engine knows nei
 rings nor what a guest is answered.
 
 The engines: `uring`, and beside it `durable` for syncs; `inline`, which tries first what cannot
-wait and leaves the rest to `uring`; `null`; `faulty` in front of any of them.
+wait and leaves the rest to `uring`; `null`; `foreign` for those of libraries with threads of their
+own; `faulty` in front of any of them.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from sys.uring cimport iovec
 from virtio.virtq cimport Segment
+from worker.completions cimport Completion
 from worker.state cimport Worker
 
 cdef extern from "<linux/time_types.h>" nogil:
     cdef struct KernelTimespec "__kernel_timespec":
         int64_t tv_sec
         int64_t tv_nsec
+
+
+cdef extern from *:
+    """
+    #define BLKD_ENGINE_CAPSULE "blkd.engine"
+    """
+    const char *ENGINE_CAPSULE "BLKD_ENGINE_CAPSULE"
 
 
 cdef enum:
@@ -47,6 +56,7 @@ cdef enum EngineKind:
     ENGINE_URING                # everything through the worker's io_uring
     ENGINE_INLINE               # what cannot wait at once, the rest through io_uring
     ENGINE_NULL                 # nothing behind the disk: done at once, untouched
+    ENGINE_FOREIGN              # by `EngineFunctions`
 
 
 cdef enum Step:
@@ -69,7 +79,9 @@ cdef struct IoSpec:
 
 
 cdef struct Io:
+    Completion completion       # of a foreign engine; has to be the first
     Io *next                    # in the one queue that it waits in
+    Engine *engine              # foreign: which has started it
     IoKind kind
     int32_t result              # 0, -errno or PAST_END, once it has ended
     bint durable                # on stable storage before it ends; always so of a flush
@@ -88,6 +100,8 @@ cdef struct Io:
     bint shorten                # a faulty image has a part asked for first
     bint fixed                  # its last entry named a registered chunk
     bint plain                  # its entries are to name none
+    Io *older                   # foreign: of those that are started
+    Io *newer
 
 
 cdef struct IoQueue:
@@ -108,6 +122,19 @@ cdef struct Fault:
     uint64_t start              # bytes
     uint64_t end                # bytes, not included
     KernelTimespec delay
+
+
+cdef struct EngineFunctions:
+    # What a module gives that is an engine of its own, in a capsule named ENGINE_CAPSULE.  Workers
+    # call these, several at a time; none takes the GIL, and none waits.
+    size_t io_size              # of an Io, as who made this has it
+    void *image                 # the module's own
+    # Begin `io`, whose entries stay as they are until it ends.  It ends exactly once, by
+    # `foreign.complete_foreign`, from any thread, perhaps before this returns.
+    void (*start)(void *image, Io *io) noexcept nogil
+    # Have a started one end soon; NULL where that cannot be.  One that has just ended may still be
+    # asked for, and one that has not ends all the same.
+    void (*cancel)(void *image, Io *io) noexcept nogil
 
 
 cdef struct Engine:
@@ -132,6 +159,9 @@ cdef struct Engine:
     KernelTimespec delays[REPEAT_DELAYS]    # constant
     uint8_t *zeros              # ZERO_BYTES, never written
     iovec *iovecs               # MAX_IOVECS, scratch for one transfer
+    # foreign
+    const EngineFunctions *functions
+    Io *started                 # the newest of those that have not ended
     # faulty
     uint32_t fault_count        # 0 for any image that is not made to fail
     Fault faults[MAX_FAULTS]

@@ -8,7 +8,7 @@ from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
-from engine.dispatch cimport complete, end_turn
+from engine.dispatch cimport complete, drain, end_turn
 from engine.engine cimport Engine, Io
 from sys.eventfds cimport end_signal
 from sys.uring cimport (
@@ -23,7 +23,8 @@ from worker.notify cimport end_kick_poll, watch
 from worker.polling cimport wait
 from worker.serving cimport serve_rings
 from worker.state cimport (
-    TAG_KICK, TAG_MAILBOX, TAG_REQUEST, Worker as WorkerState, pointer_of, submit_queued, tag_of,
+    TAG_COMPLETIONS, TAG_KICK, TAG_MAILBOX, TAG_REQUEST, Worker as WorkerState, pointer_of,
+    submit_queued, tag_of,
 )
 from worker.vring cimport Vring, bump
 
@@ -62,6 +63,8 @@ cdef inline void dispatch(WorkerState *w, const io_uring_cqe *cqe) noexcept nogi
             end_kick_poll(w, r, cqe.res)
     elif tag == TAG_MAILBOX and not cqe.flags & IORING_CQE_F_MORE:
         watch(w, w.mailbox.commands_fd, w, TAG_MAILBOX)
+    elif tag == TAG_COMPLETIONS and not cqe.flags & IORING_CQE_F_MORE:
+        watch(w, w.completions.fd, w, TAG_COMPLETIONS)
 
 
 cdef inline void reap(WorkerState *w) noexcept nogil:
@@ -111,8 +114,11 @@ cdef inline int serve(WorkerState *w) noexcept nogil:
     if rc < 0:
         return rc
     watch(w, w.mailbox.commands_fd, w, TAG_MAILBOX)
+    if w.completions.fd >= 0:
+        watch(w, w.completions.fd, w, TAG_COMPLETIONS)
     while rc == 0 and not w.quit:
         rc = turn(w, &more)
+    drain(<Engine *>w.engine)
     io_uring_queue_exit(&w.uring)
     end_signals(w)
     return rc

@@ -7,6 +7,7 @@ from libc.stdint cimport uint64_t
 from sys.atomics cimport pause
 from sys.clock cimport now
 from sys.uring cimport uring_has_news
+from worker.completions cimport has_completions
 from worker.mailbox cimport has_command
 from worker.serving cimport look_again, want_kicks
 from worker.state cimport Patience, Worker, submit_and_sleep, submit_queued
@@ -27,6 +28,8 @@ cdef inline bint spin(Worker *w, uint64_t limit) noexcept nogil:
     while True:
         for _ in range(<int>LOOKS_PER_CLOCK):
             if look_again(w) or uring_has_news(&w.uring) or has_command(&w.mailbox):
+                return True
+            if has_completions(&w.completions):
                 return True
             pause()
         if end == 0:

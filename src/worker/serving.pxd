@@ -6,7 +6,7 @@ from libc.stdint cimport int32_t, uint32_t
 from blk.answers cimport answer_at_once, answer_ended, status_of
 from blk.operation cimport Operation, parse_request
 from blk.request cimport Request, next_ranges, take_range, take_request
-from engine.dispatch cimport start, try_at_once
+from engine.dispatch cimport begin_turn, start, try_at_once
 from engine.engine cimport Engine, IO_NONE, end_io
 from inflight.packed cimport (
     link_packed, record_packed, settle_packed, unrecord_packed, walk_recorded,
@@ -214,6 +214,7 @@ cdef inline bint serve_rings(Worker *w) noexcept nogil:
     cdef uint32_t i
     cdef Vring *r
     cdef bint more = False
+    begin_turn(<Engine *>w.engine)
     answer_ended(w, <Engine *>w.engine)
     for i in range(w.started_count):
         r = w.started[i]

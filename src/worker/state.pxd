@@ -12,6 +12,7 @@ from sys.uring cimport (
 from virtio.dirtylog cimport DirtyLog
 from virtio.guestmem cimport MemoryView
 from virtio.virtq cimport Segment
+from worker.completions cimport Completions
 from worker.mailbox cimport Mailbox
 from worker.vring cimport Vring
 
@@ -25,6 +26,7 @@ cdef enum:
     TAG_KICK = 1
     TAG_MAILBOX = 2
     TAG_NOBODY = 3
+    TAG_COMPLETIONS = 4
     TAG_MASK = 7
 
     REPORT_SYNC = 64            # a report's result: a sync has failed, the image's first
@@ -73,6 +75,7 @@ cdef struct Worker:
     uint64_t pause_ticket       # CMD_PAUSE to be answered, or 0
     bint paused
     bint quit
+    Completions completions     # see its fields
     Mailbox mailbox             # see its fields
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The asyncio face of the data path.  The only package that imports `blkd.ring`."""
 
+from blkd.dataplane.engines import discards_by_command
 from blkd.dataplane.plane import DataPlane
-from blkd.dataplane.probe import discards_by_command, probe_io_uring
+from blkd.dataplane.probe import probe_io_uring
 from blkd.dataplane.served_disk import ServedDisk
 from blkd.dataplane.workers import WorkerPlan
 

@@ -224,6 +224,20 @@ class DataPlane:
         self._memory.registration.quit()
         self._faults.quit()
 
+    def abandon(self) -> None:
+        """End the workers at once; what is in flight reaches the guest's memory no more.
+
+        A worker that is stuck in a system call may still write there until that ends.
+        """
+        self.leave()
+        if self._workers.join(JOIN_LIMIT):
+            self._workers.cut_off()
+
+    @property
+    def has_abandoned(self) -> bool:
+        """Whether somebody who cannot be stopped is still at what was in flight."""
+        return self._workers.have_abandoned
+
     def close(self) -> None:
         """End the workers and release what belongs to them; `reset` has come before.
 
@@ -234,6 +248,7 @@ class DataPlane:
         if not self._workers.join(JOIN_LIMIT):
             log.warning("worker stuck", device=self._served.name)
             return
+        self._workers.cut_off()
         self._vrings.close()
         self._recording.close()
         self._memory.close()

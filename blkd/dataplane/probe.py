@@ -3,7 +3,6 @@
 
 from blkd import ring
 from blkd.errors import DataPlaneError
-from blkd.image.base import Image
 
 
 def probe_io_uring() -> dict[str, bool]:
@@ -19,16 +18,3 @@ def probe_io_uring() -> dict[str, bool]:
             f"io_uring cannot be used: {error.strerror}",
             hint="Linux 6.1 or newer is needed, and kernel.io_uring_disabled must be 0",
         ) from error
-
-
-def discards_by_command(image: Image) -> bool:
-    """Whether io_uring discards on the block device that an image is (Linux 6.12).
-
-    Nothing is discarded.  Raises DataPlaneError as `probe_io_uring`.
-    """
-    if not image.limits.is_block_device or image.read_only:
-        return False
-    try:
-        return ring.probe_discard(image.fd)
-    except OSError as error:
-        raise DataPlaneError(f"io_uring cannot be used: {error.strerror}") from error

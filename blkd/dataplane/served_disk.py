@@ -7,8 +7,8 @@ from typing import Final
 import structlog
 
 from blkd import ring
+from blkd.dataplane.engines import engine_for
 from blkd.dataplane.failures import FailureLog
-from blkd.dataplane.probe import discards_by_command
 from blkd.image.base import Image
 from blkd.virtio.blk import SECTOR_BYTES, BlkDevice
 from blkd.virtio.device import MAX_QUEUE_SIZE
@@ -28,7 +28,6 @@ class ServedDisk:
         self.device = device
         self._image = image
         self._longest_chain = longest_chain
-        self._discards_by_command = discards_by_command(image)
         self._syncs = ring.SyncState()
 
     @property
@@ -43,28 +42,8 @@ class ServedDisk:
             largest=MAX_QUEUE_SIZE,
             longest_chain=self._longest_chain,
             longest_poll=longest_poll,
-            engine=self._engine(number),
+            engine=engine_for(self._image.io(number), self._syncs),
         )
-
-    def _engine(self, worker: int) -> ring.Engine:
-        """How this worker does I/O on the image."""
-        image, how = self._image, self._image.engine
-        engine: ring.Engine
-        if how.name == "null":
-            engine = ring.NullEngine()
-        else:
-            engine = ring.FileEngine(
-                fd=image.fd,
-                sync_fd=image.sync_fd(worker),
-                direct=image.direct,
-                at_once=how.name == "inline",
-                nowait=how.nowait,
-                block_size=image.limits.logical_block_size,
-                memory_alignment=image.limits.memory_alignment,
-                discard_by_command=self._discards_by_command,
-                syncs=self._syncs,
-            )
-        return ring.FaultyEngine(engine, image.faults) if image.faults else engine
 
     def configure(self, worker: ring.Worker) -> int:
         """Give a worker the capacity, the cache mode and the limits of requests."""

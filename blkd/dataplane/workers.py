@@ -12,11 +12,15 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import structlog
+
 from blkd import ring
 from blkd.dataplane.placement import Place, place
 from blkd.dataplane.served import ServedDevice
 from blkd.errors import DataPlaneError
 from blkd.vhost_user.rings import VringSetup
+
+log = structlog.get_logger()
 
 NANOSECONDS = 1000  # of a microsecond
 
@@ -64,6 +68,7 @@ class Workers:
         """`on_failure` is called where a worker cannot go on, once each."""
         self.at_start: list[Callable[[WorkerThread], Iterable[Answer]]] = []
         self.have_quit = False
+        self._is_cut_off = False
         self._served = served
         self._plan = plan
         self._on_failure = on_failure
@@ -127,6 +132,19 @@ class Workers:
         """Wait up to `limit` seconds for all threads to have ended: whether they have."""
         deadline = time.monotonic() + limit
         return all(thread.join(deadline - time.monotonic()) for thread in self)
+
+    @property
+    def have_abandoned(self) -> bool:
+        """Whether a thread has ended with I/O that a library may still be at."""
+        return any(thread.worker.has_abandoned for thread in self)
+
+    def cut_off(self) -> None:
+        """Keep libraries that cannot be stopped from the guest's memory; all threads have ended."""
+        if self._is_cut_off or not self.have_abandoned:
+            return
+        self._is_cut_off = True
+        log.warning("requests abandoned", device=self._served.name, requests=self.in_flight)
+        ring.cut_off([thread.worker for thread in self])
 
 
 class WorkerThread:

@@ -36,6 +36,7 @@ from blkd.export.views import (
     RingStats,
 )
 from blkd.host import unix_socket
+from blkd.image.base import Opening
 from blkd.image.kinds import adopt_image, open_image
 from blkd.image.raw import default_serial
 from blkd.image.watch import looks
@@ -96,13 +97,15 @@ class Export:
             self._plan = worker_plan(config)
             self._image = await open_image(
                 config.image,
-                read_only=config.read_only,
-                direct=config.cache == "none",
-                logical_block_size=config.logical_block_size,
-                engine=config.engine,
-                incoming=config.incoming,
-                workers=self._plan.workers,
-                image_format=config.image_format,
+                Opening(
+                    read_only=config.read_only,
+                    direct=config.cache == "none",
+                    logical_block_size=config.logical_block_size,
+                    engine=config.engine,
+                    incoming=config.incoming,
+                    workers=self._plan.workers,
+                    image_format=config.image_format,
+                ),
             )
             self._make_disk(undo)
             self._admit_from(inherited or await self._listen(undo))
@@ -110,11 +113,15 @@ class Export:
 
     def _make_disk(self, undo: contextlib.ExitStack, shown: Shown | None = None) -> None:
         """Make the image a device with a data path, one that goes on showing what it showed."""
-        undo.callback(self._image.close)
+        undo.callback(self._close_image)
         self._device = BlkDevice(parameters(self.config, self._image), shown)
         self._disk = ServedDisk(self._image, self._device, self.config.queue_size)
         self._plane = DataPlane(self._disk, self._plan)
         undo.callback(self._plane.close)
+
+    def _close_image(self) -> None:
+        if not self._plane.has_abandoned:  # else somebody is still at it: the process ends
+            self._image.close()
 
     def _admit_from(self, sock: socket.socket) -> None:
         self._listener = sock
@@ -149,10 +156,12 @@ class Export:
                 watching.cancel()
                 if self._killed:
                     self._plane.leave()
-                with contextlib.suppress(DrainTimeout):
+                try:
                     # First of all: a front end that sees the connection close resumes from
                     # the used index of that moment, which must not move any more.
                     await self._plane.pause(DRAIN_LIMIT)
+                except DrainTimeout:
+                    self._plane.abandon()
                 await self._front_ends.end()
                 accepting.cancel()
             if self._plane.failed.done():
@@ -177,10 +186,10 @@ class Export:
 
     async def _claim_image(self) -> None:
         """Have the image locked before a ring starts, and the disk as large as it is then."""
-        if self._image.held:
+        if self._image.is_locked:
             return
         try:
-            await self._image.claim()
+            await self._image.take_lock()
         except ImageError as error:
             log.error("image not locked", export=self.config.name, reason=str(error))  # noqa: TRY400
             raise RequestRefused(str(error), hint=error.hint) from error
@@ -192,7 +201,7 @@ class Export:
         """Give the image's lock up: the guest goes on elsewhere, or comes back to claim it."""
         try:
             with self._sync_failures_noted():
-                await self._image.hand_over()
+                await self._image.release_lock()
         except ImageError as error:
             log.error("image not handed over", export=self.config.name, reason=str(error))  # noqa: TRY400
         finally:
@@ -348,8 +357,8 @@ class Export:
             config=msgspec.Raw(for_successor(self.config, self._serial)),
             logical_block_size=cast("messages.BlockSize", self._image.limits.logical_block_size),
             device=self._shown if messages.DEVICE in hello.knows else None,
-            image=out.add_any(self._image.fd if self._image.fd >= 0 else None),
-            image_locked=self._image.held,
+            image=out.add_any(self._image.lent()),
+            image_locked=self._image.is_locked,
             listener=out.add(self._listener.fileno()),
             control=out.add(control),
             rings=tuple(held.index for held in self._plane.held_rings()),
@@ -438,12 +447,14 @@ class Export:
             self._image = adopt_image(
                 config.image,
                 fds.take_any(offer.image),
-                read_only=config.read_only,
-                direct=config.cache == "none",
-                logical_block_size=offer.logical_block_size,
-                engine=config.engine,
-                held=offer.image_locked,
-                workers=self._plan.workers,
+                Opening(
+                    read_only=config.read_only,
+                    direct=config.cache == "none",
+                    logical_block_size=offer.logical_block_size,
+                    engine=config.engine,
+                    workers=self._plan.workers,
+                ),
+                is_locked=offer.image_locked,
             )
             self._make_disk(undo, _shown(offer.device))
             self._admit_from(listening)
@@ -457,8 +468,7 @@ class Export:
         size = state.capacity * SECTOR_BYTES
         if size % block:
             raise HandoverError(f"a disk of {size} bytes, not whole blocks of {block}")
-        if self._image.fd < 0:
-            await self._image.resize(size)  # nothing else says how large it is by now
+        await self._image.set_size(size)
         self._paused = state.paused
         self._device.restore(
             capacity=state.capacity, generation=state.generation, write_back=state.write_back
@@ -498,7 +508,7 @@ class Export:
             name=self.config.name,
             state=self._state(),
             image=self._image.path,
-            image_locked=self._image.held,
+            image_locked=self._image.is_locked,
             socket=self.config.socket,
             size=device.capacity * SECTOR_BYTES,
             read_only=device.read_only,

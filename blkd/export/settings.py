@@ -28,7 +28,7 @@ def worker_plan(config: ExportConfig) -> WorkerPlan:
 def parameters(config: ExportConfig, image: Image) -> BlkParameters:
     """The device that an image becomes under a configuration."""
     limits = image.limits
-    can_discard = limits.punches or discards_by_command(image)
+    can_discard = limits.punches or discards_by_command(image.io(0))
     return BlkParameters(
         capacity=limits.size // SECTOR_BYTES,
         logical_block_size=limits.logical_block_size,

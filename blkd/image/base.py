@@ -2,9 +2,11 @@
 """What stands behind a disk: the role every kind of image plays."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
-from blkd.image.engine import Engine
+from blkd.image.engine import Engine, EngineChoice, Io
+
+ImageFormat = Literal["raw"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,28 +31,45 @@ class Limits:
     is_block_device: bool
 
 
-FaultAction = Literal["fail", "delay", "short"]
-FaultKind = Literal["read", "write", "flush", "discard", "zeroes"]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """How an image is to be opened or, for `adopt`, is open."""
+
+    read_only: bool
+    direct: bool
+    """Past the host's page cache (O_DIRECT), where there is one."""
+    logical_block_size: int | None
+    """512, 4096 or None for the smallest that can be served."""
+    engine: EngineChoice = "auto"
+    """How to do I/O; `auto` asks the image."""
+    workers: int = 1
+    """How many are to do so."""
+    incoming: bool = False
+    """Leave the lock to somebody else until `take_lock`."""
+    image_format: ImageFormat | None = None
+    """`raw` where the bytes are the disk's whatever they look like; None refuses what looks like an
+    image of another format."""
 
 
-class Fault(NamedTuple):
-    """What an image is to do wrong, and when; the data path takes it as it stands."""
+class Watch(Protocol):
+    """The next occasion on which an image may have got another size; armed when made."""
 
-    action: FaultAction
-    """`fail`: an I/O error; `delay`: later; `short`: only a part at first."""
-    kinds: tuple[FaultKind, ...]
-    every: int
-    """The n-th request that it touches."""
-    start: int
-    end: int
-    """Bytes of the disk, the last one not included, that a read or write must touch; a rule for
-    a part of the disk is for reads and writes only."""
-    delay: int
-    """Nanoseconds."""
+    def arm(self) -> None:
+        """Ask for the next one, after `wait` has returned."""
+
+    async def wait(self) -> None:
+        """Return once there was one after the watch was armed.  Raises OSError if it cannot."""
+
+    def close(self) -> None:
+        """Give up what is watched with."""
 
 
 class Image(Protocol):
-    """An open image, locked but for one that is, or was, another host's for a while."""
+    """An open image, locked but for one that is, or was, another host's for a while.
+
+    It need not have a descriptor: what the data path does I/O with is `io`'s affair, and what
+    another process needs to go on with it is `lent`'s.
+    """
 
     path: str
 
@@ -58,21 +77,8 @@ class Image(Protocol):
     def identity(self) -> str:
         """What tells it from all other images, from start to start."""
 
-    @property
-    def fd(self) -> int:
-        """Open for the data path, with O_DIRECT where asked; owned by the image.  -1 for none."""
-
-    def sync_fd(self, worker: int) -> int:
-        """The image as only this worker has it open, for syncs; owned by the image.  -1 for none.
-
-        The number stays the same, as that of `fd` does.
-        """
-
-    def write_error(self) -> int:
-        """The errno of what could not be written and no resize or hand-over has told of, else 0.
-
-        Returns at once: what is still to be written may fail later.
-        """
+    def io(self, worker: int) -> Io:
+        """How this worker, counted from 0, reads and writes it; what that names is the image's."""
 
     @property
     def read_only(self) -> bool:
@@ -80,7 +86,16 @@ class Image(Protocol):
 
     @property
     def direct(self) -> bool:
-        """Whether it is open for direct I/O."""
+        """Whether its writes have errors of their own, as with direct I/O.
+
+        Else a sync that fails says that what was acknowledged is lost, and no later one says so.
+        """
+
+    def write_error(self) -> int:
+        """The errno of what could not be written and no sync of ours has told of, else 0.
+
+        Returns at once: what is still to be written may fail later.
+        """
 
     @property
     def limits(self) -> Limits:
@@ -91,25 +106,36 @@ class Image(Protocol):
         """How the data path is to do I/O."""
 
     @property
-    def faults(self) -> tuple[Fault, ...]:
-        """What is to go wrong on order; nothing, but for one that is made for it."""
-
-    @property
-    def held(self) -> bool:
+    def is_locked(self) -> bool:
         """Whether it is locked, and with that ours to write to."""
 
-    async def claim(self) -> None:
+    async def take_lock(self) -> None:
         """Lock it if it is not; `limits` are then as measured under the lock.
 
-        Raises ImageBusy where somebody else holds it for some seconds, ImageError where it
+        Raises ImageBusy where somebody else has it for some seconds, ImageError where it
         cannot be opened any more.
         """
 
-    async def hand_over(self) -> None:
-        """Make durable what was written and give up the lock, until `claim`; nothing is in flight.
+    async def release_lock(self) -> None:
+        """Make durable what was written and give the lock up, until `take_lock`.
 
-        Raises ImageError, and keeps the lock, where that cannot be: SyncFailed if what was
-        written may be lost.
+        Nothing is in flight.  Raises ImageError, and keeps the lock, where that cannot be:
+        SyncFailed if what was written may be lost.
+        """
+
+    def lent(self) -> int | None:
+        """The descriptor that a process needs, besides the name, to `adopt` it: borrowed.
+
+        None where the name says all.
+        """
+
+    async def set_size(self, size: int) -> None:
+        """Be as large as the process that had it before says, if nothing else tells the size."""
+
+    def watch(self, period: float) -> "Watch":
+        """What tells of occasions on which it may have got another size; armed.
+
+        Where nothing tells of them, each `period` seconds are one.
         """
 
     async def measure(self) -> int:
@@ -125,4 +151,4 @@ class Image(Protocol):
         """
 
     def close(self) -> None:
-        """Give up the descriptor and the lock; may be called twice."""
+        """Give it up, and the lock; may be called twice.  Nothing is in flight."""

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the data path does I/O on an image: chosen by asking the image, or as told."""
+"""How the data path does I/O on an image: chosen by asking the image, or as told.
+
+What the data path needs for that is an `Io`, which an image has for each worker.
+"""
 
 import errno
 import mmap
 import os
 import stat
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from blkd.image import kernel
 
@@ -18,17 +21,80 @@ IN_MEMORY: Final = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """The way of a read, a write or a flush; all else goes through io_uring anyway."""
+    """The way of a read, a write or a flush, as people are told of it."""
 
-    name: Literal["uring", "inline", "null"]
+    name: str
     """`uring`: io_uring; `inline`: at once on the worker's thread, what cannot be done so by
-    io_uring; `null`: not at all."""
+    io_uring; `null`: not at all; or a library that does it."""
     nowait: bool
     """Whether only reads are tried at once, and the file is asked not to wait (RWF_NOWAIT).
 
     A write has no such promise: it waits for a frozen file system whatever it was asked."""
     reason: str
     """Why this one, for people."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileIo:
+    """The kernel reads and writes a file or block device; descriptors are the image's."""
+
+    fd: int
+    sync_fd: int
+    """The same, as only this worker has it open; both numbers stay as they are."""
+    direct: bool
+    """Whether they are open for direct I/O."""
+    at_once: bool
+    """Whether what cannot wait is tried first on the worker's thread."""
+    nowait: bool
+    block_size: int
+    memory_alignment: int
+    may_discard_by_command: bool
+    """Whether it is a block device that may be discarded by io_uring's command, if there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class NullIo:
+    """Nothing is read or written at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignIo:
+    """A library does it: a module with an engine of its own (`src/engine/foreign.pxd`)."""
+
+    functions: object
+    """A capsule around its `EngineFunctions`."""
+
+
+FaultAction = Literal["fail", "delay", "short"]
+FaultKind = Literal["read", "write", "flush", "discard", "zeroes"]
+
+
+class Fault(NamedTuple):
+    """What an image is to do wrong, and when; the data path takes it as it stands."""
+
+    action: FaultAction
+    """`fail`: an I/O error; `delay`: later; `short`: only a part at first, where the kernel does
+    it."""
+    kinds: tuple[FaultKind, ...]
+    every: int
+    """The n-th request that it touches."""
+    start: int
+    end: int
+    """Bytes of the disk, the last one not included, that a read or write must touch; a rule for
+    a part of the disk is for reads and writes only."""
+    delay: int
+    """Nanoseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class FaultyIo:
+    """Another way, with faults."""
+
+    inner: "Io"
+    faults: tuple[Fault, ...]
+
+
+Io = FileIo | NullIo | ForeignIo | FaultyIo
 
 
 def choose(fd: int, wanted: EngineChoice, *, direct: bool) -> Engine:

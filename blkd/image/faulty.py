@@ -15,8 +15,8 @@ from typing import Final, cast
 
 from blkd.errors import ImageError
 from blkd.host import sizes
-from blkd.image.base import Fault, FaultAction, FaultKind, Image, Limits
-from blkd.image.engine import Engine
+from blkd.image.base import Image, Limits, Watch
+from blkd.image.engine import Engine, Fault, FaultAction, FaultKind, FaultyIo
 
 PREFIX: Final = "faulty:"
 MAX_RULES: Final = 8
@@ -40,17 +40,24 @@ class FaultyImage:
 
     def __init__(self, path: str, inner: Image, faults: tuple[Fault, ...]) -> None:
         self.path = path
-        self.faults = faults
+        self._faults = faults
         self._inner = inner
 
-    @property
-    def fd(self) -> int:
-        """The image's own."""
-        return self._inner.fd
+    def io(self, worker: int) -> FaultyIo:
+        """As the image has it, with the faults."""
+        return FaultyIo(self._inner.io(worker), self._faults)
 
-    def sync_fd(self, worker: int) -> int:
+    def lent(self) -> int | None:
         """The image's own."""
-        return self._inner.sync_fd(worker)
+        return self._inner.lent()
+
+    async def set_size(self, size: int) -> None:
+        """As the image does."""
+        await self._inner.set_size(size)
+
+    def watch(self, period: float) -> Watch:
+        """The image's own."""
+        return self._inner.watch(period)
 
     def write_error(self) -> int:
         """The image's own."""
@@ -82,17 +89,17 @@ class FaultyImage:
         return self._inner.engine
 
     @property
-    def held(self) -> bool:
+    def is_locked(self) -> bool:
         """The image's own."""
-        return self._inner.held
+        return self._inner.is_locked
 
-    async def claim(self) -> None:
+    async def take_lock(self) -> None:
         """As the image does."""
-        await self._inner.claim()
+        await self._inner.take_lock()
 
-    async def hand_over(self) -> None:
+    async def release_lock(self) -> None:
         """As the image does."""
-        await self._inner.hand_over()
+        await self._inner.release_lock()
 
     async def measure(self) -> int:
         """As the image does."""

@@ -1,102 +1,111 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds of images, told apart by how their name begins; a path is a raw image."""
+"""The kinds of images, told apart by how their name begins; a path is a raw image.
+
+Another kind is a file that plays `base.Image`, and a line in KINDS.
+"""
 
 import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
 
 from blkd.errors import ImageError
 from blkd.image import faulty, null
-from blkd.image.base import Image
-from blkd.image.engine import EngineChoice
+from blkd.image.base import Image, Opening
 from blkd.image.faulty import FaultyImage
 from blkd.image.null import NullImage
-from blkd.image.raw import ImageFormat, RawImage, open_raw
+from blkd.image.raw import RawImage, open_raw
 
 
-async def open_image(
-    name: str,
-    *,
-    read_only: bool,
-    direct: bool,
-    logical_block_size: int | None,
-    engine: EngineChoice,
-    incoming: bool = False,
-    workers: int = 1,
-    image_format: ImageFormat | None = None,
-) -> Image:
-    """The image called `name`; the caller closes it.  For the rest see `raw.open_raw`.
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How an image of one kind comes about; each raises ImageError where it cannot be served."""
+
+    open: Callable[[str, Opening], Awaitable[Image]]
+    adopt: Callable[[str, int | None, Opening, bool], Image]
+    """With what its `lent` gave in the process that has it open, which is taken; and whether that
+    one has it locked."""
+
+
+async def open_image(name: str, opening: Opening) -> Image:
+    """The image called `name`; the caller closes it.  For what it raises see `raw.open_raw`.
 
     `null:SIZE` is nothing at all, `faulty:RULES:IMAGE` an image that fails on order; a file
     of such a name is `./null:SIZE`.
     """
-    if name.startswith(faulty.PREFIX):
-        faults, inner = faulty.split(name)
-        opened = await open_image(
-            inner,
-            read_only=read_only,
-            direct=direct,
-            logical_block_size=logical_block_size,
-            engine=engine,
-            incoming=incoming,
-            workers=workers,
-            image_format=image_format,
-        )
-        return FaultyImage(name, opened, faults)
-    if name.startswith(null.PREFIX):
-        return NullImage(name, read_only=read_only, logical_block_size=logical_block_size)
+    return await kind_of(name).open(name, opening)
+
+
+def adopt_image(name: str, lent: int | None, opening: Opening, *, is_locked: bool) -> Image:
+    """The image called `name`, which another process has open and perhaps locked.
+
+    `lent` is what that one's image lends, taken.
+    """
+    return kind_of(name).adopt(name, lent, opening, is_locked)
+
+
+def kind_of(name: str) -> Kind:
+    """The kind of image that a name is one of."""
+    return next((kind for prefix, kind in KINDS.items() if name.startswith(prefix)), RAW)
+
+
+async def _open_raw(name: str, opening: Opening) -> Image:
     return await open_raw(
         name,
-        read_only=read_only,
-        direct=direct,
-        logical_block_size=logical_block_size,
-        engine=engine,
-        incoming=incoming,
-        workers=workers,
-        image_format=image_format,
+        read_only=opening.read_only,
+        direct=opening.direct,
+        logical_block_size=opening.logical_block_size,
+        engine=opening.engine,
+        incoming=opening.incoming,
+        workers=opening.workers,
+        image_format=opening.image_format,
     )
 
 
-def adopt_image(
-    name: str,
-    fd: int | None,
-    *,
-    read_only: bool,
-    direct: bool,
-    logical_block_size: int,
-    engine: EngineChoice,
-    held: bool,
-    workers: int = 1,
-) -> Image:
-    """The image called `name`, which another process has open as `fd`, taken; None for null.
-
-    `held` says whether it has it locked.
-    """
-    if name.startswith(faulty.PREFIX):
-        faults, inner = faulty.split(name)
-        adopted = adopt_image(
-            inner,
-            fd,
-            read_only=read_only,
-            direct=direct,
-            logical_block_size=logical_block_size,
-            engine=engine,
-            held=held,
-            workers=workers,
-        )
-        return FaultyImage(name, adopted, faults)
-    if name.startswith(null.PREFIX):
-        if fd is not None:
-            os.close(fd)
-            raise ImageError(f"{name}: came with a descriptor")
-        return NullImage(name, read_only=read_only, logical_block_size=logical_block_size)
-    if fd is None:
+def _adopt_raw(name: str, lent: int | None, opening: Opening, is_locked: bool) -> Image:  # noqa: FBT001 - as Kind has it
+    if lent is None:
         raise ImageError(f"{name}: came without a descriptor")
+    assert opening.logical_block_size is not None
     return RawImage.adopt(
         name,
-        fd,
-        read_only=read_only,
-        direct=direct,
-        logical_block_size=logical_block_size,
-        engine=engine,
-        held=held,
-        workers=workers,
+        lent,
+        read_only=opening.read_only,
+        direct=opening.direct,
+        logical_block_size=opening.logical_block_size,
+        engine=opening.engine,
+        is_locked=is_locked,
+        workers=opening.workers,
     )
+
+
+async def _open_null(name: str, opening: Opening) -> Image:
+    return NullImage(
+        name, read_only=opening.read_only, logical_block_size=opening.logical_block_size
+    )
+
+
+def _adopt_null(name: str, lent: int | None, opening: Opening, _is_locked: bool) -> Image:  # noqa: FBT001 - as Kind has it
+    if lent is not None:
+        os.close(lent)
+        raise ImageError(f"{name}: came with a descriptor")
+    return NullImage(
+        name, read_only=opening.read_only, logical_block_size=opening.logical_block_size
+    )
+
+
+async def _open_faulty(name: str, opening: Opening) -> Image:
+    faults, inner = faulty.split(name)
+    return FaultyImage(name, await open_image(inner, opening), faults)
+
+
+def _adopt_faulty(name: str, lent: int | None, opening: Opening, is_locked: bool) -> Image:  # noqa: FBT001 - as Kind has it
+    faults, inner = faulty.split(name)
+    return FaultyImage(name, adopt_image(inner, lent, opening, is_locked=is_locked), faults)
+
+
+RAW = Kind(_open_raw, _adopt_raw)
+KINDS: Final = {
+    null.PREFIX: Kind(_open_null, _adopt_null),
+    faulty.PREFIX: Kind(_open_faulty, _adopt_faulty),
+}
+"""By how their names begin."""

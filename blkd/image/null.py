@@ -7,8 +7,9 @@ from typing import Final
 
 from blkd.errors import ImageError
 from blkd.host import sizes
-from blkd.image.base import Fault, Limits
-from blkd.image.engine import Engine
+from blkd.image.base import Limits
+from blkd.image.engine import Engine, NullIo
+from blkd.image.watch import NoOccasion
 
 PREFIX: Final = "null:"
 DEFAULT_BLOCK: Final = 512
@@ -18,10 +19,8 @@ PAGE: Final = 4096
 class NullImage:
     """`null:SIZE`; plays `image.base.Image`.  A read leaves the guest's buffer as it was."""
 
-    fd = -1
-    direct = False
-    held = True
-    faults: tuple[Fault, ...] = ()
+    direct = True
+    is_locked = True
     engine = Engine("null", nowait=False, reason="there is nothing to read or write")
 
     def __init__(self, path: str, *, read_only: bool, logical_block_size: int | None) -> None:
@@ -44,9 +43,20 @@ class NullImage:
             is_block_device=False,
         )
 
-    def sync_fd(self, worker: int) -> int:  # noqa: ARG002 - one as good as another
-        """There is nothing to sync."""
-        return -1
+    def io(self, worker: int) -> NullIo:  # noqa: ARG002 - one as good as another
+        """Not at all."""
+        return NullIo()
+
+    def lent(self) -> None:
+        """Its name says all but its size."""
+
+    async def set_size(self, size: int) -> None:
+        """Be as large as it was: nothing else says so."""
+        await self.resize(size)
+
+    def watch(self, period: float) -> NoOccasion:  # noqa: ARG002 - there is none to come
+        """Nobody else changes its size."""
+        return NoOccasion()
 
     def write_error(self) -> int:
         """Nothing is ever lost that was there."""
@@ -57,10 +67,10 @@ class NullImage:
             raise ImageError(f"{self.path}: {size} bytes are not one or more blocks of {block}")
         return size
 
-    async def claim(self) -> None:
+    async def take_lock(self) -> None:
         """Nobody else has it."""
 
-    async def hand_over(self) -> None:
+    async def release_lock(self) -> None:
         """There is nothing to be written to by two."""
 
     async def measure(self) -> int:

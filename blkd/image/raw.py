@@ -12,16 +12,17 @@ import os
 import stat
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final, Literal, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 import structlog
 
 from blkd.errors import ImageBusy, ImageError, SyncFailed
 from blkd.image import kernel, lock
-from blkd.image.base import Fault, Limits
-from blkd.image.engine import Engine, EngineChoice, choose
+from blkd.image.base import ImageFormat, Limits, Watch
+from blkd.image.engine import Engine, EngineChoice, FileIo, choose
 from blkd.image.measure import Measure
 from blkd.image.syncing import SyncFiles, close_quietly
+from blkd.image.watch import watch_file
 
 log = structlog.get_logger()
 
@@ -36,10 +37,8 @@ keep its descriptor, and with it the lock, until the disk has answered them."""
 
 LINGER_PERIOD: Final = 0.02  # seconds between two tries
 
-HANDOVER_LIMIT: Final = 5.0
-"""Seconds to wait for an image that is to be handed over, whoever holds it."""
-
-ImageFormat = Literal["raw"]
+LOCK_LIMIT: Final = 5.0
+"""Seconds to wait for an image whose lock is to be released, whoever has it."""
 
 CONVERT_HINT: Final = "qemu-img convert -O raw makes a raw image of it"
 
@@ -49,12 +48,10 @@ BUFFERED_HINT: Final = "--cache writeback goes through the host's page cache ins
 class RawImage:
     """An open raw image; plays `image.base.Image`.
 
-    Its lock and, of a block device, its claim belong to the open file, and it may be ours or
-    not.  So to claim an image or to hand it over is to open it once more and to put that in the
+    Its lock and, of a block device, its claim belong to the open file, and they may be ours or
+    not.  So to lock an image or to release it is to open it once more and to put that in the
     place of `fd`, whose number stays.  On NFS that is also when one host sees what another wrote.
     """
-
-    faults: tuple[Fault, ...] = ()
 
     def __init__(
         self,
@@ -67,7 +64,7 @@ class RawImage:
         direct: bool,
         limits: Limits,
         engine: Engine,
-        held: bool,
+        is_locked: bool,
     ) -> None:
         self.path = path
         self._measure = Measure(path)
@@ -78,7 +75,7 @@ class RawImage:
         self.direct = direct
         self.limits = limits
         self.engine = engine
-        self.held = held
+        self.is_locked = is_locked
 
     @classmethod
     def open(
@@ -94,13 +91,13 @@ class RawImage:
         image_format: ImageFormat | None,
     ) -> Self:
         """Open, lock and measure what is at `path`; blocks, `open_raw` does not."""
-        held = read_only or not incoming  # readers do not mind each other
+        locked = read_only or not incoming  # readers do not mind each other
         with contextlib.ExitStack() as undo:
-            fd = open_file(path, read_only=read_only, direct=direct, claim=held)
+            fd = open_file(path, read_only=read_only, direct=direct, claim=locked)
             undo.callback(os.close, fd)
-            if held:
+            if locked:
                 lock.acquire(fd, path, lock.READER if read_only else lock.WRITER)
-            facts = kernel.facts(fd, ours=held)
+            facts = kernel.facts(fd, ours=locked)
             if image_format is None:
                 refuse_foreign(path, fd, is_block_device=facts.is_block_device)
             limits = limits_of(facts, path, logical_block_size)
@@ -117,31 +114,51 @@ class RawImage:
             direct=direct,
             limits=limits,
             engine=chosen,
-            held=held,
+            is_locked=locked,
         )
 
-    async def claim(self) -> None:
-        """Lock the image if it is not, waiting for whoever hands it over; measure it anew."""
-        if self.held:
+    async def take_lock(self) -> None:
+        """Lock the image if it is not, waiting for whoever releases it; measure it anew."""
+        if self.is_locked:
             return
-        await _patiently(lambda: asyncio.to_thread(self._reopen, held=True), HANDOVER_LIMIT)
+        await _patiently(lambda: asyncio.to_thread(self._reopen, locked=True), LOCK_LIMIT)
         await self.refresh()
         log.info("image locked", path=self.path, size=self.limits.size)
 
-    async def hand_over(self) -> None:
+    async def release_lock(self) -> None:
         """Make all writes durable and give up the lock.  One that is only read stays as it is."""
-        if not self.held or self.read_only:
+        if not self.is_locked or self.read_only:
             return
         await self._sync()
-        await asyncio.to_thread(self._reopen, held=False)
+        await asyncio.to_thread(self._reopen, locked=False)
         log.info("image unlocked", path=self.path)
 
-    def sync_fd(self, worker: int) -> int:
-        """The image as only this worker has it open, for syncs."""
-        return self._syncs.fd(worker)
+    def io(self, worker: int) -> FileIo:
+        """By the kernel, through the one open file for data and the worker's own for syncs."""
+        return FileIo(
+            fd=self.fd,
+            sync_fd=self._syncs.fd(worker),
+            direct=self.direct,
+            at_once=self.engine.name == "inline",
+            nowait=self.engine.nowait,
+            block_size=self.limits.logical_block_size,
+            memory_alignment=self.limits.memory_alignment,
+            may_discard_by_command=self.limits.is_block_device and not self.read_only,
+        )
+
+    def lent(self) -> int:
+        """The open file itself: its lock comes with it."""
+        return self.fd
+
+    async def set_size(self, size: int) -> None:
+        """Do nothing: the file says how long it is."""
+
+    def watch(self, period: float) -> Watch:
+        """What the kernel tells of, or else the clock."""
+        return watch_file(self, self.fd, period)
 
     def write_error(self) -> int:
-        """The errno of what could not be written and no resize or hand-over has told of."""
+        """The errno of what could not be written and no resize or release has told of."""
         return self._syncs.error()
 
     async def _sync(self) -> None:
@@ -161,26 +178,26 @@ class RawImage:
         if error:
             raise OSError(error, os.strerror(error))
 
-    def _reopen(self, *, held: bool) -> None:
+    def _reopen(self, *, locked: bool) -> None:
         """Open what `fd` is open for once more, locked or not, in its place."""
         with contextlib.ExitStack() as undo:
             fd = open_file(
                 self.path,
                 read_only=self.read_only,
                 direct=self.direct,
-                claim=held,
+                claim=locked,
                 at=f"/proc/self/fd/{self.fd}",  # whatever has become of the path
             )
             undo.callback(os.close, fd)
-            if held:
+            if locked:
                 lock.acquire(fd, self.path, lock.WRITER)
                 # Of what the page cache has, another host may have written something else.
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             with self._syncs.following(fd):
-                if self.held:  # with an open file that another process may have as well
+                if self.is_locked:  # with an open file that another process may have as well
                     lock.release(self.fd, self.path)
                 os.dup2(fd, self.fd, inheritable=False)
-        self.held = held
+        self.is_locked = locked
 
     @classmethod
     def adopt(
@@ -192,7 +209,7 @@ class RawImage:
         direct: bool,
         logical_block_size: int,
         engine: EngineChoice,
-        held: bool,
+        is_locked: bool,
         workers: int = 1,
     ) -> Self:
         """Go on with what another process has opened; takes `fd`, and its lock comes with it.
@@ -203,7 +220,7 @@ class RawImage:
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, fd)
             require_open_as(fd, path, read_only=read_only, direct=direct)
-            if held:  # nothing is locked here: the other process may let go of it any time
+            if is_locked:  # nothing is locked here: the other process may let go of it any time
                 lock.require(fd, path, lock.READER if read_only else lock.WRITER)
             facts = kernel.facts(fd, ours=False)  # it is the other process that serves it
             # It may have got a size meanwhile that is no whole blocks: a part is not served.
@@ -222,7 +239,7 @@ class RawImage:
             direct=direct,
             limits=limits,
             engine=chosen,
-            held=held,
+            is_locked=is_locked,
         )
 
     async def measure(self) -> int:
@@ -243,7 +260,7 @@ class RawImage:
     async def resize(self, size: int) -> None:
         """Make the file `size` bytes long, durably.  Raises ImageError where that cannot be."""
         block = self.limits.logical_block_size
-        if not self.held:
+        if not self.is_locked:
             raise ImageError(
                 f"{self.path}: is not locked by this process, cannot be resized",
                 hint="resize it where the guest runs: it was, or will be, migrated",

@@ -5,12 +5,12 @@ import asyncio
 import os
 import re
 from collections.abc import AsyncGenerator
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
 from blkd.image import kernel
-from blkd.image.base import Image
+from blkd.image.base import Image, Watch
 from blkd.image.inotify import Modification
 from blkd.image.uevents import CapacityChange
 
@@ -27,19 +27,6 @@ ANNOUNCING_DEVICES: Final = re.compile(
 set_capacity_and_notify).  There is none when a partition is resized (BLKPG_RESIZE_PARTITION)."""
 
 log = structlog.get_logger()
-
-
-class Watch(Protocol):
-    """The next occasion on which an image may have got another size; armed when made."""
-
-    def arm(self) -> None:
-        """Ask for the next one, after `wait` has returned."""
-
-    async def wait(self) -> None:
-        """Return once there was one after the watch was armed."""
-
-    def close(self) -> None:
-        """Give up what is watched with."""
 
 
 class AnyMoment:
@@ -70,7 +57,7 @@ async def looks(image: Image, period: float) -> AsyncGenerator[None, None]:
     the process while the image rests, unless the kernel cannot tell: then it is every `period`.
     """
     loop = asyncio.get_running_loop()
-    watch = _watch(image, period)
+    watch = image.watch(period)
     try:
         while True:
             next_one = loop.time() + period
@@ -86,16 +73,14 @@ async def looks(image: Image, period: float) -> AsyncGenerator[None, None]:
         watch.close()
 
 
-def _watch(image: Image, period: float) -> Watch:
-    """The best watch that there is for `image`; the log tells where that is the clock."""
-    if image.fd < 0:
-        return NoOccasion()
+def watch_file(image: Image, fd: int, period: float) -> Watch:
+    """The best watch for the image that `fd` is; the log tells where that is the clock."""
     try:
-        reason = _why_unheard(image)
+        reason = _why_unheard(image, fd)
         if reason is None and image.limits.is_block_device:
-            return CapacityChange(os.fstat(image.fd).st_rdev)
+            return CapacityChange(os.fstat(fd).st_rdev)
         if reason is None:
-            return Modification(image.fd)
+            return Modification(fd)
     except OSError as error:
         reason = error.strerror
     return _clock(image, period, reason)
@@ -106,12 +91,12 @@ def _clock(image: Image, period: float, reason: str | None) -> Watch:
     return AnyMoment()
 
 
-def _why_unheard(image: Image) -> str | None:
+def _why_unheard(image: Image, fd: int) -> str | None:
     """Why the kernel would not tell of another size, or None if it would."""
     if not image.limits.is_block_device:
-        filesystem = kernel.filesystem(image.fd)
+        filesystem = kernel.filesystem(fd)
         return None if filesystem in LOCAL_FILESYSTEMS else f"a file on {filesystem}"
-    name = kernel.device_name(os.fstat(image.fd).st_rdev)
+    name = kernel.device_name(os.fstat(fd).st_rdev)
     if not ANNOUNCING_DEVICES.fullmatch(name):
         return f"{name} does not announce its size"
     return None if kernel.hears_of_devices() else "no events reach a user namespace"

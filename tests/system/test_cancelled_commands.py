@@ -11,6 +11,7 @@ import pytest
 from blkd.dataplane import DataPlane, ServedDisk, WorkerPlan
 from blkd.export.config import ExportConfig
 from blkd.export.settings import parameters
+from blkd.image.base import Opening
 from blkd.image.kinds import open_image
 from blkd.vhost_user.rings import VringSetup
 from blkd.vhost_user.wire import MemoryRegion
@@ -32,11 +33,12 @@ async def plane(tmp_path):
         fuse.answers[FLUSH] = lambda: errno.ENOSYS
         image = await open_image(
             str(fuse.path),
-            read_only=False,
-            direct=True,  # or else it is only tried not to wait
-            logical_block_size=None,
-            engine="inline",
-            incoming=False,
+            Opening(
+                read_only=False,
+                direct=True,  # or else it is only tried not to wait
+                logical_block_size=None,
+                engine="inline",
+            ),
         )
         config = ExportConfig(image=str(fuse.path), name="a", queues=1)
         device = BlkDevice(parameters(config, image))

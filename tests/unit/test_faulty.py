@@ -2,7 +2,7 @@
 import pytest
 
 from blkd.errors import ImageError
-from blkd.image.base import Fault
+from blkd.image.engine import Fault
 from blkd.image.faulty import KINDS, LAST_BYTE, split
 
 MS = 1_000_000

@@ -39,13 +39,13 @@ def adopted(image, *, read_only=False, held):
         direct=False,
         logical_block_size=512,
         engine="auto",
-        held=held,
+        is_locked=held,
     )
 
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(raw, "HANDOVER_LIMIT", 0.1)
+    monkeypatch.setattr(raw, "LOCK_LIMIT", 0.1)
 
 
 def locks(image):
@@ -61,16 +61,16 @@ def descriptors():
 async def test_an_incoming_image_is_measured_and_not_locked(disk):
     async with opened(disk), opened(disk, incoming=True) as incoming:
         assert incoming.limits.size == MIB
-        assert not incoming.held
+        assert not incoming.is_locked
         assert locks(incoming) == []
 
 
 async def test_the_lock_goes_over_and_the_descriptor_stays(disk):
     async with opened(disk) as ours, opened(disk, incoming=True) as theirs:
         numbers = ours.fd, theirs.fd
-        await ours.hand_over()
-        await theirs.claim()
-        assert (ours.held, theirs.held) == (False, True)
+        await ours.release_lock()
+        await theirs.take_lock()
+        assert (ours.is_locked, theirs.is_locked) == (False, True)
         assert (ours.fd, theirs.fd) == numbers
         assert locks(ours) == []
         assert locks(theirs)
@@ -81,9 +81,9 @@ async def test_the_lock_goes_over_and_the_descriptor_stays(disk):
 async def test_a_copy_of_the_descriptor_keeps_no_lock(disk):
     async with opened(disk) as ours, opened(disk, incoming=True) as theirs:
         with os.fdopen(os.dup(ours.fd)):  # as another process may have one
-            await ours.hand_over()
-            await theirs.claim()
-        assert theirs.held
+            await ours.release_lock()
+            await theirs.take_lock()
+        assert theirs.is_locked
 
 
 @pytest.mark.parametrize("read_only", [False, True])
@@ -103,12 +103,12 @@ async def test_an_image_that_was_to_come_locked_is_refused_without(disk):
 
 async def test_both_steps_may_be_asked_for_twice(disk):
     async with opened(disk) as image:
-        await image.claim()
-        await image.hand_over()
-        await image.hand_over()
-        assert not image.held
-        await image.claim()
-        assert image.held
+        await image.take_lock()
+        await image.release_lock()
+        await image.release_lock()
+        assert not image.is_locked
+        await image.take_lock()
+        assert image.is_locked
 
 
 async def test_no_descriptor_is_left_over(disk):
@@ -117,8 +117,8 @@ async def test_no_descriptor_is_left_over(disk):
     before = descriptors()
     async with opened(disk) as image:
         for _ in range(3):
-            await image.hand_over()
-            await image.claim()
+            await image.release_lock()
+            await image.take_lock()
     assert descriptors() == before
 
 
@@ -127,24 +127,24 @@ async def test_a_taken_image_is_not_claimed(disk):
     async with opened(disk), opened(disk, incoming=True) as incoming:
         before = descriptors()
         with pytest.raises(ImageBusy):
-            await incoming.claim()
-        assert not incoming.held
+            await incoming.take_lock()
+        assert not incoming.is_locked
         assert descriptors() == before
 
 
 async def test_the_size_is_that_of_the_moment_of_the_claim(disk):
     async with opened(disk, incoming=True) as incoming:
         os.truncate(disk, 2 * MIB)
-        await incoming.claim()
+        await incoming.take_lock()
         assert incoming.limits.size == 2 * MIB
 
 
 async def test_an_image_is_resized_only_while_it_is_locked(disk):
     async with opened(disk) as image:
-        await image.hand_over()
+        await image.release_lock()
         with pytest.raises(ImageError, match="not locked"):
             await image.resize(2 * MIB)
-        await image.claim()
+        await image.take_lock()
         await image.resize(2 * MIB)
 
 
@@ -155,8 +155,8 @@ async def test_what_cannot_be_made_durable_is_not_handed_over(disk, monkeypatch)
     async with opened(disk) as image:
         monkeypatch.setattr(os, "fsync", fail)
         with pytest.raises(ImageError, match="durable"):
-            await image.hand_over()
-        assert image.held
+            await image.release_lock()
+        assert image.is_locked
         assert locks(image)
 
 
@@ -165,9 +165,9 @@ async def test_an_image_that_is_only_read_is_locked_for_reading_at_once(disk):
         opened(disk, read_only=True) as one,
         opened(disk, read_only=True, incoming=True) as other,
     ):
-        await one.hand_over()
-        assert one.held
-        assert other.held
+        await one.release_lock()
+        assert one.is_locked
+        assert other.is_locked
         assert locks(one)
         assert locks(other)
 
@@ -179,6 +179,6 @@ async def test_what_a_write_back_lost_keeps_the_lock(tmp_path):
             storage.answers[WRITE] = lambda: errno.EINTR
             os.pwrite(image.fd, b"w" * 4096, 0)
             with pytest.raises(SyncFailed):
-                await image.hand_over()
-            assert image.held
+                await image.release_lock()
+            assert image.is_locked
             storage.answers.clear()

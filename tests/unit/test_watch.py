@@ -56,7 +56,10 @@ def opened(path, flags=os.O_RDWR):
     """An image as far as a watch looks at it."""
     fd = os.open(path, flags)
     try:
-        yield SimpleNamespace(path=str(path), fd=fd, limits=SimpleNamespace(is_block_device=False))
+        limits = SimpleNamespace(is_block_device=False)
+        file = SimpleNamespace(path=str(path), fd=fd, limits=limits)
+        file.watch = lambda period: watch.watch_file(file, fd, period)
+        yield file
     finally:
         os.close(fd)
 

@@ -6,13 +6,14 @@ import os
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-RELEASED = {"blkd.ring": "ring", "blkd.loadgen.native": "loadgen"}
-"""Extensions, and the .pyx file in src/ of each."""
+RELEASED = {"blkd.ring": "src/ring.pyx", "blkd.loadgen.native": "src/loadgen.pyx"}
+"""Extensions, and the source of each."""
 PROBES = {
-    "blkd.probes": "probes",
-    "blkd.loadgen_probes": "loadgen_probes",
-    "blkd.hot_loop": "hot_loop",
-}  # tests call inline functions
+    "blkd.probes": "src/probes.pyx",
+    "blkd.loadgen_probes": "src/loadgen_probes.pyx",
+    "blkd.hot_loop": "src/hot_loop.pyx",
+    "blkd.late_engine": "tests/engines/late_engine.pyx",
+}  # tests call inline functions, and have an engine of their own
 WITH_PROBES = os.environ.get("BLKD_PROBES") == "1"
 SANITIZE = os.environ.get("BLKD_SANITIZE", "")  # for example "address,undefined"
 SANITIZER_FLAGS = [
@@ -28,10 +29,10 @@ FLAGS = SANITIZER_FLAGS if SANITIZE else []
 
 
 def extension(name: str, source: str) -> Extension:
-    """The extension `name`, of src/SOURCE.pyx."""
+    """The extension `name`, of this .pyx file."""
     return Extension(
         name,
-        sources=[f"src/{source}.pyx"],
+        sources=[source],
         include_dirs=["src"],
         libraries=["uring"],
         extra_compile_args=["-O2", "-g", "-Wall", "-Wno-unused-function", *FLAGS],

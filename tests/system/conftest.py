@@ -5,9 +5,11 @@ import os
 
 import pytest
 
+from harness import daemon
 from harness.daemon import Daemon
 from harness.frontend import FrontEnd
 from harness.storage import DISK_BYTES, loop_device, mounted, run
+from tests.engines import late
 
 
 @pytest.fixture
@@ -50,6 +52,23 @@ def ext2(backing, tmp_path):
 def tmpfs(tmp_path):
     with mounted("none", tmp_path / "tmpfs", "-t", "tmpfs", "-o", "size=8m") as place:
         yield place
+
+
+@pytest.fixture(scope="module", params=["kernel", "late"])
+def each_engine(request, tmp_path_factory):
+    """By which engine files are served: the kernel's, and one with a thread of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "late":
+            programs = late.make_programs(tmp_path_factory.mktemp("programs"))
+            patch.setattr(daemon, "PROGRAMS", programs)
+        yield request.param
+
+
+@pytest.fixture
+def kernel_only(each_engine):
+    """A test of what the kernel's images have alone: locks, devices, formats, fairness."""
+    if each_engine != "kernel":
+        pytest.skip("an image of the test's own")
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from harness.daemon import image
 from harness.frontend import DISCARD, FLUSH, IN, OUT, WRITE_ZEROES, Disk, Feature
 from harness.vring import DESC_WRITE
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 MIB = 1 << 20
 SIZE = 16 * MIB
 OK, IOERR, UNSUPP = 0, 1, 2

@@ -14,6 +14,8 @@ from harness.frontend import IN, OUT, Disk, FrontEnd, Request
 from harness.vring import DESC_INDIRECT, DESC_NEXT, DESC_WRITE
 from tests.hostile_chains import EITHER_LAYOUT, HEADER
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 OK = 0
 SIZE = 128
 

@@ -12,6 +12,8 @@ import pytest
 from harness.daemon import image
 from harness.frontend import FLUSH, IN, INFLIGHT, OK, OUT, FrontEnd, Request
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 SIZE = 1 << 20
 SLOW = "delay=1000s@any+0-64K"  # what touches the first 16 blocks is never done in a test's time
 VERSION_AT, HEAD = 8, struct.Struct("=HH")  # version and entries of a ring's part
@@ -369,7 +371,7 @@ def test_a_region_of_another_kind_of_back_end_costs_no_guest_its_disk(heir, chan
 
 
 @both
-def test_rings_that_are_larger_than_the_front_end_says_are_recorded(heir, packed):
+def test_rings_that_are_larger_than_the_front_end_says_are_recorded(heir, packed, each_engine):
     front_end = heir.first()  # as QEMU 10, whose rings are of 1024 descriptors whatever it asks
     front_end.prepare(packed=packed)
     front_end.track_inflight(1, 64)
@@ -378,7 +380,8 @@ def test_rings_that_are_larger_than_the_front_end_says_are_recorded(heir, packed
     assert disk.write(8 * 20, b"f" * 4096) == OK
     heir.next()
     assert all(done.status == OK for done in disk.wait(*slow))
-    assert heir.path.read_bytes()[:4096] == bytes([99]) * 4096
+    last = [99] if each_engine == "kernel" else range(100)  # the late one begins any first
+    assert heir.path.read_bytes()[:4096] in [bytes([n]) * 4096 for n in last]
     assert "not recorded" not in heir.daemon.errors()
 
 

@@ -14,13 +14,15 @@ from harness.packed_vring import DISABLE, ENABLE, ONE_DESC, START, WRAP, PackedV
 from harness.vring import DESC_INDIRECT, DESC_NEXT, DESC_WRITE
 from tests.hostile_chains import EITHER_LAYOUT, HEADER
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 MIB = 1 << 20
 SIZE = 4 * MIB
 LIMIT = 5.0  # seconds of anything
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory):
+def daemon(each_engine, tmp_path_factory):  # noqa: ARG001 - started anew for each
     """One blkd for all tests: front ends come and go."""
     directory = tmp_path_factory.mktemp("packed")
     with Daemon(image(directory / "disk.img", SIZE), directory, "--queues", 2) as started:

@@ -20,6 +20,8 @@ from harness.relay import Relay
 from harness.storage import loop_device
 from harness.vring import DESC_NEXT, GuestMemory
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 MIB = 1 << 20
 SIZE = 16 * MIB
 SECTORS = SIZE // 512
@@ -100,6 +102,7 @@ def test_requests_go_on_before_during_and_after(daemon, front_end, path, packed,
         assert new.end() == 0
 
 
+@pytest.mark.usefixtures("kernel_only")
 def test_a_guest_that_writes_like_another_format_goes_on_until_the_next_start(
     daemon, front_end, path, upgrade, tmp_path
 ):
@@ -295,6 +298,7 @@ def test_a_serving_process_may_have_all_the_descriptors_that_it_is_allowed(path,
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.usefixtures("kernel_only")
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 def test_a_guest_that_is_migrated_stays_so(path, tmp_path, upgrade, packed):
     with Daemon(path, tmp_path) as old, FrontEnd.connect(old.socket) as front_end:
@@ -324,6 +328,7 @@ def test_a_guest_that_is_migrated_stays_so(path, tmp_path, upgrade, packed):
             assert again.call("show")["image_locked"] is True
 
 
+@pytest.mark.usefixtures("kernel_only")
 def test_a_disk_that_waits_for_its_guest_waits_in_the_new_process(path, tmp_path, upgrade):
     with Daemon(path, tmp_path, "--incoming") as old:
         assert old.ready()["image_locked"] is False
@@ -394,6 +399,7 @@ def test_a_null_disk_keeps_the_size_that_it_was_given(tmp_path, upgrade):
         assert upgrade(old).call("show")["size"] == 2 << 30
 
 
+@pytest.mark.usefixtures("kernel_only")
 def test_a_block_device_goes_on(tmp_path, upgrade):
     with (
         loop_device(image(tmp_path / "backing", SIZE)) as device,
@@ -407,6 +413,7 @@ def test_a_block_device_goes_on(tmp_path, upgrade):
             assert new.end() == 0
 
 
+@pytest.mark.usefixtures("kernel_only")
 def test_the_image_is_locked_all_the_time(daemon, upgrade, path):
     new = upgrade(daemon)
     info = ["qemu-io", "-f", "raw", "-c", "write 0 512", path]
@@ -503,6 +510,7 @@ def test_both_say_who_the_other_was(daemon, upgrade):
     assert taken["pause_ms"] > 0
 
 
+@pytest.mark.usefixtures("kernel_only")
 def test_a_person_is_shown_what_is_served(daemon):
     with subprocess.Popen(
         [PROGRAMS / "blkd", "upgrade", "--control", daemon.control],

@@ -10,6 +10,8 @@ import pytest
 from harness.daemon import PROGRAMS, Process, image, run
 from harness.frontend import DESC_WRITE, IN, OK, OUT, Disk, GuestMemory
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 MIB = 1 << 20
 SIZE = 4 * MIB
 FLOOD = 1000
@@ -47,6 +49,7 @@ def test_queues_share_as_many_workers_as_told(serve, path, count, threads):
     assert [ring["writes"] for ring in daemon.call("stats")["rings"]] == [8] * 4
 
 
+@pytest.mark.usefixtures("kernel_only")
 def test_a_queue_that_floods_does_not_starve_its_neighbour(tmpfs, serve):
     """Requests beside a full ring wait for a turn of that ring each, not for its end."""
     path = image(tmpfs / "a.img", SIZE)

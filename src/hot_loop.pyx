@@ -15,8 +15,9 @@ from virtio.layouts cimport (
     BlkHeader, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Desc, PACKED_F_AVAIL, PACKED_F_USED,
     PackedDesc,
 )
-from virtio.packed cimport FIRST_BASE, start_packed
+from virtio.packed cimport FIRST_BASE
 from virtio.virtq cimport Segment, UsedChain
+from virtio.virtqueue cimport start
 from worker.serving cimport serve_rings
 from worker.state cimport Worker
 from worker.vring cimport Vring, reset_requests
@@ -88,13 +89,12 @@ cdef class HotLoop:
         self.vring.vq.driver = self.base + 16 * LOOP_SIZE
         self.vring.vq.device = self.base + 16 * LOOP_SIZE + 4096
         self.wrap = True
-        if packed:
-            start_packed(&self.vring.vq, FIRST_BASE)
+        first = FIRST_BASE if packed else 0
+        start(&self.vring.vq, first)
         if recorded:
             self.vring.inflight.region, self.vring.inflight.entries = self.record, LOOP_SIZE
             self.vring.inflight.next, self.vring.inflight.last = self.links, self.lasts
-            base = FIRST_BASE if packed else 0
-            rc = recover(&self.vring.inflight, &self.vring.vq, base, False)
+            rc = recover(&self.vring.inflight, &self.vring.vq, first, False)
             if rc < 0:
                 raise OSError(-rc, os.strerror(-rc))
         reset_requests(&self.vring)

@@ -8,10 +8,11 @@ import os
 
 from blk.limits cimport BlkLimits, MAX_RANGES
 from blk.operation cimport Operation, parse_request
-from inflight.packed cimport link_packed, record_packed, settle_packed, walk_recorded
+from inflight.packed cimport record_packed
+from inflight.record cimport link, settle, walk_again
 from inflight.recovery cimport recover
 from inflight.region cimport Again, Inflight, MAX_ENTRIES, is_recorded
-from inflight.split cimport link_split, record_split, settle_split
+from inflight.split cimport record_split
 from sys.eventfds cimport bind_signal, end_signal
 from sys.uring cimport (
     io_uring_prep_msg_ring, io_uring_queue_exit, io_uring_queue_init, io_uring_sqe,
@@ -19,14 +20,10 @@ from sys.uring cimport (
 from virtio.dirtylog cimport DirtyLog, RingLog, mark, mark_areas, mark_segments
 from virtio.guestmem cimport GuestMemory, Region
 from virtio.layouts cimport BlkRange
-from virtio.packed cimport (
-    is_no_fresh_ring, is_untouched, packed_base, publish_packed, rearm_packed, start_packed,
-    suppress_packed, take_packed,
-)
-from virtio.split cimport (
-    publish_split, rearm_split, start_split, suppress_split, take_split, walk_split,
-)
+from virtio.packed cimport is_no_fresh_ring, is_untouched, take_packed
+from virtio.split cimport take_split, walk_split
 from virtio.virtq cimport Chain, Segment, UsedChain, Virtq, event_passed
+from virtio.virtqueue cimport publish, rearm, start, suppress, vring_base
 from worker.notify cimport call_driver, leave_call
 from worker.state cimport Worker, next_sqe, submit_queued
 from worker.vring cimport Vring
@@ -188,18 +185,12 @@ cdef class Guest:
             used[i].id, used[i].descriptors = chain if isinstance(chain, tuple) else (chain, 1)
             used[i].written = 1
             used[i].entry = self.entries.pop(used[i].id, 0)
-        if recorded and self.vq.packed:
-            link_packed(f, &self.vq, used, count)
-        elif recorded:
-            link_split(f, used, count)
-        if steps > 1 and self.vq.packed:
-            wanted = publish_packed(&self.vq, used, count)
-        elif steps > 1:
-            wanted = publish_split(&self.vq, used, count)
-        if steps > 2 and recorded and self.vq.packed:
-            settle_packed(f, &self.vq, used, count)
-        elif steps > 2 and recorded:
-            settle_split(f, &self.vq, used, count)
+        if recorded:
+            link(f, &self.vq, used, count)
+        if steps > 1:
+            wanted = publish(&self.vq, used, count)
+        if steps > 2 and recorded:
+            settle(f, &self.vq, used, count)
         return bool(wanted)
 
     def record_in(self, region, uint32_t entries):
@@ -223,38 +214,24 @@ cdef class Guest:
         """Chain `number` of those to be carried out again, as `take` gives it."""
         cdef Chain chain
         cdef const Again *again = &self.again[number]
-        chain.id, chain.descriptors = again.entry, again.descriptors
+        check(walk_again(
+            &self.inflight, &self.vq, &self.memory, again, self.segments, MAX_SEGMENTS, &chain
+        ))
         if self.vq.packed:
-            check(walk_recorded(
-                &self.inflight, &self.vq, &self.memory, again.entry, self.segments,
-                MAX_SEGMENTS, &chain,
-            ))
             self.entries[chain.id] = again.entry
-        else:
-            check(walk_split(&self.vq, &self.memory, self.segments, MAX_SEGMENTS, &chain))
         return chain.id, chain.descriptors, self.resolved(&chain)
-
-    def position(self):
-        """Where the ring goes on: the next avail index (split), or the base (packed)."""
-        return packed_base(&self.vq) if self.vq.packed else self.vq.next_avail
 
     def suppress(self):
         """Have the driver not kick."""
-        if self.vq.packed:
-            suppress_packed(&self.vq)
-        else:
-            suppress_split(&self.vq)
+        suppress(&self.vq)
 
     def rearm(self):
         """Ask for kicks again: whether there is more already."""
-        return bool(rearm_packed(&self.vq) if self.vq.packed else rearm_split(&self.vq))
+        return bool(rearm(&self.vq))
 
     def start(self, uint32_t base):
         """Begin at a base as SET_VRING_BASE gives it; the used index is in the ring."""
-        if self.vq.packed:
-            check(start_packed(&self.vq, base))
-        else:
-            start_split(&self.vq, base)
+        check(start(&self.vq, base))
 
     def is_no_fresh_ring(self):
         """Whether a packed ring that is to begin anew was left somewhere else."""
@@ -265,8 +242,8 @@ cdef class Guest:
         return bool(is_untouched(&self.vq))
 
     def base(self):
-        """The base of a packed ring, as GET_VRING_BASE gives it."""
-        return packed_base(&self.vq)
+        """Where the ring goes on, as GET_VRING_BASE gives it."""
+        return vring_base(&self.vq)
 
 
 cdef class Calls:

@@ -33,8 +33,8 @@ from sys.uring cimport (
 from virtio.dirtylog cimport DirtyLog
 from virtio.guestmem cimport GuestMemory, MemoryView, Region
 from virtio.layouts cimport BlkRange
-from virtio.packed cimport packed_base
 from virtio.virtq cimport Segment, UsedChain
+from virtio.virtqueue cimport vring_base
 from worker.commands cimport MemoryChange, Placement, VringStart
 from worker.loop cimport open_uring, serve
 from worker.mailbox cimport (
@@ -719,7 +719,7 @@ cdef class Worker:
             "started": bool(r.started), "enabled": bool(r.enabled),
             "broken": bool(r.broken or r.lost), "lost": bool(r.lost), "size": r.vq.size,
             "in_flight": r.in_flight, "next_avail": r.vq.next_avail,
-            "base": packed_base(&r.vq) if r.vq.packed else r.vq.next_avail,
+            "base": vring_base(&r.vq),
         }
 
 

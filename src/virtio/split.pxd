@@ -64,6 +64,11 @@ cdef inline void start_split(Virtq *vq, uint16_t base) noexcept nogil:
     vq.next_avail = vq.avail_seen = vq.next_used if behind <= vq.size else base
 
 
+cdef inline uint32_t split_base(const Virtq *vq) noexcept nogil:
+    """The ring's position as GET_VRING_BASE gives it."""
+    return vq.next_avail
+
+
 cdef inline bint split_has_more(const Virtq *vq) noexcept nogil:
     """Whether the driver has made more available than was fetched."""
     # The head is read next, and may lie in another cache line than the index.

@@ -8,8 +8,7 @@ from blk.limits cimport BlkLimits
 from sys.eventfds cimport bind_signal
 from virtio.dirtylog cimport DirtyLog, RingLog
 from virtio.guestmem cimport MemoryView
-from virtio.packed cimport packed_base, start_packed
-from virtio.split cimport start_split
+from virtio.virtqueue cimport start, vring_base
 from worker.mailbox cimport (
     CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_REGISTER, CMD_RESUME, CMD_SET_CALL,
     CMD_SET_ERROR, CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP,
@@ -77,10 +76,7 @@ cdef inline int place_anew(Worker *w, Vring *r, const VringStart *how) noexcept 
     r.vq.indirect = how.indirect
     r.inflight.region, r.inflight.entries = how.inflight, how.entries
     place(r, &how.place)
-    if how.packed:
-        return start_packed(&r.vq, how.base)
-    start_split(&r.vq, <uint16_t>how.base)
-    return 0
+    return start(&r.vq, how.base)
 
 
 cdef inline int start_ring(Worker *w, Vring *r, const VringStart *how) noexcept nogil:
@@ -266,10 +262,7 @@ cdef inline void settle_stop(Worker *w, Vring *r) noexcept nogil:
         leave_kick(w, r)
         return
     leave_call(w, r)
-    stage_answer(
-        &w.mailbox, r.stop_ticket, r.number,
-        packed_base(&r.vq) if r.vq.packed else r.vq.next_avail,
-    )
+    stage_answer(&w.mailbox, r.stop_ticket, r.number, vring_base(&r.vq))
     r.stop_ticket = 0
     r.started = False
     r.kick = -1

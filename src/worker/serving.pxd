@@ -8,20 +8,17 @@ from blk.operation cimport Operation, parse_request
 from blk.request cimport Request, next_ranges, take_range, take_request
 from engine.dispatch cimport begin_turn, start, try_at_once
 from engine.engine cimport Engine, IO_NONE, end_io
-from inflight.packed cimport (
-    link_packed, record_packed, settle_packed, unrecord_packed, walk_recorded,
-)
+from inflight.packed cimport record_packed, unrecord_packed
+from inflight.record cimport link, settle, walk_again
 from inflight.recovery cimport recover
 from inflight.region cimport Again, has_again, is_recorded
-from inflight.split cimport link_split, record_split, settle_split, unrecord_split
+from inflight.split cimport record_split, unrecord_split
+from sys.hints cimport unlikely
 from virtio.dirtylog cimport seldom
-from virtio.packed cimport (
-    packed_has_more, publish_packed, rearm_packed, suppress_packed, take_packed,
-)
-from virtio.split cimport (
-    publish_split, rearm_split, split_has_more, suppress_split, take_split, walk_split,
-)
+from virtio.packed cimport take_packed
+from virtio.split cimport take_split
 from virtio.virtq cimport Chain
+from virtio.virtqueue cimport has_more, publish, rearm, suppress
 from worker.logged cimport logged_areas
 from worker.mailbox cimport REPORT_RECOVERED, stage_answer
 from worker.notify cimport break_ring, call_driver
@@ -107,13 +104,9 @@ cdef inline int submit_again(Worker *w, Vring *r) noexcept nogil:
     while rc >= 0 and has_again(&r.inflight):
         again = &r.inflight.again[r.inflight.again_done]
         r.inflight.again_done += 1
-        chain.id, chain.descriptors = again.entry, again.descriptors
-        if r.vq.packed:
-            rc = walk_recorded(
-                &r.inflight, &r.vq, w.view.memory, again.entry, w.segments, w.segment_room, &chain
-            )
-        else:
-            rc = walk_split(&r.vq, w.view.memory, w.segments, w.segment_room, &chain)
+        rc = walk_again(
+            &r.inflight, &r.vq, w.view.memory, again, w.segments, w.segment_room, &chain
+        )
         if rc >= 0:
             rc = begin(w, r, &chain)
     return min(rc, 0)
@@ -138,9 +131,9 @@ cdef inline void recover_ring(Worker *w, Vring *r) noexcept nogil:
 cdef inline void do_again(Worker *w, Vring *r) noexcept nogil:
     """Recover a ring that was not looked at yet, and start what was left in flight there."""
     cdef int rc
-    if r.unrecovered:
+    if unlikely(r.unrecovered):
         recover_ring(w, r)
-    if has_again(&r.inflight) and not r.broken:
+    if unlikely(has_again(&r.inflight)) and not r.broken:
         rc = submit_again(w, r)
         if rc < 0:
             break_ring(w, r, rc)
@@ -151,10 +144,7 @@ cdef inline void spare_kicks(Worker *w, Vring *r) noexcept nogil:
     if not r.kicks_wanted:
         return
     r.kicks_wanted = False
-    if r.vq.packed:
-        suppress_packed(&r.vq)
-    else:
-        suppress_split(&r.vq)
+    suppress(&r.vq)
     if seldom(r.log.on):
         logged_areas(w, r)
 
@@ -176,14 +166,9 @@ cdef inline void serve_ring(Worker *w, Vring *r) noexcept nogil:
 cdef inline bint publish_recorded(Vring *r) noexcept nogil:
     """Show the driver what was answered, and keep the record of it: whether it wants a call."""
     cdef bint wanted
-    if r.vq.packed:
-        link_packed(&r.inflight, &r.vq, r.used, r.used_count)
-        wanted = publish_packed(&r.vq, r.used, r.used_count)
-        settle_packed(&r.inflight, &r.vq, r.used, r.used_count)
-    else:
-        link_split(&r.inflight, r.used, r.used_count)
-        wanted = publish_split(&r.vq, r.used, r.used_count)
-        settle_split(&r.inflight, &r.vq, r.used, r.used_count)
+    link(&r.inflight, &r.vq, r.used, r.used_count)
+    wanted = publish(&r.vq, r.used, r.used_count)
+    settle(&r.inflight, &r.vq, r.used, r.used_count)
     return wanted
 
 
@@ -198,10 +183,8 @@ cdef inline void publish_ring(Worker *w, Vring *r) noexcept nogil:
         return
     if is_recorded(&r.inflight):
         wanted = publish_recorded(r)
-    elif r.vq.packed:
-        wanted = publish_packed(&r.vq, r.used, r.used_count)
     else:
-        wanted = publish_split(&r.vq, r.used, r.used_count)
+        wanted = publish(&r.vq, r.used, r.used_count)
     r.used_count = 0
     if seldom(r.log.on):
         logged_areas(w, r)
@@ -229,11 +212,6 @@ cdef inline bint serve_rings(Worker *w) noexcept nogil:
     return more
 
 
-cdef inline bint has_more(const Vring *r) noexcept nogil:
-    """Whether a ring's driver has made more available than was fetched."""
-    return packed_has_more(&r.vq) if r.vq.packed else split_has_more(&r.vq)
-
-
 cdef inline bint look_again(Worker *w) noexcept nogil:
     """Note each ring that holds more than was fetched: whether there is one."""
     cdef uint32_t i
@@ -241,7 +219,7 @@ cdef inline bint look_again(Worker *w) noexcept nogil:
     cdef bint found = False
     for i in range(w.started_count):
         r = w.started[i]
-        if served(w, r) and r.free_count and has_more(r):
+        if served(w, r) and r.free_count and has_more(&r.vq):
             r.wants_look = found = True
     return found
 
@@ -256,7 +234,7 @@ cdef inline bint want_kicks(Worker *w) noexcept nogil:
         if r.wants_look or r.kicks_wanted or not served(w, r):
             continue
         r.kicks_wanted = True
-        if (rearm_packed(&r.vq) if r.vq.packed else rearm_split(&r.vq)):
+        if rearm(&r.vq):
             r.wants_look = found = True
         if seldom(r.log.on):
             logged_areas(w, r)

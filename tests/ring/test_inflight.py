@@ -201,7 +201,7 @@ def test_a_fresh_region_begins_where_the_ring_is(case, used):
     (chain,) = case.fetch(1)
     case.renew()
     assert case.device.recover(used) == [chain]
-    assert case.device.position() == (used + 1) & 0xFFFF
+    assert case.device.base() == (used + 1) & 0xFFFF
 
 
 @packed
@@ -218,10 +218,10 @@ def test_a_ring_whose_position_the_front_end_forgot_goes_on_from_the_region(case
     for _ in range(11):  # beyond the first round
         case.device.give_back(*case.fetch(1))
         case.ring.take_used()
-    position = case.device.position()
+    position = case.device.base()
     case.renew()
     assert case.device.recover(START) == []
-    assert case.device.position() == position
+    assert case.device.base() == position
 
 
 @packed
@@ -231,7 +231,7 @@ def test_a_ring_that_was_reset_begins_anew_whatever_the_region_says(case):
     case.ring.rewind()
     case.renew()
     assert case.device.recover(START) == []
-    assert case.device.position() == START
+    assert case.device.base() == START
     assert PACKED_HEAD.unpack_from(case.region) == (0, 1, 8, 0, 0, 0, 0, 1, 1)
 
 

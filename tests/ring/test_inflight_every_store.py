@@ -86,7 +86,7 @@ class Life:
             other.walk_again(n)
             other.give_back(chain)
             assert self.seen_by_driver([its_guest]) == [*seen, chain[0]]
-        return found, heir.position()
+        return found, heir.base()
 
     def heir_to(self, state):
         """A device that goes on with a copy of that state, the copy, and what it is to do again."""

@@ -168,13 +168,13 @@ def test_what_was_given_back_is_not_taken_again_whatever_the_front_end_says(used
     ring = Ring()
     struct.pack_into("<H", ring.low, USED + 2, used)
     ring.guest.start((used - behind) & 0xFFFF)
-    assert ring.guest.position() == used
+    assert ring.guest.base() == used
 
 
 def test_a_base_that_has_nothing_to_do_with_the_used_index_counts():
     ring = Ring()
     ring.guest.start(SIZE + 1)
-    assert ring.guest.position() == SIZE + 1
+    assert ring.guest.base() == SIZE + 1
 
 
 def test_an_index_more_than_a_ring_ahead_is_wild():

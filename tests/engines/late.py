@@ -118,7 +118,7 @@ def stall_of(image: Path) -> Path:
 
 PROGRAM = """#!{python}
 import sys
-sys.path.insert(0, {root!r})
+sys.path.append({root!r})  # behind what is to be tested
 from tests.engines import late
 late.install()
 from blkd.cli.main import main

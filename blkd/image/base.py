@@ -75,7 +75,7 @@ class Image(Protocol):
 
     @property
     def identity(self) -> str:
-        """What tells it from all other images, from start to start."""
+        """What distinguishes it from all other images, from start to start."""
 
     def io(self, worker: int) -> Io:
         """How this worker, counted from 0, reads and writes it; what that names is the image's."""
@@ -92,7 +92,7 @@ class Image(Protocol):
         """
 
     def write_error(self) -> int:
-        """The errno of what could not be written and no sync of ours has told of, else 0.
+        """The errno of what could not be written and no sync of ours has reported, else 0.
 
         Returns at once: what is still to be written may fail later.
         """
@@ -130,16 +130,16 @@ class Image(Protocol):
         """
 
     async def set_size(self, size: int) -> None:
-        """Be as large as the process that had it before says, if nothing else tells the size."""
+        """Be as large as the process that had it before says, if nothing else says so."""
 
     def watch(self, period: float) -> "Watch":
-        """What tells of occasions on which it may have got another size; armed.
+        """A watch for occasions on which it may have got another size; armed.
 
-        Where nothing tells of them, each `period` seconds are one.
+        Where nothing announces them, there is one every `period` seconds.
         """
 
     async def measure(self) -> int:
-        """The size now, in whole blocks.  Raises ImageError where it is not told in time."""
+        """The size now, in whole blocks.  Raises ImageError where it is not known in time."""
 
     async def refresh(self) -> bool:
         """Ask for the size again: whether `limits` changed.  Raises ImageError as `measure`."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the data path does I/O on an image: chosen by asking the image, or as told.
+"""How the data path does I/O on an image: chosen by asking the image, or as configured.
 
 What the data path needs for that is an `Io`, which an image has for each worker.
 """
@@ -21,7 +21,7 @@ IN_MEMORY: Final = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """The way of a read, a write or a flush, as people are told of it."""
+    """The way of a read, a write or a flush, as people see it."""
 
     name: str
     """`uring`: io_uring; `inline`: at once on the worker's thread, what cannot be done so by

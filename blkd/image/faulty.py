@@ -7,7 +7,7 @@
     faulty:delay=20ms@read|flush:disk.img       each read and flush takes 20 ms longer
     faulty:short@any+0-1M:null:1G               the kernel gives only a part at first
 
-The first rule that strikes is carried out, by the data path (`src/engine/faulty.pxd`).
+The first rule that strikes is applied, by the data path (`src/engine/faulty.pxd`).
 """
 
 import re

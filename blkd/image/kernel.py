@@ -90,7 +90,7 @@ _libc.sync_file_range.argtypes = [
 
 
 def write_error(fd: int) -> int:
-    """The errno of a write-back that failed and that the open file was not told of, else 0.
+    """The errno of a write-back that failed and was not reported to the open file, else 0.
 
     Asked by waiting for what is written back where nothing can be: it returns at once.  A
     kernel that refuses the question knows of none.
@@ -190,7 +190,7 @@ _UDEV: Final = Path("/run/udev/data")
 
 
 def device_identity(number: int, sysfs: Path = _SYSFS, udev: Path = _UDEV) -> str | None:
-    """What tells the block device `number` from all others, whatever it is called today.
+    """What distinguishes the block device `number` from all others, whatever it is called today.
 
     The UUID of a device-mapper device (LVM, multipath, dm-crypt), the WWID of a disk; of a
     partition its disk's and its number, or the UUID that its table gives it.  None where there
@@ -213,7 +213,7 @@ def _disk_identity(place: Path) -> str | None:
 
 
 def _partition_uuid(place: Path, udev: Path) -> str | None:
-    """As udev has noted it, or as newer kernels tell it."""
+    """As udev has noted it, or as newer kernels show it."""
     for notes, key in ((udev, "E:ID_PART_ENTRY_UUID="), (place / "uevent", "PARTUUID=")):
         try:
             lines = notes.read_text("utf-8", "replace").splitlines()
@@ -373,10 +373,10 @@ def _file_facts(fd: int, *, ours: bool) -> Facts:
 
 
 def _direct_alignment(fd: int) -> tuple[int, int]:
-    """What O_DIRECT asks of offsets and of memory: told by the kernel, else found by reading."""
-    told = _statx(fd, _Statx.DIOALIGN)
-    if told.mask & _Statx.DIOALIGN and told.dio_offset_align:
-        return told.dio_offset_align, max(told.dio_mem_align, DEVICE_MEMORY_ALIGNMENT)
+    """What O_DIRECT asks of offsets and of memory: as the kernel says, else found by reading."""
+    found = _statx(fd, _Statx.DIOALIGN)
+    if found.mask & _Statx.DIOALIGN and found.dio_offset_align:
+        return found.dio_offset_align, max(found.dio_mem_align, DEVICE_MEMORY_ALIGNMENT)
     # A hole may be read at any alignment, so what is known of the disk below comes first.
     disk = os.fstat(fd).st_dev
     floor = _queue_limit(disk, "logical_block_size")

@@ -2,7 +2,7 @@
 """Locks on an image that QEMU and blkd understand alike.
 
 QEMU's raw files carry one lock byte for each permission that somebody uses and one for each
-that somebody does not share with others.  All are read locks, so that many may hold the same
+that somebody does not share with others.  All are read locks, so that many may have the same
 byte; who wants to come in sets its own bytes first and then looks for anybody else's on the
 opposite ones.  They are open-file-description locks: they live as long as the descriptor and
 do not care who else in this process opens and closes the file.
@@ -59,12 +59,12 @@ class Claim:
     shares: Permission
 
     @property
-    def bytes_held(self) -> list[int]:
-        """Where the locks lie that tell others of this claim."""
+    def lock_bytes(self) -> list[int]:
+        """Where the locks lie that show this claim to others."""
         return _bytes(USED_BYTES, self.uses) + _bytes(UNSHARED_BYTES, ALL & ~self.shares)
 
     @property
-    def bytes_opposed(self) -> list[int]:
+    def opposed_bytes(self) -> list[int]:
         """Where a lock of anybody else contradicts this claim."""
         return _bytes(UNSHARED_BYTES, self.uses) + _bytes(USED_BYTES, ALL & ~self.shares)
 
@@ -98,9 +98,9 @@ def acquire(fd: int, path: str, claim: Claim) -> None:
         ImageError: The file system has no such locks.
     """
     try:
-        for at in claim.bytes_held:
+        for at in claim.lock_bytes:
             fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_RDLCK, at))
-        free = not any(_is_opposed(fd, at) for at in claim.bytes_opposed)
+        free = not any(_is_opposed(fd, at) for at in claim.opposed_bytes)
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             raise ImageError(
@@ -129,7 +129,7 @@ def require(fd: int, path: str, claim: Claim) -> None:
     lines = Path(f"/proc/self/fdinfo/{fd}").read_text("ascii").splitlines()
     locks = [line.split() for line in lines if line.startswith("lock:")]
     ranges = [(int(words[-2]), words[-1]) for words in locks if "OFDLCK" in words]
-    for at in claim.bytes_held:
+    for at in claim.lock_bytes:
         if not any(start <= at and (end == "EOF" or at <= int(end)) for start, end in ranges):
             raise ImageError(f"{path}: its descriptor came without the lock")
 
@@ -169,7 +169,7 @@ def holders_at(path: str) -> list[Holder]:
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """Who was seen to hold a file, and when."""
+    """Who was seen to have a file locked, and when."""
 
     name: bytes | None
     began: float
@@ -189,7 +189,7 @@ def _holders_again(fd: int) -> list[Holder]:
 
 
 def _scan(name: bytes, *, ours: int) -> list[Holder]:
-    """The processes with a lock on `name`, as their fdinfo tells; that of `ours` left out."""
+    """The processes with a lock on `name`, as their fdinfo says; that of `ours` left out."""
     own, deadline = f"/proc/{os.getpid()}/fdinfo/{ours}", time.monotonic() + SCAN_LIMIT
     found: list[Holder] = []
     called = b" %s " % name
@@ -210,7 +210,7 @@ def _scan(name: bytes, *, ours: int) -> list[Holder]:
 def _name_in_locks(fd: int) -> bytes | None:
     """How lock lines call the file open as `fd`: device and inode, `00:1a:12345`.
 
-    The device is the file system's, which on btrfs is not the one that stat tells.  None if that
+    The device is the file system's, which on btrfs is not the one that stat gives.  None if that
     is not seen here.
     """
     try:
@@ -253,7 +253,7 @@ def _descriptors(process: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _has_lock(entry: os.DirEntry[str], name: bytes, own: str) -> bool:
-    """Whether an fdinfo, unless it is `own`, tells of a lock on the file called `name`."""
+    """Whether an fdinfo, unless it is `own`, shows a lock on the file called `name`."""
     if entry.path == own:
         return False
     try:

@@ -8,7 +8,7 @@ from blkd.errors import ImageError
 from blkd.host.blocking import ask
 from blkd.image import kernel
 
-LIMIT: Final = 5.0  # seconds that a file system may take to tell the size
+LIMIT: Final = 5.0  # seconds that a file system may take to say the size
 
 AT_ONCE: Final = frozenset(
     {"ext2", "ext3", "ext4", "xfs", "btrfs", "bcachefs", "f2fs", "zfs", "tmpfs", "ramfs"}
@@ -27,7 +27,7 @@ class Measure:
     async def size(self, fd: int) -> int:
         """The size of the image open as `fd`.
 
-        Raises ImageError where that is not told in time; as long as it is not, nobody asks again.
+        Raises ImageError where that is not known in time; as long as it is not, nobody asks again.
         """
         if self._at_once is None:
             self._at_once = kernel.is_block_device(fd) or kernel.filesystem(fd) in AT_ONCE

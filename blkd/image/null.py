@@ -87,4 +87,4 @@ class NullImage:
         self.limits = dataclasses.replace(self.limits, size=size)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing is open."""

@@ -32,8 +32,8 @@ LOGICAL_BLOCK_SIZES: Final = (512, 4096)
 """What a guest may be shown: all drivers know these two."""
 
 LINGER_LIMIT: Final = 5.0
-"""Seconds to wait for an image that no process is seen to hold: a killed one's last requests
-keep its descriptor, and with it the lock, until the disk has answered them."""
+"""Seconds to wait for an image that no process is seen to have open: a killed one's last
+requests keep its descriptor, and with it the lock, until the disk has answered them."""
 
 LINGER_PERIOD: Final = 0.02  # seconds between two tries
 
@@ -154,11 +154,11 @@ class RawImage:
         """Do nothing: the file says how long it is."""
 
     def watch(self, period: float) -> Watch:
-        """What the kernel tells of, or else the clock."""
+        """A watch by the kernel's events, or else by the clock."""
         return watch_file(self, self.fd, period)
 
     def write_error(self) -> int:
-        """The errno of what could not be written and no resize or release has told of."""
+        """The errno of what could not be written and no resize or release has reported."""
         return self._syncs.error()
 
     async def _sync(self) -> None:
@@ -173,7 +173,7 @@ class RawImage:
         try:
             self._syncs.sync()
         finally:
-            # Python repeats a sync that ends with EINTR, also a write-back's, which is told once.
+            # Python repeats a sync that ends with EINTR, also a write-back's, reported only once.
             error = kernel.write_error(self.fd)
         if error:
             raise OSError(error, os.strerror(error))
@@ -215,7 +215,8 @@ class RawImage:
         """Go on with what another process has opened; takes `fd`, and its lock comes with it.
 
         Raises:
-            ImageError: It is not open as told, or not to be served so; `fd` is closed.
+            ImageError: It is not open as `read_only` and `direct` say, or cannot be served so;
+                `fd` is closed.
         """
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, fd)
@@ -243,7 +244,7 @@ class RawImage:
         )
 
     async def measure(self) -> int:
-        """The size now.  Raises ImageError where its file system does not tell it in time.
+        """The size now.  Raises ImageError where its file system does not say it in time.
 
         A size that came about elsewhere need not be whole blocks: a part of one is not served.
         """
@@ -369,7 +370,7 @@ def default_serial(identity: str) -> str:
 
 
 def identity_of(path: str, fd: int) -> str:
-    """What tells the image at `path`, open as `fd`, from all others, from start to start.
+    """What distinguishes the image at `path`, open as `fd`, from all others, from start to start.
 
     A file is its path without symbolic links.  A block device is what the kernel knows it by:
     names like dm-3 or sdb are given anew at each boot.  Where it knows it by nothing else, the
@@ -421,7 +422,7 @@ def require_open_as(fd: int, path: str, *, read_only: bool, direct: bool) -> Non
 
 
 def is_refused(found: str, *, is_block_device: bool) -> bool:
-    """Whether an image that looks like `found`, another format, is served only as told.
+    """Whether an image that looks like `found`, another format, is served only with `--format raw`.
 
     A guest that encrypts its whole disk puts LUKS there, as is common on block devices; a file
     that begins so may as well be an image that QEMU encrypts.
@@ -495,7 +496,7 @@ def _is_block_device(path: str, mode: int) -> bool:
 
 
 def _refusal(path: str, error: OSError, *, read_only: bool, direct: bool) -> ImageError:
-    """What to tell a person whose image the kernel would not open."""
+    """What to say to a person whose image the kernel would not open."""
     hint: str | None = None
     match error.errno:
         case errno.ENOENT | errno.ENOTDIR:

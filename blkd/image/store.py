@@ -38,7 +38,7 @@ class ImageInfo:
     direct: bool
     """Whether O_DIRECT can be had; the alignments are those without it if not."""
     foreign_format: str | None
-    """Another format that it looks like: then it is served only as told, by `--format raw`."""
+    """Another format that it looks like: then it is served only with `--format raw`."""
     locked_by: list[lock.Holder]
 
 
@@ -106,7 +106,7 @@ def _sync_directory(path: Path) -> None:
 
 
 def _refusal(path: str, size: int, error: OSError) -> ImageError:
-    """What to tell a person whose image could not be made."""
+    """What to say to a person whose image could not be made."""
     hint: str | None = None
     match error.errno:
         case errno.EEXIST:
@@ -120,7 +120,7 @@ def _refusal(path: str, size: int, error: OSError) -> ImageError:
                 " without --preallocate it takes space as it is written"
             )
         case errno.EFBIG:
-            hint = "the file system cannot hold so large a file"
+            hint = "the file system cannot have so large a file"
     return ImageError(f"{path}: cannot be created: {error.strerror}", hint=hint)
 
 

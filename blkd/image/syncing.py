@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """An image opened for syncs alone: once for each worker, and once for the control thread.
 
-The kernel tells each open file description once that something could not be written back,
+The kernel reports once to each open file description that something could not be written back,
 whatever it was: two that sync through the same one take each other's errors away.  An error
-that nobody has been told of yet, also a description opened later is told.
+that was not reported to anybody yet is reported to a description opened later, too.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ class SyncFiles:
 
 
 def close_quietly(*fds: int) -> None:
-    """Close these; what a file system says of unwritten data then is for syncs to tell."""
+    """Close these; what a file system says of unwritten data then is for syncs to report."""
     for fd in fds:
         with contextlib.suppress(OSError):  # it is closed whatever the answer (close(2))
             os.close(fd)

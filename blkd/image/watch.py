@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When an image may have got another size: told by the kernel, or by the clock where it cannot."""
+"""When an image may have got another size: by the kernel's events, or else by the clock."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 
 class AnyMoment:
-    """Stands in where the kernel does not tell: any moment may be an occasion."""
+    """Stands in where the kernel announces nothing: any moment may be an occasion."""
 
     def arm(self) -> None:
         """Do nothing."""
@@ -54,7 +54,7 @@ async def looks(image: Image, period: float) -> AsyncGenerator[None, None]:
     """Come each time that the size of `image` is to be looked at, first of all at once.
 
     Never twice within `period` seconds, and not later than that after a change.  Nothing wakes
-    the process while the image rests, unless the kernel cannot tell: then it is every `period`.
+    the process while the image rests, unless the kernel announces nothing: then each `period` does.
     """
     loop = asyncio.get_running_loop()
     watch = image.watch(period)
@@ -74,9 +74,9 @@ async def looks(image: Image, period: float) -> AsyncGenerator[None, None]:
 
 
 def watch_file(image: Image, fd: int, period: float) -> Watch:
-    """The best watch for the image that `fd` is; the log tells where that is the clock."""
+    """The best watch for the image that `fd` is; the log says where that is the clock."""
     try:
-        reason = _why_unheard(image, fd)
+        reason = _why_unannounced(image, fd)
         if reason is None and image.limits.is_block_device:
             return CapacityChange(os.fstat(fd).st_rdev)
         if reason is None:
@@ -91,8 +91,8 @@ def _clock(image: Image, period: float, reason: str | None) -> Watch:
     return AnyMoment()
 
 
-def _why_unheard(image: Image, fd: int) -> str | None:
-    """Why the kernel would not tell of another size, or None if it would."""
+def _why_unannounced(image: Image, fd: int) -> str | None:
+    """Why the kernel would not announce another size, or None if it would."""
     if not image.limits.is_block_device:
         filesystem = kernel.filesystem(fd)
         return None if filesystem in LOCAL_FILESYSTEMS else f"a file on {filesystem}"

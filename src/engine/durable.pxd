@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Syncs of the engine `uring`: what waits for the next, and what is remembered of a failed one.
 
-The kernel tells each open file description once that something could not be written back,
+The kernel reports once to each open file description that something could not be written back,
 whatever it was.  So every worker syncs through a description of its own, one sync at a time,
 and one sync answers for all Ios whose data was with the kernel when it began.  After a
 failed one the page cache has dropped data that was acknowledged, and a later sync would
@@ -48,10 +48,10 @@ cdef inline int32_t sync_result(Engine *e, int32_t result) noexcept nogil:
 
 
 cdef inline bint has_write_error(const Engine *e) noexcept nogil:
-    """Whether a write-back failed that the description for data was not told of; at once.
+    """Whether a write-back failed that was not reported to the description for data; at once.
 
-    A sync that ends with EINTR may have been interrupted, or told of a write-back that ended so
-    and would not be told again.  Its own description is none the wiser: another one is asked.
+    A sync that ends with EINTR may have been interrupted, or may report a write-back that ended
+    so, which is not reported to its description again: another one is asked.
     """
     return sync_file_range(e.fd, NO_DATA_THERE, 1, SYNC_FILE_RANGE_WAIT_BEFORE) < 0 and (
         errno != ENOSYS and errno != EINVAL and errno != EPERM and errno != ESPIPE

@@ -68,7 +68,7 @@ cdef inline bint try_transfer(Engine *e, const IoSpec *t) noexcept nogil:
 
 
 cdef inline bint try_sync(Engine *e, int32_t *result) noexcept nogil:
-    """Flush here, unless another sync would be told of its errors: whether that was done.
+    """Flush here, unless its errors would be another sync's to report: whether that was done.
 
     A failure is the result: asked again, the kernel would know of none.
     """

@@ -244,7 +244,7 @@ cdef inline bint try_again(Engine *e, Io *io) noexcept nogil:
 cdef inline bint is_undone(const Engine *e, const Io *io, int32_t result) noexcept nogil:
     """Whether the kernel gave a step up before it did anything.
 
-    What a sync ends with may be what a write-back ended with, and would not be told again.
+    What a sync ends with may be what a write-back ended with, which is reported once.
     """
     if io.step == STEP_SYNC:
         return result == -EINTR and not has_write_error(e)

@@ -268,10 +268,10 @@ async def test_a_cancelled_opening_leaves_no_lock(disk):
 
 
 def test_claims_use_the_bytes_that_qemu_uses():
-    assert lock.WRITER.bytes_held == [100, 101, 103, 201, 203]
-    assert lock.WRITER.bytes_opposed == [200, 201, 203, 101, 103]
-    assert lock.READER.bytes_held == [100, 201, 203]
-    assert lock.READER.bytes_opposed == [200, 101, 103]
+    assert lock.WRITER.lock_bytes == [100, 101, 103, 201, 203]
+    assert lock.WRITER.opposed_bytes == [200, 201, 203, 101, 103]
+    assert lock.READER.lock_bytes == [100, 201, 203]
+    assert lock.READER.opposed_bytes == [200, 101, 103]
 
 
 # ---- resizing

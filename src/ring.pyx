@@ -718,7 +718,7 @@ cdef class Worker:
         return {
             "started": bool(r.started), "enabled": bool(r.enabled),
             "broken": bool(r.broken or r.lost), "lost": bool(r.lost), "size": r.vq.size,
-            "in_flight": r.in_flight, "next_avail": r.vq.next_avail,
+            "in_flight": r.in_flight, "next_avail": r.vq.avail.index,
             "base": vring_base(&r.vq),
         }
 

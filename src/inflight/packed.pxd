@@ -18,8 +18,10 @@ from sys.atomics cimport (
 )
 from virtio.guestmem cimport GuestMemory
 from virtio.layouts cimport PACKED_F_AVAIL, PACKED_F_USED, PackedDesc
-from virtio.packed cimport add_packed, is_available, is_used, packed_ring
-from virtio.virtq cimport Chain, Segment, UsedChain, Virtq
+from virtio.packed cimport (
+    add_packed, advance, is_available, is_used, packed_ring, retreat,
+)
+from virtio.virtq cimport Chain, Position, Segment, UsedChain, Virtq
 
 cdef enum:                      # bits to the left of a word's lowest
     NEXT_AT = 16                # in an entry's state; below it the mark `inflight`
@@ -34,11 +36,6 @@ cdef enum:                      # bits to the left of a word's lowest
 
 cdef enum:
     MARK = 0xff                 # of an entry's state: `inflight`
-
-
-cdef struct UsedPosition:
-    uint16_t index
-    bint wrap
 
 
 cdef inline PackedRegion *packed_region(const Inflight *f) noexcept nogil:
@@ -70,27 +67,8 @@ cdef inline void write_heads(PackedRegion *region, uint32_t head, uint32_t old) 
     store_release_u32(&region.heads, head | old << OLD_AT)
 
 
-cdef inline UsedPosition used_position(const Virtq *vq) noexcept nogil:
-    """Up to where the driver has its chains back."""
-    cdef UsedPosition position
-    position.index, position.wrap = vq.next_used, vq.used_wrap
-    return position
-
-
-cdef inline UsedPosition advanced(
-    const Virtq *vq, UsedPosition position, uint32_t descriptors
-) noexcept nogil:
-    """A position `descriptors` further on, a whole ring at the most."""
-    cdef uint32_t index = position.index + descriptors
-    if index >= vq.size:
-        index -= vq.size
-        position.wrap = not position.wrap
-    position.index = <uint16_t>index
-    return position
-
-
 cdef inline void write_positions(
-    PackedRegion *region, UsedPosition position, UsedPosition old
+    PackedRegion *region, Position position, Position old
 ) noexcept nogil:
     """Say up to where the driver has its chains back, and up to where that was last sure."""
     store_release_u64(
@@ -106,19 +84,18 @@ cdef inline int record_packed(Inflight *f, const Virtq *vq, Chain *chain) noexce
     The descriptors are read once more, for what they say is checked whenever it is used.
     """
     cdef PackedEntry *entries = packed_entries(f)
-    cdef uint32_t head = f.head, at = head, last = head, _, where = vq.next_avail
+    cdef uint32_t head = f.head, at = head, last = head, _
+    cdef Position where = vq.avail
     cdef PackedDesc d
-    if where < chain.descriptors:
-        where += vq.size
-    where -= chain.descriptors
+    retreat(&where, chain.descriptors, vq.size)
     for _ in range(chain.descriptors):
         if at >= f.entries:
             return -ENOBUFS
-        copy_once(&d, &packed_ring(vq)[where], sizeof(PackedDesc))
+        copy_once(&d, &packed_ring(vq)[where.index], sizeof(PackedDesc))
         entries[at].addr = d.addr
         entries[at].copy = d.id | <uint64_t>d.flags << FLAGS_AT | <uint64_t>d.len << LEN_AT
         last, at = at, f.next[at]
-        where = 0 if where + 1 == vq.size else where + 1
+        advance(&where, 1, vq.size)
     chain.entry = head
     f.last[head] = <uint16_t>last
     f.head = <uint16_t>at
@@ -143,7 +120,7 @@ cdef inline void link_packed(
 ) noexcept nogil:
     """Say which chains are about to be given back: before the driver sees any of them."""
     cdef PackedEntry *entries = packed_entries(f)
-    cdef UsedPosition old = used_position(vq)
+    cdef Position after = vq.used
     cdef uint32_t i, entry, last, descriptors = 0
     cdef uint16_t head = f.head
     for i in range(count):
@@ -157,7 +134,8 @@ cdef inline void link_packed(
         descriptors += used[i].descriptors
     write_heads(packed_region(f), head, f.head)
     f.head = head
-    write_positions(packed_region(f), advanced(vq, old, descriptors), old)
+    advance(&after, descriptors, vq.size)
+    write_positions(packed_region(f), after, vq.used)
 
 
 cdef inline void settle_packed(
@@ -169,7 +147,7 @@ cdef inline void settle_packed(
     for i in range(count):
         forget(&entries[used[i].entry])
     write_heads(packed_region(f), f.head, f.head)
-    write_positions(packed_region(f), used_position(vq), used_position(vq))
+    write_positions(packed_region(f), vq.used, vq.used)
 
 
 cdef inline void renew_packed(Inflight *f, const Virtq *vq) noexcept nogil:
@@ -186,7 +164,7 @@ cdef inline void renew_packed(Inflight *f, const Virtq *vq) noexcept nogil:
     region.desc_num = <uint16_t>f.entries
     f.head = 0
     write_heads(region, 0, 0)
-    write_positions(region, used_position(vq), used_position(vq))
+    write_positions(region, vq.used, vq.used)
     f.counter = f.again_count = f.again_done = 0
     store_release_u16(&region.version, INFLIGHT_VERSION)
 
@@ -199,7 +177,7 @@ cdef inline int end_last_batch(Inflight *f, Virtq *vq) noexcept nogil:
     cdef PackedRegion *region = packed_region(f)
     cdef uint64_t positions = load_relaxed_u64(&region.positions)
     cdef uint32_t heads = load_acquire_u32(&region.heads)
-    cdef UsedPosition now, old
+    cdef Position now, old
     now.index, now.wrap = <uint16_t>positions, positions >> WRAP_AT & 1
     old.index, old.wrap = <uint16_t>(positions >> OLD_AT), positions >> OLD_WRAP_AT & 1
     if max(now.index, old.index) >= vq.size:
@@ -212,7 +190,7 @@ cdef inline int end_last_batch(Inflight *f, Virtq *vq) noexcept nogil:
         old = now
     write_heads(region, f.head, f.head)
     write_positions(region, old, old)
-    vq.next_used, vq.used_wrap = old.index, old.wrap
+    vq.used = old
     return 0
 
 
@@ -222,14 +200,14 @@ cdef inline void withdraw_used(Virtq *vq, uint32_t descriptors) noexcept nogil:
     Who died in the middle of showing a batch had marked all but its first one used; the driver
     would take them for given back as soon as it came there.
     """
-    cdef UsedPosition position = used_position(vq)
+    cdef Position position = vq.used
     cdef uint16_t *flags
     cdef uint32_t _
     for _ in range(descriptors):
         flags = &packed_ring(vq)[position.index].flags
         if is_used(load_relaxed_u16(flags), position.wrap):
             store_release_u16(flags, PACKED_F_AVAIL if position.wrap else PACKED_F_USED)
-        position = advanced(vq, position, 1)
+        advance(&position, 1, vq.size)
 
 
 cdef inline int read_free_list(Inflight *f, bint *seen) noexcept nogil:
@@ -275,7 +253,7 @@ cdef inline int recover_packed(Inflight *f, Virtq *vq) noexcept nogil:
     """
     cdef bint seen[MAX_ENTRIES]
     cdef uint32_t i, descriptors = 0
-    cdef UsedPosition based = used_position(vq), avail
+    cdef Position based = vq.used
     cdef int rc = end_last_batch(f, vq)
     if rc < 0:
         return rc
@@ -292,11 +270,11 @@ cdef inline int recover_packed(Inflight *f, Virtq *vq) noexcept nogil:
     order_again(f)
     for i in range(f.again_count):
         store_release_u64(&packed_entries(f)[f.again[i].entry].counter, i)
-    if not descriptors and based.index == vq.next_used and based.wrap == vq.used_wrap:
+    if not descriptors and based.index == vq.used.index and based.wrap == vq.used.wrap:
         return 0
     withdraw_used(vq, descriptors)
-    avail = advanced(vq, used_position(vq), descriptors)
-    vq.next_avail, vq.avail_wrap = avail.index, avail.wrap
+    vq.avail = vq.used
+    advance(&vq.avail, descriptors, vq.size)
     return 0
 
 

@@ -56,7 +56,7 @@ cdef inline void settle_split(
     cdef uint32_t i
     for i in range(count):
         store_release_u8(&entries[used[i].id].inflight, 0)
-    store_release_u16(&split_region(f).used_idx, vq.next_used)
+    store_release_u16(&split_region(f).used_idx, vq.used.index)
 
 
 cdef inline void renew_split(Inflight *f, const Virtq *vq) noexcept nogil:
@@ -67,7 +67,7 @@ cdef inline void renew_split(Inflight *f, const Virtq *vq) noexcept nogil:
     region.features = 0
     region.desc_num = <uint16_t>f.entries
     region.last_batch_head = f.head = 0
-    region.used_idx = vq.next_used
+    region.used_idx = vq.used.index
     f.counter = f.again_count = f.again_done = 0
     store_release_u16(&region.version, INFLIGHT_VERSION)
 
@@ -84,7 +84,7 @@ cdef inline void forget_given_back(Inflight *f, const Virtq *vq, uint32_t count)
             break               # nothing that we wrote
         store_release_u8(&entries[at].inflight, 0)
         at = load_relaxed_u16(&entries[at].next)
-    store_release_u16(&split_region(f).used_idx, vq.next_used)
+    store_release_u16(&split_region(f).used_idx, vq.used.index)
 
 
 cdef inline void recover_split(Inflight *f, Virtq *vq) noexcept nogil:
@@ -96,7 +96,7 @@ cdef inline void recover_split(Inflight *f, Virtq *vq) noexcept nogil:
     """
     cdef SplitRegion *region = split_region(f)
     cdef SplitEntry *entries = split_entries(f)
-    cdef uint32_t i, missing = <uint16_t>(vq.next_used - region.used_idx)
+    cdef uint32_t i, missing = <uint16_t>(vq.used.index - region.used_idx)
     if region.version != INFLIGHT_VERSION or missing > vq.size:
         renew_split(f, vq)
         return
@@ -111,4 +111,4 @@ cdef inline void recover_split(Inflight *f, Virtq *vq) noexcept nogil:
     for i in range(f.again_count):
         store_release_u64(&entries[f.again[i].entry].counter, i)
     if f.again_count:
-        vq.next_avail = vq.avail_seen = <uint16_t>(vq.next_used + f.again_count)
+        vq.avail.index = vq.avail_seen = <uint16_t>(vq.used.index + f.again_count)

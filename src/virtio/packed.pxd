@@ -11,14 +11,15 @@ from sys.atomics cimport (
     copy_once, full_fence, load_acquire_u16, load_relaxed_u16, store_relaxed_u16, store_relaxed_u32,
     store_release_u16,
 )
+from sys.hints cimport unlikely
 from virtio.guestmem cimport GuestMemory
 from virtio.layouts cimport (
     DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, EVENT_WRAP,
     EventSuppress, PACKED_F_AVAIL, PACKED_F_USED, PackedDesc,
 )
 from virtio.virtq cimport (
-    CHAINS_AHEAD, Chain, Segment, UsedChain, Virtq, add_segments, event_passed, expect_header,
-    indirect_table,
+    CHAINS_AHEAD, Chain, Position, Segment, UsedChain, Virtq, add_segments, event_passed,
+    expect_header, indirect_table,
 )
 
 
@@ -26,6 +27,7 @@ cdef enum:
     WRAP_SHIFT = 15             # of a position: an offset, and above it the wrap counter
     USED_SHIFT = 16             # of a base: avail position below, used position above
     FIRST_BASE = 0x80008000     # nothing fetched yet, both counters 1 (2.8.1)
+    OWNER = PACKED_F_AVAIL | PACKED_F_USED  # whose a descriptor is, against the wrap counter
 
 
 cdef inline PackedDesc *packed_ring(const Virtq *vq) noexcept nogil:
@@ -42,11 +44,42 @@ cdef inline EventSuppress *device_events(const Virtq *vq) noexcept nogil:
     return <EventSuppress *>vq.device
 
 
+cdef inline void advance(Position *position, uint32_t descriptors, uint32_t size) noexcept nogil:
+    """Move so many `descriptors` on in a ring of `size`, once round at the most.
+
+    The wrap counter changes where the ring begins again (2.8.1).
+    """
+    cdef uint32_t index = position.index + descriptors
+    if unlikely(index >= size):
+        index -= size
+        position.wrap = not position.wrap
+    position.index = <uint16_t>index
+
+
+cdef inline void retreat(Position *position, uint32_t descriptors, uint32_t size) noexcept nogil:
+    """Move so many `descriptors` back, once round at the most."""
+    cdef uint32_t index = position.index
+    if unlikely(index < descriptors):
+        index += size
+        position.wrap = not position.wrap
+    position.index = <uint16_t>(index - descriptors)
+
+
+cdef inline uint32_t position_word(Position position) noexcept nogil:
+    """A position as one half of a base has it."""
+    return position.index | <uint32_t>position.wrap << WRAP_SHIFT
+
+
+cdef inline Position position_of(uint32_t word) noexcept nogil:
+    """The position that one half of a base says."""
+    cdef Position position
+    position.index, position.wrap = word & (1 << WRAP_SHIFT) - 1, word >> WRAP_SHIFT & 1
+    return position
+
+
 cdef inline uint32_t packed_base(const Virtq *vq) noexcept nogil:
     """The ring's position as GET_VRING_BASE gives it."""
-    cdef uint32_t avail = vq.next_avail | <uint32_t>vq.avail_wrap << WRAP_SHIFT
-    cdef uint32_t used = vq.next_used | <uint32_t>vq.used_wrap << WRAP_SHIFT
-    return avail | used << USED_SHIFT
+    return position_word(vq.avail) | position_word(vq.used) << USED_SHIFT
 
 
 cdef inline int start_packed(Virtq *vq, uint32_t base) noexcept nogil:
@@ -56,11 +89,8 @@ cdef inline int start_packed(Virtq *vq, uint32_t base) noexcept nogil:
     """
     cdef uint32_t avail = base & (1 << USED_SHIFT) - 1
     cdef uint32_t used = base >> USED_SHIFT if base >> USED_SHIFT else avail
-    vq.next_avail = avail & (1 << WRAP_SHIFT) - 1
-    vq.next_used = used & (1 << WRAP_SHIFT) - 1
-    vq.avail_wrap = avail >> WRAP_SHIFT
-    vq.used_wrap = used >> WRAP_SHIFT
-    return 0 if max(vq.next_avail, vq.next_used) < vq.size else -ERANGE
+    vq.avail, vq.used = position_of(avail), position_of(used)
+    return 0 if max(vq.avail.index, vq.used.index) < vq.size else -ERANGE
 
 
 cdef inline bint is_no_fresh_ring(const Virtq *vq) noexcept nogil:
@@ -94,23 +124,17 @@ cdef inline bint is_untouched(const Virtq *vq) noexcept nogil:
 
 cdef inline bint is_available(uint16_t flags, bint wrap) noexcept nogil:
     """Whether the driver has made a descriptor available in this round (2.8.1)."""
-    return (
-        (flags & PACKED_F_AVAIL != 0) == (wrap != 0)
-        and (flags & PACKED_F_USED != 0) != (wrap != 0)
-    )
+    return flags & OWNER == (PACKED_F_AVAIL if wrap else PACKED_F_USED)
 
 
 cdef inline bint is_used(uint16_t flags, bint wrap) noexcept nogil:
     """Whether we have marked a descriptor used in this round (2.8.1)."""
-    return (
-        (flags & PACKED_F_AVAIL != 0) == (wrap != 0)
-        and (flags & PACKED_F_USED != 0) == (wrap != 0)
-    )
+    return flags & OWNER == (OWNER if wrap else 0)
 
 
 cdef inline bint packed_has_more(const Virtq *vq) noexcept nogil:
     """Whether the driver has made more available than was fetched."""
-    return is_available(load_relaxed_u16(&packed_ring(vq)[vq.next_avail].flags), vq.avail_wrap)
+    return is_available(load_relaxed_u16(&packed_ring(vq)[vq.avail.index].flags), vq.avail.wrap)
 
 
 cdef inline int add_table(
@@ -126,12 +150,12 @@ cdef inline int add_table(
         vq, memory, d.addr, d.len, <const void **>&table
     )
     cdef int i
-    if count < 0:
+    if unlikely(count < 0):
         return count
     for i in range(count):
         copy_once(&entry, &table[i], sizeof(PackedDesc))
         rc = add_segments(vq, memory, entry.addr, entry.len, entry.flags, out + n, room - n)
-        if rc < 0:
+        if unlikely(rc < 0):
             return rc
         n += rc
     return n
@@ -147,7 +171,7 @@ cdef inline int add_packed(
     """
     if not d.flags & DESC_F_INDIRECT:
         return add_segments(vq, memory, d.addr, d.len, d.flags, out, room)
-    if not first or d.flags & DESC_F_NEXT:
+    if unlikely(not first or d.flags & DESC_F_NEXT):
         return -EINVAL
     return add_table(vq, memory, d, out, room)
 
@@ -155,7 +179,7 @@ cdef inline int add_packed(
 cdef inline int walk_packed(
     Virtq *vq, const GuestMemory *memory, Segment *out, uint32_t room, Chain *chain
 ) noexcept nogil:
-    """Resolve the available chain at `next_avail` into `out` and step behind it: 0, or -errno.
+    """Resolve the available chain at `vq.avail` into `out` and step behind it: 0, or -errno.
 
     The id stands in the chain's last descriptor (2.8.6).
     """
@@ -164,16 +188,13 @@ cdef inline int walk_packed(
     cdef int rc
     chain.descriptors = 0
     while True:
-        if chain.descriptors == vq.size:
+        if unlikely(chain.descriptors == vq.size):
             return -ELOOP
-        copy_once(&d, &packed_ring(vq)[vq.next_avail], sizeof(PackedDesc))
+        copy_once(&d, &packed_ring(vq)[vq.avail.index], sizeof(PackedDesc))
         chain.descriptors += 1
-        vq.next_avail += 1
-        if vq.next_avail == vq.size:
-            vq.next_avail = 0
-            vq.avail_wrap = not vq.avail_wrap
+        advance(&vq.avail, 1, vq.size)
         rc = add_packed(vq, memory, &d, chain.descriptors == 1, out + n, room - n)
-        if rc < 0:
+        if unlikely(rc < 0):
             return rc
         n += rc
         if not d.flags & DESC_F_NEXT:
@@ -184,18 +205,15 @@ cdef inline int walk_packed(
 
 cdef inline void look_ahead_packed(const Virtq *vq, const GuestMemory *memory) noexcept nogil:
     """Have what a later chain needs on its way before it is walked, if one is known of."""
-    cdef uint32_t at = vq.next_avail + CHAINS_AHEAD
-    cdef bint wrap = vq.avail_wrap
+    cdef Position at = vq.avail
     cdef const PackedDesc *d
     cdef uint16_t flags
-    if at >= vq.size:
-        at -= vq.size
-        wrap = not wrap
-    if at >= vq.size:
+    advance(&at, CHAINS_AHEAD, vq.size)
+    if unlikely(at.index >= vq.size):
         return                  # the ring is shorter than that
-    d = &packed_ring(vq)[at]
+    d = &packed_ring(vq)[at.index]
     flags = load_relaxed_u16(&d.flags)
-    if flags & DESC_F_INDIRECT and is_available(flags, wrap):
+    if flags & DESC_F_INDIRECT and is_available(flags, at.wrap):
         expect_header(vq, memory, &d.addr)
 
 
@@ -205,7 +223,7 @@ cdef inline int take_packed(
     """Fetch and resolve the next available chain: 1, 0 if there is none, or -errno."""
     cdef int rc
     if not is_available(
-        load_acquire_u16(&packed_ring(vq)[vq.next_avail].flags), vq.avail_wrap
+        load_acquire_u16(&packed_ring(vq)[vq.avail.index].flags), vq.avail.wrap
     ):
         return 0
     look_ahead_packed(vq, memory)
@@ -213,17 +231,17 @@ cdef inline int take_packed(
     return rc if rc < 0 else 1
 
 
-cdef inline bint packed_wants_call(const Virtq *vq, uint32_t advanced) noexcept nogil:
-    """Whether the driver wants to be called for the last `advanced` descriptors (2.8.10)."""
+cdef inline bint packed_wants_call(const Virtq *vq, uint32_t descriptors) noexcept nogil:
+    """Whether the driver wants to be called for the last `descriptors` used (2.8.10)."""
     cdef uint16_t flags = load_acquire_u16(&driver_events(vq).flags)
     cdef uint16_t where, event
     if flags != EVENT_DESC or not vq.event_idx:
         return flags != EVENT_DISABLE
     where = load_relaxed_u16(&driver_events(vq).desc)
     event = where & (EVENT_WRAP - 1)
-    if (where & EVENT_WRAP != 0) != (vq.used_wrap != 0):
+    if (where & EVENT_WRAP != 0) != (vq.used.wrap != 0):
         event -= vq.size        # it lies in the round before
-    return event_passed(event, vq.next_used, <uint16_t>(vq.next_used - advanced))
+    return event_passed(event, vq.used.index, <uint16_t>(vq.used.index - descriptors))
 
 
 cdef inline bint publish_packed(Virtq *vq, const UsedChain *used, uint32_t count) noexcept nogil:
@@ -232,26 +250,23 @@ cdef inline bint publish_packed(Virtq *vq, const UsedChain *used, uint32_t count
     The first one's flags are written last: until then the driver looks at none behind it.
     """
     cdef PackedDesc *d
-    cdef uint16_t *first = &packed_ring(vq)[vq.next_used].flags
+    cdef uint16_t *first = &packed_ring(vq)[vq.used.index].flags
     cdef uint16_t flags, first_flags = 0
-    cdef uint32_t i, advanced = 0
+    cdef uint32_t i, descriptors = 0
     for i in range(count):
-        d = &packed_ring(vq)[vq.next_used]
-        flags = DESC_F_WRITE | (PACKED_F_AVAIL | PACKED_F_USED if vq.used_wrap else 0)
+        d = &packed_ring(vq)[vq.used.index]
+        flags = DESC_F_WRITE | (OWNER if vq.used.wrap else 0)
         store_relaxed_u16(&d.id, <uint16_t>used[i].id)
         store_relaxed_u32(&d.len, used[i].written)
         if i == 0:
             first_flags = flags
         else:
             store_release_u16(&d.flags, flags)
-        advanced += used[i].descriptors
-        vq.next_used += <uint16_t>used[i].descriptors
-        if vq.next_used >= vq.size:
-            vq.next_used -= <uint16_t>vq.size
-            vq.used_wrap = not vq.used_wrap
+        descriptors += used[i].descriptors
+        advance(&vq.used, used[i].descriptors, vq.size)
     store_release_u16(first, first_flags)
     full_fence()                # the descriptors before the driver's wish is read
-    return packed_wants_call(vq, advanced)
+    return packed_wants_call(vq, descriptors)
 
 
 cdef inline void suppress_packed(Virtq *vq) noexcept nogil:
@@ -262,9 +277,7 @@ cdef inline void suppress_packed(Virtq *vq) noexcept nogil:
 cdef inline bint rearm_packed(Virtq *vq) noexcept nogil:
     """Ask for a kick at the next chain: whether one has come meanwhile, so look again."""
     if vq.event_idx:
-        store_relaxed_u16(
-            &device_events(vq).desc, vq.next_avail | (EVENT_WRAP if vq.avail_wrap else 0)
-        )
+        store_relaxed_u16(&device_events(vq).desc, <uint16_t>position_word(vq.avail))
         store_release_u16(&device_events(vq).flags, EVENT_DESC)
     else:
         store_relaxed_u16(&device_events(vq).flags, EVENT_ENABLE)

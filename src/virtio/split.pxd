@@ -8,6 +8,7 @@ from sys.atomics cimport (
     copy_once, full_fence, load_acquire_u16, load_relaxed_u16, prefetch, prefetch_to_write,
     store_relaxed_u16, store_relaxed_u32, store_release_u16,
 )
+from sys.hints cimport unlikely
 from virtio.guestmem cimport GuestMemory
 from virtio.layouts cimport (
     AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, Desc, USED_F_NO_NOTIFY, UsedElem,
@@ -59,21 +60,21 @@ cdef inline void start_split(Virtq *vq, uint16_t base) noexcept nogil:
     requests were still being given back: what was given back is not done again.
     """
     cdef uint16_t behind
-    vq.next_used = load_relaxed_u16(&used_ring(vq)[1])
-    behind = vq.next_used - base
-    vq.next_avail = vq.avail_seen = vq.next_used if behind <= vq.size else base
+    vq.used.index = load_relaxed_u16(&used_ring(vq)[1])
+    behind = vq.used.index - base
+    vq.avail.index = vq.avail_seen = vq.used.index if behind <= vq.size else base
 
 
 cdef inline uint32_t split_base(const Virtq *vq) noexcept nogil:
     """The ring's position as GET_VRING_BASE gives it."""
-    return vq.next_avail
+    return vq.avail.index
 
 
 cdef inline bint split_has_more(const Virtq *vq) noexcept nogil:
     """Whether the driver has made more available than was fetched."""
     # The head is read next, and may lie in another cache line than the index.
-    prefetch(&avail_ring(vq)[2 + (vq.next_avail & (vq.size - 1))])
-    return load_relaxed_u16(&avail_ring(vq)[1]) != vq.next_avail
+    prefetch(&avail_ring(vq)[2 + (vq.avail.index & (vq.size - 1))])
+    return load_relaxed_u16(&avail_ring(vq)[1]) != vq.avail.index
 
 
 cdef inline int walk_split(
@@ -89,40 +90,40 @@ cdef inline int walk_split(
     cdef int rc
     cdef Desc d
     chain.descriptors = 0
-    if at >= size:
+    if unlikely(at >= size):
         return -ERANGE
     while True:
-        if steps == size:
+        if unlikely(steps == size):
             return -ELOOP
         steps += 1
         copy_once(&d, &table[at], sizeof(Desc))
         if d.flags & DESC_F_INDIRECT:
-            if chain.descriptors or d.flags & DESC_F_NEXT:
+            if unlikely(chain.descriptors or d.flags & DESC_F_NEXT):
                 return -EINVAL
             rc = indirect_table(vq, memory, d.addr, d.len, <const void **>&table)
-            if rc < 0:
+            if unlikely(rc < 0):
                 return rc
             size, at, chain.descriptors, steps = rc, 0, steps, 0
             continue
         rc = add_segments(vq, memory, d.addr, d.len, d.flags, out + n, room - n)
-        if rc < 0:
+        if unlikely(rc < 0):
             return rc
         n += rc
         if not d.flags & DESC_F_NEXT:
             chain.descriptors = chain.descriptors or steps
             chain.segments = n
             return 0
-        if d.next >= size:
+        if unlikely(d.next >= size):
             return -ERANGE
         at = d.next
 
 
 cdef inline void look_ahead_split(const Virtq *vq, const GuestMemory *memory) noexcept nogil:
     """Have what a later chain needs on its way before it is walked, if one is known of."""
-    cdef uint16_t at = vq.next_avail + CHAINS_AHEAD
+    cdef uint16_t at = vq.avail.index + CHAINS_AHEAD
     cdef uint16_t head
     cdef const Desc *d
-    if <uint16_t>(vq.avail_seen - vq.next_avail) <= CHAINS_AHEAD:
+    if <uint16_t>(vq.avail_seen - vq.avail.index) <= CHAINS_AHEAD:
         return
     # Where that chain's answer goes, if answers come in order; else a line for another one.
     prefetch_to_write(used_element(vq, at))
@@ -142,16 +143,16 @@ cdef inline int take_split(
     The driver may not be more than a whole ring ahead of us; an index that says so is wild.
     """
     cdef int rc
-    if vq.next_avail == vq.avail_seen:
+    if vq.avail.index == vq.avail_seen:
         vq.avail_seen = load_acquire_u16(&avail_ring(vq)[1])
-        if vq.next_avail == vq.avail_seen:
+        if vq.avail.index == vq.avail_seen:
             return 0
-        if <uint16_t>(vq.avail_seen - vq.next_avail) > vq.size:
+        if unlikely(<uint16_t>(vq.avail_seen - vq.avail.index) > vq.size):
             return -ERANGE
         prefetch_to_write(&used_ring(vq)[1])    # it is on its way while we read the chain
-        prefetch_to_write(used_element(vq, vq.next_used))
-    chain.id = load_relaxed_u16(&avail_ring(vq)[2 + (vq.next_avail & (vq.size - 1))])
-    vq.next_avail += 1
+        prefetch_to_write(used_element(vq, vq.used.index))
+    chain.id = load_relaxed_u16(&avail_ring(vq)[2 + (vq.avail.index & (vq.size - 1))])
+    vq.avail.index += 1
     look_ahead_split(vq, memory)
     rc = walk_split(vq, memory, out, room, chain)
     return rc if rc < 0 else 1
@@ -159,25 +160,25 @@ cdef inline int take_split(
 
 cdef inline bint publish_split(Virtq *vq, const UsedChain *used, uint32_t count) noexcept nogil:
     """Show the driver `count` answered chains at once: whether it wants to be called."""
-    cdef uint16_t before = vq.next_used
+    cdef uint16_t before = vq.used.index
     cdef UsedElem *element
     cdef uint32_t i
     for i in range(count):
-        element = used_element(vq, vq.next_used)
+        element = used_element(vq, vq.used.index)
         store_relaxed_u32(&element.id, used[i].id)
         store_relaxed_u32(&element.len, used[i].written)
-        vq.next_used += 1
-    store_release_u16(&used_ring(vq)[1], vq.next_used)
+        vq.used.index += 1
+    store_release_u16(&used_ring(vq)[1], vq.used.index)
     full_fence()                # the index before the driver's wish is read (2.7.7.2)
     if vq.event_idx:
-        return event_passed(load_relaxed_u16(used_event(vq)), vq.next_used, before)
+        return event_passed(load_relaxed_u16(used_event(vq)), vq.used.index, before)
     return not load_relaxed_u16(&avail_ring(vq)[0]) & AVAIL_F_NO_INTERRUPT
 
 
 cdef inline void suppress_split(Virtq *vq) noexcept nogil:
     """Tell the driver that we are looking anyway; an event just passed is far away."""
     if vq.event_idx:
-        store_relaxed_u16(avail_event(vq), vq.next_avail - 1)
+        store_relaxed_u16(avail_event(vq), vq.avail.index - 1)
     else:
         store_relaxed_u16(&used_ring(vq)[0], USED_F_NO_NOTIFY)
 
@@ -185,7 +186,7 @@ cdef inline void suppress_split(Virtq *vq) noexcept nogil:
 cdef inline bint rearm_split(Virtq *vq) noexcept nogil:
     """Ask for a kick at the next chain: whether one has come meanwhile, so look again."""
     if vq.event_idx:
-        store_relaxed_u16(avail_event(vq), vq.next_avail)
+        store_relaxed_u16(avail_event(vq), vq.avail.index)
     else:
         store_relaxed_u16(&used_ring(vq)[0], 0)
     full_fence()                # our wish before the index is read once more (2.7.10.2)

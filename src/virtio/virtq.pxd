@@ -24,6 +24,11 @@ cdef struct Segment:
     bint device_writes
 
 
+cdef struct Position:
+    uint16_t index              # split: free-running; packed: a descriptor's number
+    bint wrap                   # packed: the wrap counter there (2.8.1); split: not used
+
+
 cdef struct Virtq:
     # All fields are the worker's once the ring is started.
     void *desc                  # Desc[size], or PackedDesc[size]
@@ -32,11 +37,9 @@ cdef struct Virtq:
     uint32_t size               # descriptors
     uint32_t longest_chain      # descriptors
     uint32_t near               # the region of guest memory in which the last address was found
-    uint16_t next_avail         # next to fetch: a free-running index (split), or an offset
-    uint16_t next_used          # next used element, or descriptor, to fill
+    Position avail              # of the next chain to fetch
+    Position used               # of the next used element, or used descriptor, to write
     uint16_t avail_seen         # split: the avail index as last read
-    bint avail_wrap             # packed: the driver's wrap counter at `next_avail`
-    bint used_wrap              # packed: ours at `next_used`
     bint packed
     bint event_idx
     bint indirect
@@ -95,12 +98,12 @@ cdef inline int indirect_table(
     Virtq *vq, const GuestMemory *memory, uint64_t address, uint32_t length, const void **table,
 ) noexcept nogil:
     """Find an indirect table, of either layout's entries: their number, or -errno."""
-    if not vq.indirect or length == 0 or length & (sizeof(Desc) - 1):
+    if unlikely(not vq.indirect or length == 0 or length & (sizeof(Desc) - 1)):
         return -EINVAL
-    if length > vq.longest_chain * sizeof(Desc):
+    if unlikely(length > vq.longest_chain * sizeof(Desc)):
         return -ENOBUFS
     table[0] = translate_whole(memory, address, length, &vq.near)
-    if table[0] == NULL:
+    if unlikely(table[0] == NULL):
         return -EFAULT
     return <int>(length // sizeof(Desc))
 

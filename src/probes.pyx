@@ -147,7 +147,9 @@ cdef class Guest:
         limits.max_discard_sectors = limits.max_zero_sectors = max_sectors
         limits.max_ranges = max_ranges
         memcpy(limits.serial, b"serial-of-20-letters", 20)
-        check(parse_request(&limits, self.segments, chain.segments, &op, ranges))
+        check(parse_request(
+            &limits, self.segments, chain.segments, &op, ranges, &self.vq.flaw
+        ))
         return {
             "kind": op.io.kind, "status": op.status, "offset": op.io.offset,
             "length": op.io.length, "ranges": op.ranges, "written": op.written,
@@ -232,6 +234,10 @@ cdef class Guest:
     def start(self, uint32_t base):
         """Begin at a base as SET_VRING_BASE gives it; the used index is in the ring."""
         check(start(&self.vq, base))
+
+    def flaw(self):
+        """What was found wrong last: kind, where, value and limit."""
+        return self.vq.flaw.kind, self.vq.flaw.where, self.vq.flaw.value, self.vq.flaw.limit
 
     def is_no_fresh_ring(self):
         """Whether a packed ring that is to begin anew was left somewhere else."""

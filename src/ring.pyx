@@ -31,6 +31,7 @@ from sys.uring cimport (
     io_uring_queue_exit, io_uring_submit_and_wait, iovec, prep_discard,
 )
 from virtio.dirtylog cimport DirtyLog
+from virtio.flaw cimport Flaw
 from virtio.guestmem cimport GuestMemory, MemoryView, Region
 from virtio.layouts cimport BlkRange
 from virtio.virtq cimport Segment, UsedChain
@@ -721,6 +722,14 @@ cdef class Worker:
             "in_flight": r.in_flight, "next_avail": r.vq.avail.index,
             "base": vring_base(&r.vq),
         }
+
+    def flaw(self, uint32_t ring) -> tuple:
+        """Why a ring is served no more, as `virtio.flaws.Flaw` has it, once that was reported."""
+        cdef const Flaw *flaw
+        if ring >= self.state.count:
+            raise IndexError(f"ring {ring} of {self.state.count}")
+        flaw = &self.state.vrings[ring].vq.flaw
+        return flaw.kind, flaw.where, flaw.value, flaw.limit
 
 
 # ---- what a foreign engine was left with ----

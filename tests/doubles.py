@@ -18,6 +18,7 @@ class ToyDevice:
         self.features = 1 << 32 | 1 << 29 | 1 << 28 | 1 << 9
         self.generation = 0
         self.changing = range(8)
+        self.flaws: dict[int, str] = {}
         self.space = bytearray(range(64))
         self.accepted = 0
         self.resets = 0

@@ -52,7 +52,11 @@ class DataPlane:
         self._memory = GuestMemory(self._workers, register=plan.register_memory)
         self._recording = Recording(self._workers, served.device.queue_size)
         self._vrings = Vrings(
-            self._workers, self._memory, self._recording, self._prepare_first_start
+            self._workers,
+            self._memory,
+            self._recording,
+            served.device.flaws,
+            self._prepare_first_start,
         )
 
     # ---- guest memory ----
@@ -158,9 +162,9 @@ class DataPlane:
         return self._vrings.counters(index)
 
     @property
-    def broken_rings(self) -> tuple[int, ...]:
-        """The vrings that their driver broke."""
-        return tuple(vring.index for vring in self._vrings if vring.is_broken)
+    def broken_rings(self) -> dict[int, str]:
+        """The vrings that are served no more, and why."""
+        return {vring.index: vring.reason for vring in self._vrings if vring.is_broken}
 
     # ---- handed to another process, and taken from one ----
 

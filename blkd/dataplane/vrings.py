@@ -6,7 +6,6 @@ What is in a vring is its worker's affair; here is what a front end has given fo
 
 import asyncio
 import contextlib
-import errno
 import functools
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Final
@@ -22,21 +21,35 @@ from blkd.dataplane.workers import Answer, Workers, WorkerThread, wait_all
 from blkd.errors import DataPlaneError, RequestRefused
 from blkd.host.fds import close_foreign
 from blkd.vhost_user.rings import GivenRing, HeldRing, VringSetup
+from blkd.virtio.flaws import Flaw, FlawKind
 
 log = structlog.get_logger()
 
 NO_FD: Final = -1
 
 WAITS: Final = "reset the device or reboot the guest: until then its requests wait"
-REPORTS: Final = {
-    errno.EBADMSG: ("in-flight region damaged: what was in flight is not known", WAITS),
-    errno.ESTALE: ("packed ring served before, its front end does not know how far", WAITS),
-    errno.ENOSPC: (
+DAMAGED: Final = ("in-flight region damaged: what was in flight is not known", WAITS)
+EVENTS: Final[Mapping[int, tuple[str, str]]] = {
+    FlawKind.INFLIGHT_POSITION: DAMAGED,
+    FlawKind.INFLIGHT_FREE_LIST: DAMAGED,
+    FlawKind.INFLIGHT_CHAIN: DAMAGED,
+    FlawKind.INFLIGHT_COUNT: DAMAGED,
+    FlawKind.POSITION_UNKNOWN: (
+        "packed ring served before, its front end does not know how far",
+        WAITS,
+    ),
+    FlawKind.LOG: (
         "ring broken: it writes beyond the dirty log",
         "its front end has no log for that memory: cancel, and reboot the guest",
     ),
+    FlawKind.KICK: ("ring broken by its front end", WAITS),
+    FlawKind.MEMORY: (
+        "ring lost its memory",
+        "it is served again once its front end has memory there",
+    ),
 }
-"""What to log of a vring that is served no more, and what helps, by the errno that says why."""
+"""What to log of a vring that is served no more, and what helps, by its flaw's kind."""
+BROKEN_BY_DRIVER: Final = ("ring broken by its driver", WAITS)
 
 
 class Vrings:
@@ -50,11 +63,13 @@ class Vrings:
         workers: Workers,
         memory: GuestMemory,
         recording: Recording,
+        device_flaws: Mapping[int, str],
         before_first_start: Callable[[], Awaitable[None]],
     ) -> None:
         self._workers = workers
         self._memory = memory
         self._recording = recording
+        self._device_flaws = device_flaws
         self._before_first_start = before_first_start
         self._used: dict[int, Vring] = {}
         self._enabled: set[int] = set()
@@ -72,7 +87,7 @@ class Vrings:
         if index in self._used:
             return self._used[index]
         thread, number, answers = self._workers.worker_for(index)
-        vring = self._used[index] = Vring(index, thread, number)
+        vring = self._used[index] = Vring(index, thread, number, self._device_flaws)
         answers.append(vring.enable(enabled=index in self._enabled))
         await wait_all(answers)  # all were posted before anything else could be
         return vring
@@ -170,9 +185,12 @@ class Vring:
     `index` is the device's number of the vring, `number` its worker's.
     """
 
-    def __init__(self, index: int, thread: WorkerThread, number: int) -> None:
+    def __init__(
+        self, index: int, thread: WorkerThread, number: int, device_flaws: Mapping[int, str]
+    ) -> None:
         self.index = index
         self.fds: dict[str, int] = {}
+        self._device_flaws = device_flaws
         self._thread = thread
         self._number = number
         self._replaced: list[int] = []  # to be closed once the worker has ended
@@ -327,11 +345,14 @@ class Vring:
         if result >= ring.RECOVERED:
             log.info("requests recovered", ring=self.index, requests=result - ring.RECOVERED)
             return
-        reason = -result
-        if reason in REPORTS:
-            what, hint = REPORTS[reason]
-            log.warning(what, ring=self.index, hint=hint)
-            return
-        name = errno.errorcode.get(reason, str(reason))
-        what = "ring lost its memory" if reason == errno.ENXIO else "ring broken by its driver"
-        log.warning(what, ring=self.index, reason=name)
+        flaw = self._flaw()
+        event, hint = EVENTS.get(flaw.kind, BROKEN_BY_DRIVER)
+        log.warning(event, ring=self.index, reason=flaw.describe(self._device_flaws), hint=hint)
+
+    @property
+    def reason(self) -> str:
+        """Why it is broken, as a sentence."""
+        return self._flaw().describe(self._device_flaws)
+
+    def _flaw(self) -> Flaw:
+        return Flaw(*self._worker.flaw(self._number))

@@ -502,7 +502,7 @@ class Export:
 
     def show(self) -> ExportState:
         """The export's state now."""
-        limits, device = self._image.limits, self._device
+        limits, device, broken = self._image.limits, self._device, self._plane.broken_rings
         connection = self._front_ends.connection
         return ExportState(
             name=self.config.name,
@@ -528,7 +528,8 @@ class Export:
             sync_error=os.strerror(error) if (error := self._disk.sync_error) else None,
             features=device.features,
             in_flight=self._plane.in_flight,
-            broken_rings=self._plane.broken_rings,
+            broken_rings=tuple(broken),
+            broken_reasons=tuple(broken.values()),
             front_end=connection.snapshot() if connection else None,
         )
 

@@ -60,6 +60,8 @@ class ExportState:
     features: int
     in_flight: int
     broken_rings: tuple[int, ...]
+    broken_reasons: tuple[str, ...]
+    """Why, of each of `broken_rings`."""
     front_end: FrontEndState | None
 
 

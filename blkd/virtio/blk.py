@@ -6,12 +6,14 @@ to check them against (capacity, limits, the cache mode in force) stands here.
 """
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import Final, NamedTuple, Self
 
 from blkd.errors import ConfigError, RequestRefused
 from blkd.virtio.device import MAX_QUEUE_SIZE
+from blkd.virtio.flaws import OF_DEVICE
 
 SECTOR_BYTES: Final = 512
 SERIAL_BYTES: Final = 20  # VIRTIO_BLK_ID_BYTES
@@ -30,6 +32,14 @@ MAX_SEGMENTS: Final = 256
 
 FRAMING_DESCRIPTORS: Final = 2
 """What a request's header and status take from a chain that may be as long as the ring."""
+
+
+FLAWS: Final[Mapping[int, str]] = {
+    OF_DEVICE: "request: buffer {where} is to be read, behind one to be written",
+    OF_DEVICE + 1: "request: no status byte, for none of its {value} buffers is to be written",
+    OF_DEVICE + 2: "request: fewer than {limit} bytes to be read are no header",
+}
+"""What breaks a vring since it cannot even be answered, numbered as in `src/blk/operation.pxd`."""
 
 
 class Feature(IntFlag):
@@ -244,6 +254,7 @@ class BlkDevice:
         self.capacity = parameters.capacity
         self.generation = 0
         self.changing = CAPACITY
+        self.flaws = FLAWS
         self.read_only = parameters.read_only
         self.serial = parameters.serial.encode("ascii").ljust(SERIAL_BYTES, b"\0")
         """The answer to GET_ID, NUL-padded and unterminated when full (5.2.6)."""

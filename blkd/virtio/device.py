@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the vhost-user side asks of a virtio device, whatever its kind."""
 
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 MAX_QUEUE_SIZE: Final = 1024
@@ -28,6 +29,10 @@ class Device(Protocol):
 
     changing: range
     """The bytes of the configuration space that a new generation may have changed."""
+
+    flaws: Mapping[int, str]
+    """A sentence for each flaw of a request that breaks its vring, numbers from
+    `flaws.OF_DEVICE` on; placeholders as in `flaws.SENTENCES`."""
 
     def config(self, offset: int, size: int) -> bytes:
         """`size` bytes of the configuration space from `offset`, zero-padded past its end."""

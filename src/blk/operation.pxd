@@ -13,6 +13,7 @@ from engine.engine cimport (
     IO_DISCARD, IO_FLUSH, IO_NONE, IO_READ, IO_WRITE, IO_ZEROES, IoKind, IoSpec,
 )
 from sys.atomics cimport copy_once
+from virtio.flaw cimport FLAW_OF_DEVICE, Flaw, found_flaw
 from virtio.layouts cimport (
     BLK_S_IOERR, BLK_S_OK, BLK_S_UNSUPP, BLK_T_DISCARD, BLK_T_FLUSH, BLK_T_GET_ID, BLK_T_IN,
     BLK_T_OUT, BLK_T_WRITE_ZEROES, BlkHeader, BlkRange, ID_BYTES, RANGE_F_UNMAP, SECTOR_SHIFT,
@@ -21,6 +22,12 @@ from virtio.virtq cimport Segment
 
 cdef enum:
     MAX_DATA = 0xfffffe00       # bytes of one request; a chain has fewer than 2^32 (2.7.5)
+
+
+cdef enum BlkFlaw:              # as `blkd/virtio/blk.py` says them
+    BLK_FLAW_ORDER = FLAW_OF_DEVICE     # where: a buffer to be read, behind one to be written
+    BLK_FLAW_NO_STATUS          # value: buffers, none of which is to be written
+    BLK_FLAW_HEADER             # limit: bytes of a header, of which there are fewer to be read
 
 
 cdef struct Operation:
@@ -147,7 +154,8 @@ cdef inline bint take_header(Segment **segments, uint32_t *count, BlkHeader *out
 
 
 cdef inline int take_frame(
-    Segment *segments, uint32_t count, BlkHeader *header, Operation *op, uint32_t *writable
+    Segment *segments, uint32_t count, BlkHeader *header, Operation *op, uint32_t *writable,
+    Flaw *flaw,
 ) noexcept nogil:
     """Cut header and status off a chain: 0, or -EINVAL if it cannot even be answered.
 
@@ -160,13 +168,13 @@ cdef inline int take_frame(
         readable += 1
     for i in range(readable, count):
         if not segments[i].device_writes:
-            return -EINVAL      # readable after writable (2.6.4.2)
+            return found_flaw(flaw, BLK_FLAW_ORDER, i, 0, 0, EINVAL)    # 2.6.4.2
     if readable == count:
-        return -EINVAL          # nowhere to put the status
+        return found_flaw(flaw, BLK_FLAW_NO_STATUS, 0, count, 0, EINVAL)
     writable[0] = count - readable
     op.io.data, op.io.data_count = segments, readable
     if not take_header(&op.io.data, &op.io.data_count, header):
-        return -EINVAL
+        return found_flaw(flaw, BLK_FLAW_HEADER, 0, 0, sizeof(BlkHeader), EINVAL)
     segments[count - 1].len -= 1
     op.status_byte = segments[count - 1].base + segments[count - 1].len
     if segments[count - 1].len == 0:
@@ -175,12 +183,13 @@ cdef inline int take_frame(
 
 
 cdef inline int parse_request(
-    const BlkLimits *dev, Segment *segments, uint32_t count, Operation *op, BlkRange *ranges
+    const BlkLimits *dev, Segment *segments, uint32_t count, Operation *op, BlkRange *ranges,
+    Flaw *flaw,
 ) noexcept nogil:
     """Turn a chain's segments, which are used up, into `op`: 0, or -EINVAL as `take_frame`."""
     cdef BlkHeader header
     cdef uint32_t writable = 0
-    cdef int rc = take_frame(segments, count, &header, op, &writable)
+    cdef int rc = take_frame(segments, count, &header, op, &writable, flaw)
     if rc < 0:
         return rc
     op.type = header.type

@@ -16,6 +16,10 @@ from sys.atomics cimport (
     copy_once, load_acquire_u32, load_relaxed_u16, load_relaxed_u64, store_release_u8,
     store_release_u16, store_release_u32, store_release_u64,
 )
+from virtio.flaw cimport (
+    FLAW_INFLIGHT_CHAIN, FLAW_INFLIGHT_COUNT, FLAW_INFLIGHT_FREE_LIST, FLAW_INFLIGHT_FULL,
+    FLAW_INFLIGHT_POSITION, found_flaw,
+)
 from virtio.guestmem cimport GuestMemory
 from virtio.layouts cimport PACKED_F_AVAIL, PACKED_F_USED, PackedDesc
 from virtio.packed cimport (
@@ -78,7 +82,7 @@ cdef inline void write_positions(
     )
 
 
-cdef inline int record_packed(Inflight *f, const Virtq *vq, Chain *chain) noexcept nogil:
+cdef inline int record_packed(Inflight *f, Virtq *vq, Chain *chain) noexcept nogil:
     """Copy a chain that was just fetched: 0, or -ENOBUFS if more is in flight than there can be.
 
     The descriptors are read once more, for what they say is checked whenever it is used.
@@ -90,7 +94,7 @@ cdef inline int record_packed(Inflight *f, const Virtq *vq, Chain *chain) noexce
     retreat(&where, chain.descriptors, vq.size)
     for _ in range(chain.descriptors):
         if at >= f.entries:
-            return -ENOBUFS
+            return found_flaw(&vq.flaw, FLAW_INFLIGHT_FULL, 0, 0, f.entries, ENOBUFS)
         copy_once(&d, &packed_ring(vq)[where.index], sizeof(PackedDesc))
         entries[at].addr = d.addr
         entries[at].copy = d.id | <uint64_t>d.flags << FLAGS_AT | <uint64_t>d.len << LEN_AT
@@ -181,7 +185,9 @@ cdef inline int end_last_batch(Inflight *f, Virtq *vq) noexcept nogil:
     now.index, now.wrap = <uint16_t>positions, positions >> WRAP_AT & 1
     old.index, old.wrap = <uint16_t>(positions >> OLD_AT), positions >> OLD_WRAP_AT & 1
     if max(now.index, old.index) >= vq.size:
-        return -EINVAL
+        return found_flaw(
+            &vq.flaw, FLAW_INFLIGHT_POSITION, 0, max(now.index, old.index), vq.size, EINVAL
+        )
     f.head = <uint16_t>(heads >> OLD_AT)
     if (now.index != old.index or now.wrap != old.wrap) and not is_available(
         load_relaxed_u16(&packed_ring(vq)[old.index].flags), old.wrap
@@ -210,7 +216,7 @@ cdef inline void withdraw_used(Virtq *vq, uint32_t descriptors) noexcept nogil:
         advance(&position, 1, vq.size)
 
 
-cdef inline int read_free_list(Inflight *f, bint *seen) noexcept nogil:
+cdef inline int read_free_list(Inflight *f, Virtq *vq, bint *seen) noexcept nogil:
     """Copy the links, and note what is free: 0, or -ELOOP."""
     cdef PackedEntry *entries = packed_entries(f)
     cdef uint32_t i, at = f.head
@@ -218,31 +224,39 @@ cdef inline int read_free_list(Inflight *f, bint *seen) noexcept nogil:
         f.next[i] = <uint16_t>(load_relaxed_u64(&entries[i].state) >> NEXT_AT)
     while at < f.entries:
         if seen[at]:
-            return -ELOOP
+            return found_flaw(&vq.flaw, FLAW_INFLIGHT_FREE_LIST, at, 0, 0, ELOOP)
         seen[at] = True
         forget(&entries[at])
         at = f.next[at]
     return 0
 
 
-cdef inline int read_chain(Inflight *f, const Virtq *vq, uint32_t head, bint *seen) noexcept nogil:
-    """Have a recorded chain carried out again: the number of its descriptors, or -EINVAL."""
-    cdef const PackedEntry *entry = packed_entries(f) + head
-    cdef uint64_t state = load_relaxed_u64(&entry.state)
+cdef inline bint is_whole(
+    const Inflight *f, const Virtq *vq, uint32_t head, uint64_t state, bint *seen
+) noexcept nogil:
+    """Whether a recorded chain ends where its first entry's state says; notes what it has."""
     cdef uint32_t at = head, _, descriptors = <uint32_t>(state >> NUM_AT)
     if not 0 < descriptors <= vq.size:
-        return -EINVAL
+        return False
     seen[head] = True
     for _ in range(descriptors - 1):
         at = f.next[at]
         if at >= f.entries or seen[at]:
-            return -EINVAL
+            return False
         seen[at] = True
-    if at != <uint16_t>(state >> LAST_AT):
-        return -EINVAL
-    f.last[head] = <uint16_t>at
-    add_again(f, load_relaxed_u64(&entry.counter), <uint16_t>head, <uint16_t>descriptors)
-    return <int>descriptors
+    return at == <uint16_t>(state >> LAST_AT)
+
+
+cdef inline int read_chain(Inflight *f, Virtq *vq, uint32_t head, bint *seen) noexcept nogil:
+    """Have a recorded chain carried out again: the number of its descriptors, or -EINVAL."""
+    cdef const PackedEntry *entry = packed_entries(f) + head
+    cdef uint64_t state = load_relaxed_u64(&entry.state)
+    cdef uint16_t descriptors = <uint16_t>(state >> NUM_AT)
+    if not is_whole(f, vq, head, state, seen):
+        return found_flaw(&vq.flaw, FLAW_INFLIGHT_CHAIN, head, 0, 0, EINVAL)
+    f.last[head] = <uint16_t>(state >> LAST_AT)
+    add_again(f, load_relaxed_u64(&entry.counter), <uint16_t>head, descriptors)
+    return descriptors
 
 
 cdef inline int recover_packed(Inflight *f, Virtq *vq) noexcept nogil:
@@ -259,14 +273,16 @@ cdef inline int recover_packed(Inflight *f, Virtq *vq) noexcept nogil:
         return rc
     memset(seen, 0, sizeof(seen))
     f.again_count = 0
-    rc = read_free_list(f, seen)
+    rc = read_free_list(f, vq, seen)
     for i in range(f.entries):
         if rc >= 0 and not seen[i] and packed_entries(f)[i].state & MARK:
             rc = read_chain(f, vq, i, seen)
             descriptors += max(rc, 0)
-    if rc < 0 or descriptors > vq.size:
+    if rc >= 0 and descriptors > vq.size:
+        rc = found_flaw(&vq.flaw, FLAW_INFLIGHT_COUNT, 0, descriptors, vq.size, EINVAL)
+    if rc < 0:
         f.again_count = 0
-        return rc if rc < 0 else -EINVAL
+        return rc
     order_again(f)
     for i in range(f.again_count):
         store_release_u64(&packed_entries(f)[f.again[i].entry].counter, i)
@@ -292,7 +308,7 @@ cdef inline int walk_recorded(
         copy_once(&recorded, packed_entries(f) + at, sizeof(PackedEntry))
         d.addr, d.len = recorded.addr, <uint32_t>(recorded.copy >> LEN_AT)
         d.id, d.flags = <uint16_t>recorded.copy, <uint16_t>(recorded.copy >> FLAGS_AT)
-        rc = add_packed(vq, memory, &d, i == 0, out + n, room - n)
+        rc = add_packed(vq, memory, &d, i, out + n, room - n)
         if rc < 0:
             return rc
         n += rc

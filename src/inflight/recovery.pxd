@@ -10,6 +10,7 @@ from libc.stdint cimport uint32_t
 from inflight.packed cimport packed_region, recover_packed, renew_packed
 from inflight.region cimport INFLIGHT_VERSION, Inflight, is_recorded
 from inflight.split cimport recover_split
+from virtio.flaw cimport FLAW_POSITION_UNKNOWN, found_flaw
 from virtio.packed cimport FIRST_BASE, is_no_fresh_ring, is_untouched
 from virtio.virtq cimport Virtq
 
@@ -36,7 +37,8 @@ cdef inline int recover(
     ):
         return -EBADMSG if recover_packed(f, vq) < 0 else 0
     elif vq.packed and base == FIRST_BASE and not taken_over and is_no_fresh_ring(vq):
-        return -ESTALE          # served from here it would do what was done before
+        # Served from here it would do what was done before.
+        return found_flaw(&vq.flaw, FLAW_POSITION_UNKNOWN, 0, 0, 0, ESTALE)
     elif is_recorded(f):
         renew_packed(f, vq)
     return 0

@@ -12,6 +12,7 @@ from sys.atomics cimport (
     store_release_u16,
 )
 from sys.hints cimport unlikely
+from virtio.flaw cimport FLAW_INDIRECT_NOT_ALONE, FLAW_LOOP, found_flaw
 from virtio.guestmem cimport GuestMemory
 from virtio.layouts cimport (
     DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, EVENT_WRAP,
@@ -146,33 +147,32 @@ cdef inline int add_table(
     """
     cdef const PackedDesc *table = NULL
     cdef PackedDesc entry
-    cdef int rc, n = 0, count = indirect_table(
-        vq, memory, d.addr, d.len, <const void **>&table
-    )
-    cdef int i
+    cdef Segment *first = out
+    cdef int i, rc, count = indirect_table(vq, memory, d.addr, d.len, <const void **>&table)
     if unlikely(count < 0):
         return count
     for i in range(count):
         copy_once(&entry, &table[i], sizeof(PackedDesc))
-        rc = add_segments(vq, memory, entry.addr, entry.len, entry.flags, out + n, room - n)
+        rc = add_segments(vq, memory, entry.addr, entry.len, entry.flags, out, room)
         if unlikely(rc < 0):
             return rc
-        n += rc
-    return n
+        out += rc
+        room -= rc
+    return <int>(out - first)
 
 
 cdef inline int add_packed(
-    Virtq *vq, const GuestMemory *memory, const PackedDesc *d, bint first,
+    Virtq *vq, const GuestMemory *memory, const PackedDesc *d, uint32_t number,
     Segment *out, uint32_t room,
 ) noexcept nogil:
-    """Resolve what one descriptor stands for: the number of segments, or -errno.
+    """Resolve what descriptor `number` of a chain, from 0, stands for: as `add_segments`.
 
     An indirect one stands alone (2.8.7).
     """
     if not d.flags & DESC_F_INDIRECT:
         return add_segments(vq, memory, d.addr, d.len, d.flags, out, room)
-    if unlikely(not first or d.flags & DESC_F_NEXT):
-        return -EINVAL
+    if unlikely(number or d.flags & DESC_F_NEXT):
+        return found_flaw(&vq.flaw, FLAW_INDIRECT_NOT_ALONE, number, 0, 0, EINVAL)
     return add_table(vq, memory, d, out, room)
 
 
@@ -183,23 +183,24 @@ cdef inline int walk_packed(
 
     The id stands in the chain's last descriptor (2.8.6).
     """
-    cdef uint32_t n = 0
+    cdef Segment *first = out
     cdef PackedDesc d
     cdef int rc
     chain.descriptors = 0
     while True:
         if unlikely(chain.descriptors == vq.size):
-            return -ELOOP
+            return found_flaw(&vq.flaw, FLAW_LOOP, vq.avail.index, 0, vq.size, ELOOP)
         copy_once(&d, &packed_ring(vq)[vq.avail.index], sizeof(PackedDesc))
-        chain.descriptors += 1
         advance(&vq.avail, 1, vq.size)
-        rc = add_packed(vq, memory, &d, chain.descriptors == 1, out + n, room - n)
+        rc = add_packed(vq, memory, &d, chain.descriptors, out, room)
         if unlikely(rc < 0):
             return rc
-        n += rc
+        chain.descriptors += 1
+        out += rc
+        room -= rc
         if not d.flags & DESC_F_NEXT:
             chain.id = d.id
-            chain.segments = n
+            chain.segments = <uint32_t>(out - first)
             return 0
 
 

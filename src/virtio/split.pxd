@@ -9,6 +9,10 @@ from sys.atomics cimport (
     store_relaxed_u16, store_relaxed_u32, store_release_u16,
 )
 from sys.hints cimport unlikely
+from virtio.flaw cimport (
+    FLAW_AVAIL_INDEX, FLAW_HEAD, FLAW_INDIRECT_NEXT, FLAW_LOOP, FLAW_NEXT, FLAW_TABLE_INDIRECT,
+    FLAW_TABLE_LOOP, FLAW_TABLE_NEXT, FlawKind, found_flaw,
+)
 from virtio.guestmem cimport GuestMemory
 from virtio.layouts cimport (
     AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, Desc, USED_F_NO_NOTIFY, UsedElem,
@@ -77,6 +81,21 @@ cdef inline bint split_has_more(const Virtq *vq) noexcept nogil:
     return load_relaxed_u16(&avail_ring(vq)[1]) != vq.avail.index
 
 
+cdef inline FlawKind indirect_flaw(const Chain *chain) noexcept nogil:
+    """What a wrong indirect descriptor is: one of an indirect table, or one with a next."""
+    return FLAW_TABLE_INDIRECT if chain.descriptors else FLAW_INDIRECT_NEXT
+
+
+cdef inline FlawKind next_flaw(const Chain *chain) noexcept nogil:
+    """What a wrong next is: of an indirect table, or of the ring."""
+    return FLAW_TABLE_NEXT if chain.descriptors else FLAW_NEXT
+
+
+cdef inline FlawKind loop_flaw(const Chain *chain) noexcept nogil:
+    """What a loop is: of an indirect table, or of the ring."""
+    return FLAW_TABLE_LOOP if chain.descriptors else FLAW_LOOP
+
+
 cdef inline int walk_split(
     Virtq *vq, const GuestMemory *memory, Segment *out, uint32_t room, Chain *chain
 ) noexcept nogil:
@@ -86,35 +105,37 @@ cdef inline int walk_split(
     indirect descriptor ends its chain, and its table holds no further one (2.7.5.3).
     """
     cdef const Desc *table = split_table(vq)
-    cdef uint32_t size = vq.size, at = chain.id, steps = 0, n = 0
+    cdef Segment *first = out
+    cdef uint32_t size = vq.size, at = chain.id, steps = 0
     cdef int rc
     cdef Desc d
     chain.descriptors = 0
     if unlikely(at >= size):
-        return -ERANGE
+        return found_flaw(&vq.flaw, FLAW_HEAD, (vq.avail.index - 1) & (size - 1), at, size, ERANGE)
     while True:
         if unlikely(steps == size):
-            return -ELOOP
+            return found_flaw(&vq.flaw, loop_flaw(chain), chain.id, 0, size, ELOOP)
         steps += 1
         copy_once(&d, &table[at], sizeof(Desc))
         if d.flags & DESC_F_INDIRECT:
             if unlikely(chain.descriptors or d.flags & DESC_F_NEXT):
-                return -EINVAL
+                return found_flaw(&vq.flaw, indirect_flaw(chain), at, 0, size, EINVAL)
             rc = indirect_table(vq, memory, d.addr, d.len, <const void **>&table)
             if unlikely(rc < 0):
                 return rc
             size, at, chain.descriptors, steps = rc, 0, steps, 0
             continue
-        rc = add_segments(vq, memory, d.addr, d.len, d.flags, out + n, room - n)
+        rc = add_segments(vq, memory, d.addr, d.len, d.flags, out, room)
         if unlikely(rc < 0):
             return rc
-        n += rc
+        out += rc
+        room -= rc
         if not d.flags & DESC_F_NEXT:
             chain.descriptors = chain.descriptors or steps
-            chain.segments = n
+            chain.segments = <uint32_t>(out - first)
             return 0
         if unlikely(d.next >= size):
-            return -ERANGE
+            return found_flaw(&vq.flaw, next_flaw(chain), at, d.next, size, ERANGE)
         at = d.next
 
 
@@ -142,13 +163,15 @@ cdef inline int take_split(
 
     The driver may not be more than a whole ring ahead of us; an index that says so is wild.
     """
+    cdef uint16_t ahead
     cdef int rc
     if vq.avail.index == vq.avail_seen:
         vq.avail_seen = load_acquire_u16(&avail_ring(vq)[1])
         if vq.avail.index == vq.avail_seen:
             return 0
-        if unlikely(<uint16_t>(vq.avail_seen - vq.avail.index) > vq.size):
-            return -ERANGE
+        ahead = vq.avail_seen - vq.avail.index
+        if unlikely(ahead > vq.size):
+            return found_flaw(&vq.flaw, FLAW_AVAIL_INDEX, vq.avail_seen, ahead, vq.size, ERANGE)
         prefetch_to_write(&used_ring(vq)[1])    # it is on its way while we read the chain
         prefetch_to_write(used_element(vq, vq.used.index))
     chain.id = load_relaxed_u16(&avail_ring(vq)[2 + (vq.avail.index & (vq.size - 1))])

@@ -10,6 +10,10 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from sys.atomics cimport load_relaxed_u64, prefetch_to_write
 from sys.hints cimport unlikely
+from virtio.flaw cimport (
+    FLAW_BUFFER_CUT, FLAW_BUFFER_UNMAPPED, FLAW_BUFFERS, FLAW_INDIRECT_NOT_AGREED,
+    FLAW_TABLE_LENGTH, FLAW_TABLE_LONG, FLAW_TABLE_UNMAPPED, Flaw, found_flaw,
+)
 from virtio.guestmem cimport GuestMemory, near_base, translate, translate_whole
 from virtio.layouts cimport DESC_F_WRITE, Desc
 
@@ -43,6 +47,7 @@ cdef struct Virtq:
     bint packed
     bint event_idx
     bint indirect
+    Flaw flaw                   # why the ring is served no more
 
 
 cdef struct Chain:
@@ -60,22 +65,48 @@ cdef struct UsedChain:
     uint32_t entry
 
 
+# What is wrong is found out where it is said, not where it is seen: what gcc is to put into the
+# loops stays small.
+
+cdef inline int refuse_buffer(
+    Virtq *vq, uint64_t address, uint32_t length, uint64_t missing, bint is_full
+) noexcept nogil:
+    """Note what is wrong with a buffer of which there is no memory at `missing`: -errno."""
+    if is_full:
+        return found_flaw(&vq.flaw, FLAW_BUFFERS, 0, 0, 0, ENOBUFS)
+    if missing == address:
+        return found_flaw(&vq.flaw, FLAW_BUFFER_UNMAPPED, address, length, 0, EFAULT)
+    return found_flaw(&vq.flaw, FLAW_BUFFER_CUT, address, length, missing, EFAULT)
+
+
+cdef inline int refuse_table(Virtq *vq, uint64_t address, uint32_t length) noexcept nogil:
+    """Note what is wrong with an indirect table: -errno."""
+    if not vq.indirect:
+        return found_flaw(&vq.flaw, FLAW_INDIRECT_NOT_AGREED, 0, 0, 0, EINVAL)
+    if length == 0 or length & (sizeof(Desc) - 1):
+        return found_flaw(&vq.flaw, FLAW_TABLE_LENGTH, address, length, sizeof(Desc), EINVAL)
+    if length > vq.longest_chain * sizeof(Desc):
+        return found_flaw(
+            &vq.flaw, FLAW_TABLE_LONG, address, length // sizeof(Desc), vq.longest_chain, ENOBUFS
+        )
+    return found_flaw(&vq.flaw, FLAW_TABLE_UNMAPPED, address, length, 0, EFAULT)
+
+
 cdef inline int add_pieces(
     Virtq *vq, const GuestMemory *memory, uint64_t address, uint32_t length, bint device_writes,
     Segment *out, uint32_t room,
 ) noexcept nogil:
     """Resolve a buffer that more than one region may have: as `add_segments`."""
-    cdef uint64_t left = length, piece
+    cdef uint64_t at = address, left = length, piece
     cdef uint32_t n = 0
+    cdef uint8_t *base
     while left:
-        if n == room:
-            return -ENOBUFS
         piece = left
-        out[n].base = translate(memory, address, &piece, &vq.near)
-        if out[n].base == NULL:
-            return -EFAULT
-        out[n].len, out[n].device_writes = <uint32_t>piece, device_writes
-        address += piece
+        base = translate(memory, at, &piece, &vq.near) if n < room else NULL
+        if base == NULL:
+            return refuse_buffer(vq, address, length, at, n == room)
+        out[n].base, out[n].len, out[n].device_writes = base, <uint32_t>piece, device_writes
+        at += piece
         left -= piece
         n += 1
     return <int>n
@@ -98,13 +129,13 @@ cdef inline int indirect_table(
     Virtq *vq, const GuestMemory *memory, uint64_t address, uint32_t length, const void **table,
 ) noexcept nogil:
     """Find an indirect table, of either layout's entries: their number, or -errno."""
-    if unlikely(not vq.indirect or length == 0 or length & (sizeof(Desc) - 1)):
-        return -EINVAL
-    if unlikely(length > vq.longest_chain * sizeof(Desc)):
-        return -ENOBUFS
-    table[0] = translate_whole(memory, address, length, &vq.near)
+    table[0] = NULL
+    if vq.indirect and length and length & (sizeof(Desc) - 1) == 0 and (
+        length <= vq.longest_chain * sizeof(Desc)
+    ):
+        table[0] = translate_whole(memory, address, length, &vq.near)
     if unlikely(table[0] == NULL):
-        return -EFAULT
+        return refuse_table(vq, address, length)
     return <int>(length // sizeof(Desc))
 
 

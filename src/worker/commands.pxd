@@ -7,6 +7,7 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from blk.limits cimport BlkLimits
 from sys.eventfds cimport bind_signal
 from virtio.dirtylog cimport DirtyLog, RingLog
+from virtio.flaw cimport FLAW_NONE
 from virtio.guestmem cimport MemoryView
 from virtio.virtqueue cimport start, vring_base
 from worker.mailbox cimport (
@@ -74,6 +75,7 @@ cdef inline int place_anew(Worker *w, Vring *r, const VringStart *how) noexcept 
     r.vq.packed = how.packed
     r.vq.event_idx = how.event_idx
     r.vq.indirect = how.indirect
+    r.vq.flaw.kind = FLAW_NONE
     r.inflight.region, r.inflight.entries = how.inflight, how.entries
     place(r, &how.place)
     return start(&r.vq, how.base)

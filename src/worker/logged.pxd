@@ -4,6 +4,7 @@
 from libc.errno cimport ENOSPC
 
 from virtio.dirtylog cimport mark_areas
+from virtio.flaw cimport FLAW_LOG, found_flaw
 from worker.notify cimport break_ring
 from worker.state cimport Worker
 from worker.vring cimport Vring
@@ -12,7 +13,7 @@ from worker.vring cimport Vring
 cdef inline void outrun_log(Worker *w, Vring *r) noexcept nogil:
     """Stop a ring that writes where the log has no bit: what it writes would not be migrated."""
     if not r.broken:
-        break_ring(w, r, -ENOSPC)
+        break_ring(w, r, found_flaw(&r.vq.flaw, FLAW_LOG, 0, 0, 0, ENOSPC))
 
 
 cdef inline bint logged_areas(Worker *w, Vring *r) noexcept nogil:

@@ -6,6 +6,7 @@ from libc.stdint cimport uint64_t
 
 from sys.eventfds cimport Signal, bind_signal, prepare_signal
 from sys.uring cimport io_uring_prep_cancel64, io_uring_prep_poll_multishot, io_uring_sqe
+from virtio.flaw cimport FLAW_KICK, FLAW_MEMORY, found_flaw
 from worker.mailbox cimport stage_answer
 from worker.state cimport (
     TAG_KICK, TAG_NOBODY, Worker, next_entry, next_sqe, submit_queued, tagged,
@@ -91,7 +92,9 @@ cdef inline void lose_ring(Worker *w, Vring *r) noexcept nogil:
     """Stop fetching from a ring whose memory was taken away, until it is mapped again."""
     r.lost = True
     signal_error(w, r)
-    stage_answer(&w.mailbox, 0, r.number, -ENXIO)
+    stage_answer(
+        &w.mailbox, 0, r.number, found_flaw(&r.vq.flaw, FLAW_MEMORY, 0, 0, 0, ENXIO)
+    )
 
 
 cdef inline void leave_kick(Worker *w, Vring *r) noexcept nogil:
@@ -104,7 +107,8 @@ cdef inline void leave_kick(Worker *w, Vring *r) noexcept nogil:
 cdef inline void end_kick_poll(Worker *w, Vring *r, int result) noexcept nogil:
     """The poll of the kick eventfd has ended: watch its successor, or the same again."""
     if result < 0 and not r.kick_cancelled:
-        break_ring(w, r, result)        # it can never be heard again
+        # No kick will be seen any more.
+        break_ring(w, r, found_flaw(&r.vq.flaw, FLAW_KICK, 0, -result, 0, -result))
         r.kick = -1
     r.kick_armed = r.kick_cancelled = False
     if r.kick_ticket:

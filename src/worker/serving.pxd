@@ -49,7 +49,9 @@ cdef inline int begin(Worker *w, Vring *r, const Chain *chain) noexcept nogil:
     cdef Engine *e = <Engine *>w.engine
     cdef int32_t result
     cdef int share = 1
-    cdef int rc = parse_request(&w.limits, w.segments, chain.segments, &op, next_ranges(r))
+    cdef int rc = parse_request(
+        &w.limits, w.segments, chain.segments, &op, next_ranges(r), &r.vq.flaw
+    )
     if rc < 0:
         return rc
     if op.io.kind != IO_NONE:

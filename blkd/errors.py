@@ -64,8 +64,12 @@ class ControlError(BlkdError):
     """The control API refused a call; the message is its problem's detail."""
 
 
-class HandoverError(BlkdError):
-    """A served disk cannot be handed to another process: it stays where it is."""
+class FreezeFailed(BlkdError):
+    """An export does not come to rest, or did not stay so."""
+
+
+class UpgradeError(BlkdError):
+    """An export cannot go to another process: the one that serves it goes on."""
 
 
 class BenchError(BlkdError):

@@ -21,7 +21,7 @@ from blkd.host import signals, systemd, unix_socket
 from blkd.host.blocking import ask
 
 if TYPE_CHECKING:
-    from blkd.upgrade.sides import Gift
+    from blkd.upgrade.giver import ExportGiver
 
 DRAIN_LIMIT = 4.0  # seconds for the requests in flight when the process is to end
 KILL_LIMIT = 0.5  # seconds for the rest after that
@@ -60,11 +60,43 @@ def run(config: ExportConfig, announce: Announce, fd: int | None = None) -> None
         await export.open(sock)
         return export, control
 
-    host(opened, announce)
+    _host(opened, announce)
 
 
-def host(opening: Opening, announce: Announce) -> None:
-    """Serve the export that `opening` makes ready; for the rest see `run`."""
+def take_over(control: str, limit: float, announce: Announce) -> None:
+    """Serve on, in its place, what another process serves; for the rest see `run`.
+
+    Args:
+        control: Path of that process's control socket.
+        limit: Seconds that it has to answer the call.
+        announce: Told the export's state once this process serves it.
+    """
+    # Only this needs a client of the API, and only once: nobody else has it in memory.
+    from blkd.control import client, models  # noqa: PLC0415
+    from blkd.upgrade.taker import ExportTaker  # noqa: PLC0415
+
+    call = functools.partial(
+        client.switch, control, models.UPGRADE, models.UPGRADE_PROTOCOL, limit=limit
+    )
+
+    async def taken(
+        stack: contextlib.AsyncExitStack, settled: asyncio.Event
+    ) -> tuple[Export, socket.socket | None]:
+        taker = ExportTaker()
+        with await asyncio.to_thread(call) as sock:
+            await taker.take(sock)
+            settled.set()
+            await taker.begin()
+        stack.enter_context(taker.control)
+        if (path := taker.export.config.control) is not None:
+            stack.callback(unix_socket.unlink_if_ours, path)
+        return taker.export, taker.control
+
+    _host(taken, announce)
+
+
+def _host(opening: Opening, announce: Announce) -> None:
+    """Serve the export that `opening` makes ready."""
     _allow_descriptors()
     runner = asyncio.Runner()  # not closed: that would wait for a thread stuck in the disk
     try:
@@ -125,11 +157,10 @@ class _Host:
             if control is not None:
                 # Only this needs HTTP.
                 from blkd.control.server import control_api  # noqa: PLC0415
-                from blkd.upgrade.sides import Gift  # noqa: PLC0415
+                from blkd.upgrade.giver import ExportGiver  # noqa: PLC0415
 
-                gift = Gift(self._export, control)
-                hand_over = functools.partial(self._hand_over, gift)
-                api = control_api(self._export, control, hand_over, signals.end)
+                give = functools.partial(self._give, ExportGiver(self._export, control))
+                api = control_api(self._export, control, give, signals.end)
                 await stack.enter_async_context(api)
             self._ready.set()
             state = self._export.show()
@@ -138,8 +169,8 @@ class _Host:
                 await ask(functools.partial(self._announce, state), ANNOUNCE_LIMIT)
             await self._export.serve()
 
-    async def _hand_over(self, gift: "Gift", sock: socket.socket) -> None:
-        if await gift.give(sock) is not None:
+    async def _give(self, giver: "ExportGiver", sock: socket.socket) -> None:
+        if await giver.give(sock) is not None:
             signals.leave(0)  # at once: nothing here may touch the disk any more
 
     async def _obey(self, arrivals: asyncio.Queue[int], serving: asyncio.Task[None]) -> None:

@@ -28,7 +28,7 @@ STATUS = {
     errors.BlkdError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 
-HandOver = Callable[[socket.socket], Awaitable[None]]
+Give = Callable[[socket.socket], Awaitable[None]]
 """Gives the export to the process at the other end of a socket; it reports what goes wrong."""
 
 Handler = Callable[[Request], Awaitable[Response | Switch]]
@@ -63,13 +63,13 @@ class Controlled(Protocol):
 
 @contextlib.asynccontextmanager
 async def control_api(
-    export: Controlled, listener: socket.socket, hand_over: HandOver, stop: Callable[[], None]
+    export: Controlled, listener: socket.socket, give: Give, stop: Callable[[], None]
 ) -> AsyncIterator[None]:
     """Answer calls about `export` on `listener`, which is borrowed, while the context lasts.
 
     `stop` begins an orderly end of the process, and returns at once.
     """
-    routes = _Calls(export, hand_over, stop).routes()
+    routes = _Calls(export, give, stop).routes()
     calls: set[asyncio.Task[None]] = set()
     async with asyncio.TaskGroup() as tasks:
 
@@ -101,9 +101,9 @@ async def _serve_call(
 class _Calls:
     """One method for each call."""
 
-    def __init__(self, export: Controlled, hand_over: HandOver, stop: Callable[[], None]) -> None:
+    def __init__(self, export: Controlled, give: Give, stop: Callable[[], None]) -> None:
         self._export = export
-        self._hand_over = hand_over
+        self._give = give
         self._stop = stop
 
     def routes(self) -> Routes:
@@ -155,7 +155,7 @@ class _Calls:
                 f"Upgrade: {models.UPGRADE_PROTOCOL} is missing",
                 upgrade=models.UPGRADE_PROTOCOL,
             )
-        return Switch(models.UPGRADE_PROTOCOL, self._hand_over)
+        return Switch(models.UPGRADE_PROTOCOL, self._give)
 
 
 def _body(request: Request, model: type[Model]) -> Model:

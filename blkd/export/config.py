@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The settings of an export: one set of models for the command line, the API and files."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -75,40 +75,6 @@ class ExportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         """Raise ConfigError on a text that neither the API nor the log could tell of."""
         for field in self.__struct_fields__:
             _require_text(field, getattr(self, field))
-
-
-SETTINGS_OF_0_1: Final = frozenset(
-    {
-        *("image", "socket", "control", "name", "serial", "read_only", "incoming"),
-        *("queues", "queue_size", "logical_block_size", "cache", "discard", "max_discard_segments"),
-        *("engine", "workers", "cpus", "poll_us", "register_memory"),
-    }
-)
-"""Every version knows them, and may have other defaults."""
-
-
-def for_successor(config: ExportConfig, serial: str) -> bytes:
-    """The settings as JSON for a process of any version that takes the open export over.
-
-    It has the serial that the guest knows, and nothing that matters only to a start.  What
-    older versions do not know is left out where it has its default.
-    """
-    config = msgspec.structs.replace(
-        config,
-        serial=serial,
-        features_as=None,
-        image_format=None,
-        socket_group=None,
-        socket_mode=SOCKET_MODE,
-        control_group=None,
-        control_mode=CONTROL_MODE,
-    )
-    told = msgspec.to_builtins(config)
-    fresh = msgspec.to_builtins(ExportConfig(image="", name=""))
-    for name in told.keys() - SETTINGS_OF_0_1:
-        if told[name] == fresh[name]:
-            del told[name]
-    return msgspec.json.encode(told)
 
 
 def _require_text(field: str, value: object) -> None:

@@ -1,22 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whoever connects to an export's socket: served one at a time."""
+"""The front ends that connect to an export's socket: served one at a time."""
 
 import asyncio
+import contextlib
 import select
 import socket
+from collections.abc import Mapping
 from typing import Final
 
 import structlog
 
-from blkd.dataplane import DataPlane
-from blkd.errors import BlkdError, HandoverError
+from blkd.errors import BlkdError, FreezeFailed, SocketError
+from blkd.export.views import Announced
 from blkd.host import unix_socket
-from blkd.host.fds import close_connection
-from blkd.vhost_user.connection import Connection
+from blkd.host.fds import close_connection, close_foreign
+from blkd.vhost_user.connection import Connection, ConnectionSnapshot
 from blkd.vhost_user.gate import Gate
+from blkd.vhost_user.rings import Rings, VringSetup
 from blkd.virtio.device import Device
 
 ACCEPT_PERIOD: Final = 0.5  # seconds until accepting is tried again after it failed
+ANNOUNCE_LIMIT: Final = 5.0  # seconds that a front end has to fetch a new configuration
 
 log = structlog.get_logger()
 
@@ -24,19 +28,17 @@ log = structlog.get_logger()
 class FrontEnds:
     """The listener, which is borrowed, and the connection that comes from it."""
 
-    def __init__(
-        self, name: str, listening: socket.socket, device: Device, plane: DataPlane
-    ) -> None:
+    def __init__(self, name: str, listening: socket.socket, device: Device, rings: Rings) -> None:
         self._name = name
         self._listener = listening
         self._device = device
-        self._plane = plane
+        self._rings = rings
         self.connection: Connection | None = None
         """The present one."""
         self._socket: socket.socket | None = None
         self._serving: asyncio.Task[None] | None = None
         self._gate = Gate()
-        self._resting: Connection | None = None
+        self._frozen: Connection | None = None
 
     async def serve(self) -> None:
         """Serve whoever connects, one at a time; a second one is turned away.
@@ -74,8 +76,22 @@ class FrontEnds:
     def connect(self, sock: socket.socket) -> Connection:
         """A connection on `sock`, taken; it is served by `serve`."""
         self._socket = sock
-        self.connection = Connection(sock, self._device, self._plane)
+        self.connection = Connection(sock, self._device, self._rings)
         return self.connection
+
+    def restore(self, snapshot: ConnectionSnapshot) -> Mapping[int, VringSetup]:
+        """Go on with the connection of another process; takes its descriptors.
+
+        For the rest see `Connection.restore`.  Raises also SocketError where it is no connection.
+        """
+        with contextlib.ExitStack() as undo:
+            undo.callback(close_foreign, snapshot.other_fds)
+            sock = unix_socket.adopt(snapshot.fd)
+            if unix_socket.is_listening(sock):
+                sock.close()
+                raise SocketError("the front end's socket that came listens")
+            undo.pop_all()
+        return self.connect(sock).restore(snapshot)
 
     async def _serve_one(self, connection: Connection) -> None:
         """Serve one front end until it leaves; what it does wrong ends with it."""
@@ -111,28 +127,42 @@ class FrontEnds:
         poll.register(self._socket, select.POLLRDHUP)
         return bool(poll.poll(0))
 
-    # ---- before another process takes over ----
+    async def announce_config(self) -> Announced:
+        """Tell the present front end that the device's configuration changed: what came of it.
 
-    async def hold(self, limit: float) -> None:
-        """Accept nobody and read nothing more.  Raises HandoverError; `release` goes on."""
+        One that has not fetched it in time, or cannot be told now, is told when its rings start.
+        """
+        if self.connection is None:
+            return "not-connected"
+        fetched = await self.connection.announce_config(ANNOUNCE_LIMIT)
+        return "fetched" if fetched else "pending"
+
+    # ---- at rest ----
+
+    async def freeze(self, limit: float) -> None:
+        """Accept nobody and read nothing more, until `thaw`.
+
+        Raises FreezeFailed where what is under way does not end within `limit` seconds; `thaw`
+        is due then too.
+        """
         try:
             async with asyncio.timeout(limit):
                 await self._gate.shut()
         except TimeoutError:
-            raise HandoverError("a front end is being accepted") from None
-        self._resting = self.connection
+            raise FreezeFailed("a front end is being accepted") from None
+        self._frozen = self.connection
         if self.connection is not None:
-            await self.connection.hold(limit)
+            await self.connection.freeze(limit)
 
-    def require_rest(self) -> None:
-        """Raise HandoverError unless all is as `hold` has left it."""
-        still = self._resting is None or self._resting.is_held
-        if not (self._gate.is_shut and self.connection is self._resting and still):
-            raise HandoverError("the front end has left meanwhile", hint="try again")
+    def require_frozen(self) -> None:
+        """Raise FreezeFailed unless all is as `freeze` has left it."""
+        still = self._frozen is None or self._frozen.is_frozen
+        if not (self._gate.is_shut and self.connection is self._frozen and still):
+            raise FreezeFailed("the front end has left meanwhile", hint="try again")
 
-    def release(self) -> None:
-        """Go on after `hold`."""
-        self._resting = None
+    def thaw(self) -> None:
+        """Accept and read again."""
+        self._frozen = None
         self._gate.open()
         if self.connection is not None:
-            self.connection.release()
+            self.connection.thaw()

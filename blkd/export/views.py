@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an export shows of itself, and what became of what it was told."""
+"""What an export shows of itself, and what its calls answer."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, fields
 from typing import Literal
 
+from blkd.dataplane import DataPlane
+from blkd.export.config import ExportConfig
+from blkd.export.disk import Disk
 from blkd.vhost_user.connection import FrontEndState
 
 Announced = Literal["fetched", "not-connected", "pending"]
@@ -98,3 +102,53 @@ class ExportStats:
     name: str
     total: Counts
     rings: tuple[RingStats, ...]
+
+
+def export_state(
+    config: ExportConfig,
+    disk: Disk,
+    front_end: FrontEndState | None,
+    state: Literal["serving", "paused", "stopping"],
+) -> ExportState:
+    """What there is to know of the export of `disk`."""
+    limits, device, plane = disk.image.limits, disk.device, disk.plane
+    broken = plane.broken_rings
+    return ExportState(
+        name=config.name,
+        state=state,
+        image=disk.image.path,
+        image_locked=disk.image.is_locked,
+        socket=config.socket,
+        size=disk.size,
+        read_only=device.read_only,
+        cache=config.cache,
+        logical_block_size=limits.logical_block_size,
+        physical_block_size=device.shown.physical_block_size,
+        queues=device.queues,
+        queue_size=config.queue_size,
+        serial=disk.serial,
+        engine=disk.image.engine.name,
+        engine_reason=disk.image.engine.reason,
+        workers=disk.plan.workers,
+        cpus=disk.plan.cpus,
+        poll_us=disk.plan.poll_us,
+        memory_registered=plane.memory_is_registered,
+        discard=device.discard,
+        sync_error=os.strerror(error) if (error := disk.sync_error) else None,
+        features=device.features,
+        in_flight=plane.in_flight,
+        broken_rings=tuple(broken),
+        broken_reasons=tuple(broken.values()),
+        front_end=front_end,
+    )
+
+
+def export_stats(name: str, plane: DataPlane, rings: int) -> ExportStats:
+    """The counters of an export's `rings` rings."""
+    counters = [plane.counters(index) for index in range(rings)]
+    total = {f.name: sum(ring.get(f.name, 0) for ring in counters) for f in fields(Counts)}
+    return ExportStats(
+        name=name,
+        total=Counts(**total),
+        rings=tuple(RingStats(ring=i, **counts) for i, counts in enumerate(counters)),
+    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A served disk handed from one process to another: what is said, in which order, and how.
+"""A running export given to a new process: the giver and the taker, and what they exchange.
 
 `docs/upgrade.md` has the format field by field.
 """

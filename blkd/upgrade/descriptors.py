@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 
-from blkd.errors import HandoverError
+from blkd.errors import UpgradeError
 
 
 class Outgoing:
@@ -29,11 +29,11 @@ class Incoming:
         self._fds: dict[int, int] = dict(enumerate(fds))
 
     def take(self, index: int) -> int:
-        """The descriptor that a document calls `index`.  Raises HandoverError."""
+        """The descriptor that a document calls `index`.  Raises UpgradeError."""
         try:
             return self._fds.pop(index)
         except KeyError:
-            raise HandoverError(f"descriptor {index} did not come, or is named twice") from None
+            raise UpgradeError(f"descriptor {index} did not come, or is named twice") from None
 
     def take_any(self, index: int | None) -> int | None:
         """The same for a descriptor that there may not be."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who says what, and when: the giver's and the taker's side of a handover.
+"""Who sends what, and when: the giver's and the taker's side of an upgrade.
 
 What decides is `go`.  Before it, whatever goes wrong with either side or between them, the
 giver serves on and the taker drops what it has; after it the giver touches nothing any more.
@@ -8,7 +8,7 @@ giver serves on and the taker drops what it has; after it the giver touches noth
 from collections.abc import Sequence
 from typing import Final, Protocol, TypeVar
 
-from blkd.errors import BlkdError, HandoverError
+from blkd.errors import BlkdError, UpgradeError
 from blkd.upgrade import messages
 from blkd.upgrade.descriptors import Incoming, Outgoing
 
@@ -23,11 +23,11 @@ Kind = TypeVar("Kind", bound=messages.Document)
 class Channel(Protocol):
     """One side of the socket between the two."""
 
-    async def say(self, document: messages.Document, fds: Sequence[int] = ()) -> None:
-        """Send a document and descriptors, which are borrowed.  Raises HandoverError."""
+    async def send(self, document: messages.Document, fds: Sequence[int] = ()) -> None:
+        """Send a document and descriptors, which are borrowed.  Raises UpgradeError."""
 
-    async def hear(self, kind: type[Kind], limit: float | None) -> tuple[Kind, Incoming]:
-        """The next document, of this kind, within `limit` seconds.  Raises HandoverError."""
+    async def receive(self, kind: type[Kind], limit: float | None) -> tuple[Kind, Incoming]:
+        """The next document, of this kind, within `limit` seconds.  Raises UpgradeError."""
 
 
 class Giver(Protocol):
@@ -36,14 +36,14 @@ class Giver(Protocol):
     def offer(self, hello: messages.Hello, out: Outgoing) -> messages.Offer:
         """Describe what is served, as far as the taker understands."""
 
-    async def hold(self, out: Outgoing) -> messages.State:
-        """Come to rest and write all down.  Raises BlkdError where that cannot be now."""
+    async def freeze(self, out: Outgoing) -> messages.State:
+        """Come to rest and describe that.  Raises BlkdError where that cannot be now."""
 
     def require_rest(self) -> None:
-        """Raise HandoverError if the disk's rest has been disturbed."""
+        """Raise BlkdError if the disk's rest has been disturbed."""
 
-    async def release(self) -> None:
-        """Serve on, if `hold` was begun."""
+    async def thaw(self) -> None:
+        """Serve on, if `freeze` was begun."""
 
 
 class Taker(Protocol):
@@ -52,7 +52,7 @@ class Taker(Protocol):
     async def prepare(self, offer: messages.Offer, fds: Incoming) -> None:
         """Get ready to take the state.  Raises BlkdError."""
 
-    async def take(self, state: messages.State, fds: Incoming) -> None:
+    async def restore(self, state: messages.State, fds: Incoming) -> None:
         """Get ready to serve, and touch nothing.  Raises BlkdError."""
 
 
@@ -68,13 +68,13 @@ async def give(channel: Channel, disk: Giver, busy: str | None = None) -> messag
         BlkdError: The taker has not got it; it is served on.
     """
     try:
-        hello, _ = await channel.hear(messages.Hello, HELLO_LIMIT)
+        hello, _ = await channel.receive(messages.Hello, HELLO_LIMIT)
         if busy is not None:
-            raise HandoverError(busy)
+            raise UpgradeError(busy)
         _require_common_format(hello)
         out = Outgoing()
-        await channel.say(disk.offer(hello, out), out.fds)
-        await channel.hear(messages.Ready, READY_LIMIT)
+        await channel.send(disk.offer(hello, out), out.fds)
+        await channel.receive(messages.Ready, READY_LIMIT)
         await _give_state(channel, disk)
     except BlkdError as error:
         await _refuse(channel, error)
@@ -85,19 +85,19 @@ async def give(channel: Channel, disk: Giver, busy: str | None = None) -> messag
 async def _give_state(channel: Channel, disk: Giver) -> None:
     try:
         out = Outgoing()
-        await channel.say(await disk.hold(out), out.fds)
-        await channel.hear(messages.Taken, TAKEN_LIMIT)
+        await channel.send(await disk.freeze(out), out.fds)
+        await channel.receive(messages.Taken, TAKEN_LIMIT)
         disk.require_rest()
-        await channel.say(messages.Go())
+        await channel.send(messages.Go())
     except BaseException:
-        await disk.release()
+        await disk.thaw()
         raise
 
 
 def _require_common_format(hello: messages.Hello) -> None:
     if messages.FORMAT not in hello.formats:
         known = ", ".join(map(str, hello.formats)) or "none"
-        raise HandoverError(
+        raise UpgradeError(
             f"version {hello.version} takes formats {known}, not {messages.FORMAT}",
             hint="stop the old process and start the new one instead",
         )
@@ -110,17 +110,17 @@ async def take(channel: Channel, disk: Taker, hello: messages.Hello) -> None:
         BlkdError: It is still the giver's.
     """
     try:
-        await channel.say(hello)
-        offer, fds = await channel.hear(messages.Offer, HELLO_LIMIT)
+        await channel.send(hello)
+        offer, fds = await channel.receive(messages.Offer, HELLO_LIMIT)
         await disk.prepare(offer, fds)
         _require_all_taken(fds)
-        await channel.say(messages.Ready())
-        state, fds = await channel.hear(messages.State, STATE_LIMIT)
-        await disk.take(state, fds)
+        await channel.send(messages.Ready())
+        state, fds = await channel.receive(messages.State, STATE_LIMIT)
+        await disk.restore(state, fds)
         _require_all_taken(fds)
-        await channel.say(messages.Taken())
+        await channel.send(messages.Taken())
         # Without a limit: only the giver may decide, or both might leave the disk.
-        await channel.hear(messages.Go, None)
+        await channel.receive(messages.Go, None)
     except BlkdError as error:
         await _refuse(channel, error)
         raise
@@ -128,13 +128,13 @@ async def take(channel: Channel, disk: Taker, hello: messages.Hello) -> None:
 
 def _require_all_taken(fds: Incoming) -> None:
     if len(fds):
-        raise HandoverError(f"{len(fds)} descriptors came that nothing names")
+        raise UpgradeError(f"{len(fds)} descriptors came that nothing names")
 
 
 async def _refuse(channel: Channel, error: BlkdError) -> None:
     """Tell the other side why, if it still listens."""
     reason = f"{error} ({error.hint})" if error.hint else str(error)
     try:
-        await channel.say(messages.Refusal(reason=reason[: messages.MAX_TEXT]))
-    except HandoverError:
+        await channel.send(messages.Refusal(reason=reason[: messages.MAX_TEXT]))
+    except UpgradeError:
         return

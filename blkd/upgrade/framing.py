@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages of a handover as bytes: a header, a document, and descriptors in batches."""
+"""Messages of an upgrade as bytes: a header, a document, and descriptors in batches."""
 
 import struct
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from typing import ClassVar, Final, Self, TypeVar, get_args
 
 import msgspec
 
-from blkd.errors import HandoverError
+from blkd.errors import UpgradeError
 from blkd.upgrade import messages
 
 BATCH: Final = 253
@@ -36,14 +36,14 @@ class Header:
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        """Read a header.  Raises HandoverError on one that announces too much."""
+        """Read a header.  Raises UpgradeError on one that announces too much."""
         if len(data) != cls.LAYOUT.size:
-            raise HandoverError(f"a header of {len(data)} bytes, not {cls.LAYOUT.size}")
+            raise UpgradeError(f"a header of {len(data)} bytes, not {cls.LAYOUT.size}")
         header = cls(*cls.LAYOUT.unpack(data))
         if header.length > MAX_DOCUMENT:
-            raise HandoverError(f"a document of {header.length} bytes, not {MAX_DOCUMENT} at most")
+            raise UpgradeError(f"a document of {header.length} bytes, not {MAX_DOCUMENT} at most")
         if header.descriptors > messages.MAX_DESCRIPTORS:
-            raise HandoverError(
+            raise UpgradeError(
                 f"{header.descriptors} descriptors, not {messages.MAX_DESCRIPTORS} at most"
             )
         return header
@@ -79,7 +79,7 @@ def batched(descriptors: Sequence[int]) -> Iterator[Sequence[int]]:
 def read(data: bytes, expected: type[Expected]) -> Expected:
     """The document `data`, of the kind that is due.
 
-    Raises HandoverError if it is another, of another format or malformed, and with the peer's
+    Raises UpgradeError if it is another, of another format or malformed, and with the peer's
     own words if it is a refusal.
     """
     due = expected.__name__.lower()
@@ -87,13 +87,13 @@ def read(data: bytes, expected: type[Expected]) -> Expected:
         envelope = msgspec.json.decode(data, type=Envelope)
         kind = KINDS.get(envelope.message)
         if kind is None or kind not in (expected, messages.Refusal):
-            raise HandoverError(f"{envelope.message!r} where {due!r} was due")
+            raise UpgradeError(f"{envelope.message!r} where {due!r} was due")
         if envelope.format != messages.FORMAT and kind not in messages.OF_ANY_FORMAT:
-            raise HandoverError(f"format {envelope.format}, not {messages.FORMAT}")
+            raise UpgradeError(f"format {envelope.format}, not {messages.FORMAT}")
         document = msgspec.json.decode(envelope.content, type=kind)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise HandoverError(f"no {due!r} of a handover: {error}") from error
+        raise UpgradeError(f"no {due!r} of an upgrade: {error}") from error
     if not isinstance(document, expected):
         assert isinstance(document, messages.Refusal)
-        raise HandoverError(document.reason)
+        raise UpgradeError(document.reason)
     return document

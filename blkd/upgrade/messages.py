@@ -9,6 +9,8 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from blkd.vhost_user.requests import MAX_MEM_SLOTS
+
 FORMAT: Final = 1
 """The version of all that stands here; another one if a field changes its meaning."""
 
@@ -17,7 +19,6 @@ DEVICE: Final = "device"
 
 MAX_DESCRIPTORS: Final = 1024  # 509 regions, 64 rings of 3, and some sockets
 MAX_RINGS: Final = 64
-MAX_REGIONS: Final = 509  # what KVM gives a guest, and other back ends offer
 MAX_SECTORS: Final = 2**54 - 1  # what off_t counts
 MAX_BEGUN: Final = 1 << 16  # bytes of a message that is not whole; the longest has fewer
 MAX_TEXT: Final = 4096  # bytes of a reason or a path
@@ -200,7 +201,7 @@ class FrontEnd(
     back_channel: BackChannel | None = None
     begun: Begun | None = None
     """A request of which a part has come."""
-    regions: Annotated[tuple[Region, ...], msgspec.Meta(max_length=MAX_REGIONS)] = ()
+    regions: Annotated[tuple[Region, ...], msgspec.Meta(max_length=MAX_MEM_SLOTS)] = ()
     inflight: Inflight | None = None
     log: Log | None = None
 

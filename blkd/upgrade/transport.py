@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One side of a handover's socket; plays `exchange.Channel`."""
+"""One side of an upgrade's socket; plays `exchange.Channel`."""
 
 import asyncio
 import contextlib
@@ -8,58 +8,58 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
-from blkd.errors import HandoverError
+from blkd.errors import UpgradeError
 from blkd.host.fds import ancillary_bytes, close_foreign, passed, readable, writable
 from blkd.upgrade import messages
 from blkd.upgrade.descriptors import Incoming
 from blkd.upgrade.framing import BATCH, FILLER, Header, batched, frame, read
 
-SAY_LIMIT: Final = 2.0  # seconds that the other side may leave us unread
+SEND_LIMIT: Final = 2.0  # seconds that the other side may leave us unread
 ANCILLARY_BYTES: Final = ancillary_bytes(BATCH)
 
 Kind = TypeVar("Kind", bound=messages.Document)
 Result = TypeVar("Result")
 
 
-class HandoverChannel:
+class Transport:
     """A connected UNIX stream socket, borrowed."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
         self._unclaimed: list[Incoming] = []
-        self._hearing: asyncio.Timeout | None = None
-        self._interruption: HandoverError | None = None
+        self._receiving: asyncio.Timeout | None = None
+        self._interruption: UpgradeError | None = None
 
     def close(self) -> None:
         """Close every descriptor that came and was not taken."""
         for incoming in self._unclaimed:
             close_foreign(incoming.take_rest())
 
-    async def say(self, document: messages.Document, fds: Sequence[int] = ()) -> None:
+    async def send(self, document: messages.Document, fds: Sequence[int] = ()) -> None:
         """Send a document, then the descriptors.
 
         What fits into the socket is sent at once: a short message is sent or not, nothing
         between, and no one else has his turn meanwhile.
         """
         try:
-            async with asyncio.timeout(SAY_LIMIT):
+            async with asyncio.timeout(SEND_LIMIT):
                 await self._write(frame(document, len(fds)))
                 for batch in batched(fds):
                     send = functools.partial(socket.send_fds, self._sock, [FILLER], list(batch))
                     await self._retried(send, writes=True)
         except TimeoutError:
-            raise HandoverError("the other process does not read") from None
+            raise UpgradeError("the other process does not read") from None
         except OSError as error:
-            raise HandoverError(f"the other process has gone: {error.strerror}") from error
+            raise UpgradeError(f"the other process has gone: {error.strerror}") from error
 
-    async def hear(self, kind: type[Kind], limit: float | None) -> tuple[Kind, Incoming]:
+    async def receive(self, kind: type[Kind], limit: float | None) -> tuple[Kind, Incoming]:
         """The next document, of this kind, and its descriptors."""
         fds: list[int] = []
         with contextlib.ExitStack() as undo:
             undo.callback(lambda: close_foreign(fds))
             try:
-                async with asyncio.timeout(limit) as self._hearing:
+                async with asyncio.timeout(limit) as self._receiving:
                     header = Header.decode(await self._read(Header.LAYOUT.size))
                     document = await self._read(header.length)
                     for _ in range(header.batches):
@@ -67,23 +67,23 @@ class HandoverChannel:
             except TimeoutError:
                 if self._interruption is not None:
                     raise self._interruption from None
-                raise HandoverError(f"no answer within {limit:g} s") from None
+                raise UpgradeError(f"no answer within {limit:g} s") from None
             except OSError as error:
-                raise HandoverError(f"the other process has gone: {error.strerror}") from error
+                raise UpgradeError(f"the other process has gone: {error.strerror}") from error
             finally:
-                self._hearing = None
+                self._receiving = None
             if len(fds) != header.descriptors:
-                raise HandoverError(f"{len(fds)} descriptors, not {header.descriptors}")
+                raise UpgradeError(f"{len(fds)} descriptors, not {header.descriptors}")
             content = read(document, kind)
             undo.pop_all()
         self._unclaimed.append(Incoming(fds))
         return content, self._unclaimed[-1]
 
-    def interrupt(self, error: HandoverError) -> None:
-        """Have `hear` raise `error`, if it waits."""
-        if self._hearing is not None and not self._hearing.expired():
+    def interrupt(self, error: UpgradeError) -> None:
+        """Have `receive` raise `error`, if it waits."""
+        if self._receiving is not None and not self._receiving.expired():
             self._interruption = error
-            self._hearing.reschedule(asyncio.get_running_loop().time())
+            self._receiving.reschedule(asyncio.get_running_loop().time())
 
     async def _write(self, data: bytes) -> None:
         left = memoryview(data)
@@ -97,7 +97,7 @@ class HandoverChannel:
             receive = functools.partial(self._sock.recv, size - len(data))
             piece = await self._retried(receive)
             if not piece:
-                raise HandoverError("the other process has gone")
+                raise UpgradeError("the other process has gone")
             data += piece
         return bytes(data)
 
@@ -108,7 +108,7 @@ class HandoverChannel:
         fds = list(passed(ancillary))
         if not data or flags & socket.MSG_CTRUNC:
             close_foreign(fds)
-            raise HandoverError("descriptors were lost on the way, or are more than we can hold")
+            raise UpgradeError("descriptors were lost on the way, or are more than we can hold")
         return fds
 
     async def _retried(self, attempt: Callable[[], Result], *, writes: bool = False) -> Result:

@@ -4,13 +4,30 @@
 import asyncio
 import contextlib
 import socket
+from dataclasses import dataclass
 from typing import Self
 
 from blkd.errors import ProtocolError, RequestRefused
 from blkd.host.fds import close_foreign
-from blkd.vhost_user.channel import Receiver
+from blkd.vhost_user.channel import PartialMessage, Receiver
 from blkd.vhost_user.gate import Gate
 from blkd.vhost_user.wire import NEED_REPLY, U64, VERSION, BackendRequest, Header
+
+
+@dataclass(frozen=True, slots=True)
+class BackChannelSnapshot:
+    """A back-end channel at rest; its descriptors are borrowed."""
+
+    fd: int
+    overdue: int
+    """Acknowledgements that may still come, of requests given up."""
+    partial: PartialMessage | None
+    """The acknowledgement that has come in part."""
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """All descriptors."""
+        return (self.fd, *(self.partial.fds if self.partial else ()))
 
 
 class BackChannel:
@@ -20,28 +37,47 @@ class BackChannel:
     does not fit into the socket breaks the channel.
     """
 
-    def __init__(self, sock: socket.socket, overdue: int = 0) -> None:
+    def __init__(
+        self, sock: socket.socket, overdue: int = 0, partial: PartialMessage | None = None
+    ) -> None:
         sock.setblocking(False)
-        self.sock = sock
-        self.receiver = Receiver(sock, U64.LONGEST)
-        self.overdue = overdue
-        """Acknowledgements that may still come, of requests given up."""
+        self._sock = sock
+        self._receiver = Receiver(sock, U64.LONGEST)
+        if partial is not None:
+            self._receiver.restore(partial)
+        self._overdue = overdue  # acknowledgements that may still come, of requests given up
         self.gate = Gate()
         self._waiting = False
         self._closing = False
 
     @classmethod
-    def adopt(cls, fd: int, overdue: int = 0) -> Self:
+    def adopt(cls, fd: int) -> Self:
         """Make a channel of a descriptor, which is taken.  Raises RequestRefused."""
-        try:
-            sock = socket.socket(fileno=fd)
-        except OSError as error:
-            close_foreign([fd])
-            raise RequestRefused(f"the back-end channel is no socket: {error.strerror}") from error
-        if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
-            close_foreign([sock.detach()])
-            raise RequestRefused("the back-end channel is no UNIX stream socket")
-        return cls(sock, overdue)
+        return cls.restore(BackChannelSnapshot(fd, overdue=0, partial=None))
+
+    @classmethod
+    def restore(cls, snapshot: BackChannelSnapshot) -> Self:
+        """Go on with a channel of another process; takes its descriptors.
+
+        Raises RequestRefused or ProtocolError where it is none.
+        """
+        with contextlib.ExitStack() as undo:
+            undo.callback(close_foreign, snapshot.fds)
+            try:
+                sock = socket.socket(fileno=snapshot.fd)
+            except OSError as error:
+                raise RequestRefused(
+                    f"the back-end channel is no socket: {error.strerror}"
+                ) from error
+            undo.callback(sock.detach)
+            if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
+                raise RequestRefused("the back-end channel is no UNIX stream socket")
+            undo.pop_all()
+        return cls(sock, snapshot.overdue, snapshot.partial)
+
+    def snapshot(self) -> BackChannelSnapshot:
+        """What it takes to go on with the channel elsewhere."""
+        return BackChannelSnapshot(self._sock.fileno(), self._overdue, self._receiver.snapshot())
 
     async def request(self, request: BackendRequest, *, acknowledged: bool, limit: float) -> bool:
         """Send a request without payload: whether the front end took it.
@@ -55,7 +91,7 @@ class BackChannel:
             self._send(Header(request, VERSION | (NEED_REPLY if acknowledged else 0), 0))
             if not acknowledged:
                 return True
-            self.overdue += 1
+            self._overdue += 1
             async with asyncio.timeout(limit):
                 return await self._answer(request)
         finally:
@@ -69,19 +105,19 @@ class BackChannel:
         if self._waiting:
             # The event loop still watches the descriptor: it must outlive that.
             with contextlib.suppress(OSError):
-                self.sock.shutdown(socket.SHUT_RDWR)
+                self._sock.shutdown(socket.SHUT_RDWR)
         else:
             self._close()
 
     def _close(self) -> None:
-        self.receiver.close()
-        if (fd := self.sock.detach()) >= 0:
+        self._receiver.close()
+        if (fd := self._sock.detach()) >= 0:
             close_foreign([fd])
 
     def _send(self, header: Header) -> None:
         message = header.encode()
         try:
-            sent = self.sock.send(message)
+            sent = self._sock.send(message)
         except OSError as error:
             raise ProtocolError(f"the back-end channel failed: {error.strerror}") from error
         if sent < len(message):
@@ -90,9 +126,9 @@ class BackChannel:
     async def _answer(self, request: BackendRequest) -> bool:
         """The acknowledgement of the latest request, those of earlier ones passed over."""
         while True:
-            async with self.gate.message(self.sock):
-                message = self.receiver.read()
-            if self.receiver.has_closed:
+            async with self.gate.message(self._sock):
+                message = self._receiver.read()
+            if self._receiver.has_closed:
                 raise ProtocolError("the front end closed the back-end channel")
             if message is None:
                 continue  # it is not whole, and may not be before the limit: so it stays there
@@ -100,6 +136,6 @@ class BackChannel:
             fds.close()
             if not header.is_reply or header.request != request:
                 raise ProtocolError(f"request {header.request} where an answer was expected")
-            self.overdue -= 1
-            if not self.overdue:
+            self._overdue -= 1
+            if not self._overdue:
                 return U64.decode(payload).value == 0

@@ -4,13 +4,12 @@
 import asyncio
 import socket
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from blkd.errors import HandoverError, ProtocolError
+from blkd.errors import ProtocolError
 from blkd.host.fds import ancillary_bytes, close_foreign, passed, writable
-from blkd.upgrade import messages
-from blkd.upgrade.descriptors import Incoming, Outgoing
 from blkd.vhost_user.wire import MAX_FDS, Header
 
 SENT_AT_ONCE = 253  # SCM_MAX_FD of the kernel
@@ -67,6 +66,14 @@ class Fds:
 Message = tuple[Header, bytes, Fds]
 
 
+@dataclass(frozen=True, slots=True)
+class PartialMessage:
+    """What has come of a message that is not whole yet."""
+
+    data: bytes
+    fds: tuple[int, ...]
+
+
 class Receiver:
     """The receiving side of a non-blocking socket, which it borrows.
 
@@ -109,26 +116,23 @@ class Receiver:
         """Close the descriptors of a message that is not whole; the socket is the caller's."""
         self._fds.close()
 
-    def written(self, out: Outgoing) -> messages.Begun | None:
-        """What has come of a message that is not whole."""
-        if not self._data:
-            return None
-        return messages.Begun(
-            data=bytes(self._data), descriptors=tuple(out.add(fd) for fd in self._fds)
-        )
+    def snapshot(self) -> PartialMessage | None:
+        """What has come of a message that is not whole; its descriptors are borrowed."""
+        return PartialMessage(bytes(self._data), tuple(self._fds)) if self._data else None
 
-    def restore(self, begun: messages.Begun | None, fds: Incoming) -> None:
-        """Go on with a message that another process has begun to read.  Raises HandoverError."""
-        if begun is None:
-            return
-        self._fds.add(fds.take(place) for place in begun.descriptors)
-        self._data += begun.data
+    def restore(self, partial: PartialMessage) -> None:
+        """Go on with a message that another process has begun to read; takes its descriptors.
+
+        Raises ProtocolError where no message begins like that, or it is whole.
+        """
+        self._fds.add(partial.fds)
+        self._data += partial.data
         try:
-            whole = self._missing() <= 0 or not begun.data or len(self._fds) > MAX_FDS
+            is_whole = self._missing() <= 0
         except ProtocolError as error:
-            raise HandoverError(f"a message was begun that cannot be: {error}") from error
-        if whole:
-            raise HandoverError("a message was begun that is none, or whole")
+            raise ProtocolError(f"a message was begun that cannot be: {error}") from error
+        if is_whole or not partial.data or len(self._fds) > MAX_FDS:
+            raise ProtocolError("a message was begun that is none, or whole")
 
     def _missing(self) -> int:
         """Bytes that are still to come of the header, and after that of the payload."""

@@ -5,26 +5,16 @@ import asyncio
 import contextlib
 import math
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, cast
 
 import structlog
 
-from blkd.errors import BlkdError, HandoverError, ProtocolError, RequestRefused
-from blkd.host.fds import close_connection
-from blkd.upgrade import messages
-from blkd.upgrade.descriptors import Incoming, Outgoing
-from blkd.upgrade.session_state import (
-    given_inflight,
-    given_rings,
-    restore_session,
-    written_inflight,
-    written_log,
-    written_regions,
-    written_rings,
-)
-from blkd.vhost_user.backchannel import BackChannel
-from blkd.vhost_user.channel import Fds, Receiver, send
+from blkd.errors import BlkdError, FreezeFailed, ProtocolError, RequestRefused
+from blkd.host.fds import close_connection, close_foreign
+from blkd.vhost_user.backchannel import BackChannel, BackChannelSnapshot
+from blkd.vhost_user.channel import Fds, PartialMessage, Receiver, send
 from blkd.vhost_user.commands import (
     AddMemory,
     Command,
@@ -48,8 +38,9 @@ from blkd.vhost_user.commands import (
 )
 from blkd.vhost_user.gate import Gate
 from blkd.vhost_user.requests import MAX_PAYLOAD
-from blkd.vhost_user.rings import Rings
+from blkd.vhost_user.rings import Rings, VringSetup
 from blkd.vhost_user.session import Answer, Plan, Session
+from blkd.vhost_user.session_snapshot import SessionSnapshot, restore_session, session_snapshot
 from blkd.vhost_user.wire import (
     BackendRequest,
     Header,
@@ -101,6 +92,26 @@ class FrontEndState:
     rings: tuple[FrontEndRing, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionSnapshot:
+    """A connection at rest: what it takes to go on with it elsewhere.
+
+    Descriptors are borrowed from the connection that it is of.
+    """
+
+    fd: int
+    session: SessionSnapshot
+    partial: PartialMessage | None
+    """The request that has come in part."""
+    back_channel: BackChannelSnapshot | None
+
+    @property
+    def other_fds(self) -> tuple[int, ...]:
+        """All descriptors but that of the connection itself."""
+        partial, back = self.partial, self.back_channel
+        return (*(partial.fds if partial else ()), *(back.fds if back else ()))
+
+
 class Connection:
     """Serves one front end on a connected socket, which it owns from then on."""
 
@@ -145,7 +156,7 @@ class Connection:
     def close(self) -> None:
         """Make `serve` end soon: the front end sees the connection closed."""
         self._closing = True
-        self.release()
+        self.thaw()
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
@@ -163,8 +174,8 @@ class Connection:
                     await self._changed.wait()
         return not self._session.is_stale
 
-    def snapshot(self) -> FrontEndState:
-        """The session as it stands."""
+    def show(self) -> FrontEndState:
+        """The session as it stands, for people."""
         session = self._session
         return FrontEndState(
             features=session.features,
@@ -180,13 +191,13 @@ class Connection:
             ),
         )
 
-    # Handed to another process
+    # At rest
 
-    async def hold(self, limit: float) -> None:
-        """Read and say nothing more, from the end of the request under way on.
+    async def freeze(self, limit: float) -> None:
+        """Read and say nothing more, from the end of the request under way on, until `thaw`.
 
-        Raises HandoverError if that does not end within `limit` seconds, or the front end is
-        about to leave; `release` goes on in any case.
+        Raises FreezeFailed if that does not end within `limit` seconds, or the front end is
+        about to leave; `thaw` is due in any case.
         """
         try:
             async with asyncio.timeout(limit):
@@ -194,68 +205,48 @@ class Connection:
                 if self._back:
                     await self._back.gate.shut()
         except TimeoutError:
-            raise HandoverError("a request of the front end is being carried out") from None
+            raise FreezeFailed("a request of the front end is being carried out") from None
         if self._leaving or self._closing:
-            raise HandoverError("the front end is leaving", hint="try again")
+            raise FreezeFailed("the front end is leaving", hint="try again")
 
     @property
-    def is_held(self) -> bool:
-        """Whether `hold` is still in force."""
+    def is_frozen(self) -> bool:
+        """Whether `freeze` is still in force."""
         return self._gate.is_shut
 
-    def release(self) -> None:
-        """Go on after `hold`."""
+    def thaw(self) -> None:
+        """Read and say what there is to say again."""
         self._gate.open()
         if self._back:
             self._back.gate.open()
 
-    def written(self, out: Outgoing) -> tuple[messages.FrontEnd, tuple[messages.Ring, ...]]:
-        """All that another process must know to go on; this one is held."""
-        session, back = self._session, self._back
-        front_end = messages.FrontEnd(
-            socket=out.add(self._sock.fileno()),
-            features=int(session.features),
-            based_on=int(session.based_on),
-            protocol_features=int(session.protocol_features),
-            status=session.status,
-            fetched=session.fetched,
-            back_channel=None
-            if back is None
-            else messages.BackChannel(
-                socket=out.add(back.sock.fileno()),
-                overdue=back.overdue,
-                begun=back.receiver.written(out),
-            ),
-            begun=self._receiver.written(out),
-            regions=written_regions(session, self._rings, out),
-            inflight=written_inflight(self._rings, out),
-            log=written_log(session, self._rings, out),
+    def snapshot(self) -> ConnectionSnapshot:
+        """The connection as it stands; it is to be frozen for as long as that has to be true."""
+        return ConnectionSnapshot(
+            self._sock.fileno(),
+            session_snapshot(self._session),
+            self._receiver.snapshot(),
+            self._back.snapshot() if self._back else None,
         )
-        return front_end, written_rings(session, self._rings, out)
 
-    async def restore(
-        self, front_end: messages.FrontEnd, rings: tuple[messages.Ring, ...], fds: Incoming
-    ) -> None:
+    def restore(self, snapshot: ConnectionSnapshot) -> Mapping[int, VringSetup]:
         """Go on where another process has left the front end, once `serve` is called.
 
-        Raises BlkdError if the state cannot be true, or not be served here.
+        The socket is the one that the connection was made with; all other descriptors are taken.
+        Returns what each started ring is to be started with here too.  Raises RequestRefused or
+        ProtocolError on what no connection can be like.
         """
-        restore_session(self._session, front_end, rings)
-        self._receiver.restore(front_end.begun, fds)
-        if (back := front_end.back_channel) is not None:
-            self._back = BackChannel.adopt(fds.take(back.socket), back.overdue)
-            self._back.receiver.restore(back.begun, fds)
-        if (logged := front_end.log) is not None:
-            await self._rings.set_log(self._session.log, fds.take(logged.memory))
-        if front_end.features & VirtioFeature.LOG_ALL:
-            await self._rings.log_data(on=True)
-        memory = [fds.take(region.memory) for region in front_end.regions]
-        await self._rings.set_memory(self._session.regions, memory)
-        if (record := front_end.inflight) is not None:
-            region = given_inflight(self._session, record)
-            await self._rings.use_inflight(region, fds.take(record.memory), packed=record.packed)
-        await self._rings.adopt_rings(given_rings(self._session, rings, fds))
+        partial, back = snapshot.partial, snapshot.back_channel
+        with contextlib.ExitStack() as undo:
+            undo.callback(close_foreign, back.fds if back else ())
+            if partial is not None:
+                self._receiver.restore(partial)
+            restore_session(self._session, snapshot.session)
+            undo.pop_all()
+        if back is not None:
+            self._back = BackChannel.restore(back)
         self._news.set()
+        return self._session.setups()
 
     # The main channel
 

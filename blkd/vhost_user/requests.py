@@ -14,7 +14,6 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from blkd.errors import ProtocolError, RequestRefused
-from blkd.upgrade import messages
 from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.wire import (
     U64,
@@ -36,7 +35,7 @@ from blkd.vhost_user.wire import (
     VringState,
 )
 
-MAX_MEM_SLOTS: Final = messages.MAX_REGIONS
+MAX_MEM_SLOTS: Final = 509  # what KVM gives a guest, and other back ends offer
 
 
 class Support(enum.Enum):

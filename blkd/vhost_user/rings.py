@@ -148,20 +148,5 @@ class Rings(Protocol):
     async def refresh(self) -> None:
         """Hand the device's present parameters (capacity, cache mode) to the data path."""
 
-    def held_memory(self) -> Mapping[MemoryRegion, int]:
-        """The descriptor behind each region, borrowed."""
-
-    def held_inflight(self) -> HeldInflight | None:
-        """The in-flight region, if there is one."""
-
-    def held_log(self) -> int | None:
-        """The descriptor behind the dirty log, if there is one, borrowed."""
-
-    def held_rings(self) -> Sequence[HeldRing]:
-        """The rings that a front end has had to do with; nothing may be in flight."""
-
-    async def adopt_rings(self, rings: Sequence[GivenRing]) -> None:
-        """Go on with rings of another process, within the memory already set."""
-
     async def reset(self) -> None:
         """Drain and stop every ring, close its descriptors and unmap the guest's memory."""

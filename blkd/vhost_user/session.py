@@ -146,6 +146,11 @@ class Session:
         """The rings that are started and enabled; without any we may not call on the peer."""
         return frozenset(ring.index for ring in self.rings if ring.started and ring.enabled)
 
+    def setups(self) -> dict[int, VringSetup]:
+        """What each started ring, by its index, runs with; its base is where it was started."""
+        started = (ring for ring in self.rings if ring.started)
+        return {ring.index: setup for ring in started if (setup := ring.setup(self.features))}
+
     @property
     def is_stale(self) -> bool:
         """Whether the front end has not read the configuration as it is now."""

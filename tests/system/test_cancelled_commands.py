@@ -10,7 +10,7 @@ import pytest
 
 from blkd.dataplane import DataPlane, ServedDisk, WorkerPlan
 from blkd.export.config import ExportConfig
-from blkd.export.settings import parameters
+from blkd.export.parameters import parameters
 from blkd.image.base import Opening
 from blkd.image.kinds import open_image
 from blkd.vhost_user.rings import VringSetup

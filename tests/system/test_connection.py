@@ -97,7 +97,7 @@ def test_what_the_session_holds_can_be_seen(served):
     front_end.negotiate()
     front_end.share_memory()
     front_end.start_ring(2, 32)
-    state = served.connection.snapshot()
+    state = served.connection.show()
     assert state.features == front_end.features
     assert "VERSION_1" in state.feature_names
     assert state.protocol_features == front_end.protocol_features
@@ -309,4 +309,4 @@ def test_arbitrary_messages_raise_only_our_own_errors_and_leak_nothing(said):
 
 def test_protocol_features_are_those_that_were_asked_for(served):
     served.front_end.negotiate(protocol_features=Protocol.REPLY_ACK)
-    assert served.connection.snapshot().protocol_feature_names == ("REPLY_ACK",)
+    assert served.connection.show().protocol_feature_names == ("REPLY_ACK",)

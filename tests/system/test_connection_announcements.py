@@ -222,7 +222,7 @@ def test_a_channel_of_the_wrong_kind_is_refused(served, kind):
     finally:
         for fd in fds:
             os.close(fd)
-    assert not served.connection.snapshot().back_channel
+    assert not served.connection.show().back_channel
 
 
 def test_ending_while_an_answer_is_awaited_does_not_take_long(served):

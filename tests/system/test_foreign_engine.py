@@ -14,7 +14,7 @@ import pytest
 from blkd.dataplane import DataPlane, ServedDisk, WorkerPlan
 from blkd.errors import DrainTimeout
 from blkd.export.config import ExportConfig
-from blkd.export.settings import parameters
+from blkd.export.parameters import parameters
 from blkd.image.base import Opening
 from blkd.vhost_user.rings import VringSetup
 from blkd.vhost_user.wire import MemoryRegion

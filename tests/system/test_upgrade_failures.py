@@ -247,7 +247,7 @@ HUGE = struct.pack("=III", 1, 1, 1 << 30)
     "lie",
     [
         ("hello", change(formats=[7, 8]), "takes formats 7, 8, not 1"),
-        ("hello", change(formats="all"), "no 'hello' of a handover"),
+        ("hello", change(formats="all"), "no 'hello' of an upgrade"),
         ("offer", other_format, "format 99, not 1"),
         ("offer", change(novelty=1), "novelty"),
         ("offer", change(config={"image": "x"}), "settings are of another version"),

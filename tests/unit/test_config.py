@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from blkd.export.config import SETTINGS_OF_0_1, ExportConfig, cpu_list, for_successor
+from blkd.export.config import ExportConfig, cpu_list
+from blkd.upgrade.settings import SETTINGS_OF_0_1, settings_for_taker
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,6 @@ def test_what_is_no_list_of_cpus_is_refused(text):
 
 def test_an_older_version_is_told_of_no_setting_that_it_does_not_know():
     config = ExportConfig(image="a.img", name="a", image_format="raw", socket_group="kvm")
-    settings = json.loads(for_successor(config, "the guest's serial"))
+    settings = json.loads(settings_for_taker(config, "the guest's serial"))
     assert set(settings) == SETTINGS_OF_0_1
     assert settings["serial"] == "the guest's serial"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A session that is written down and read again is the same session."""
+"""A session that goes to another process and is restored there is the same session."""
 
 import contextlib
 import os
@@ -10,18 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blkd.errors import HandoverError, ProtocolError
-from blkd.upgrade import messages
+from blkd.errors import ProtocolError, RequestRefused, UpgradeError
+from blkd.upgrade import describe, messages, restore
 from blkd.upgrade.descriptors import Incoming, Outgoing
-from blkd.upgrade.session_state import (
-    given_rings,
-    restore_session,
-    written_log,
-    written_regions,
-    written_rings,
-)
+from blkd.vhost_user.connection import ConnectionSnapshot
 from blkd.vhost_user.rings import HeldRing
 from blkd.vhost_user.session import Session
+from blkd.vhost_user.session_snapshot import restore_session, session_snapshot
 from blkd.vhost_user.wire import (
     U64,
     LogBase,
@@ -54,29 +49,25 @@ class Held:
     def held_log(self):
         return 77 if self.session.log else None
 
+    def held_inflight(self):
+        return None
+
     def held_memory(self):
         return {region: 50 + n for n, region in enumerate(self.session.regions)}
 
 
 def written(session, **held):
-    """The documents that tell of a session."""
+    """The messages that tell of a session, and the descriptors that go along."""
     out, rings = Outgoing(), Held(session, **held)
-    front_end = messages.FrontEnd(
-        socket=out.add(9),
-        features=int(session.features),
-        based_on=int(session.based_on),
-        protocol_features=int(session.protocol_features),
-        status=session.status,
-        fetched=session.fetched,
-        regions=written_regions(session, rings, out),
-        log=written_log(session, rings, out),
-    )
-    return front_end, written_rings(session, rings, out), out.fds
+    snapshot = ConnectionSnapshot(9, session_snapshot(session), None, None)
+    front_end = describe.front_end(snapshot, rings, out)
+    return front_end, describe.rings(snapshot, rings, out), out.fds
 
 
-def restored(front_end, rings):
-    session = Session(ToyDevice())
-    restore_session(session, front_end, rings)
+def restored(front_end, rings, device=None):
+    session = Session(device or ToyDevice())
+    snapshot = restore.connection(front_end, rings, Incoming(range(100)))
+    restore_session(session, snapshot.session)
     return session
 
 
@@ -136,7 +127,7 @@ def test_a_running_ring_goes_on_where_the_data_path_is():
     front_end, rings, fds = written(conversation.session, base=99, broken=True)
     assert fds == [9, 50, 102]
     again = restored(front_end, rings)
-    (ring,) = given_rings(again, rings, Incoming([os.dup(0) for _ in fds]))
+    (ring,) = restore.rings(again.setups(), rings, Incoming([os.dup(0) for _ in fds]))
     os.close(ring.fds["kick"])
     assert (ring.index, ring.setup.base, ring.setup.size) == (2, 99, 128)
     assert (ring.enabled, ring.broken) == (True, True)
@@ -150,7 +141,7 @@ def test_rings_that_nobody_has_touched_are_not_told_of():
 def test_a_ring_that_lies_in_no_memory_is_not_given_away():
     conversation = Conversation()
     conversation.start_ring()
-    with pytest.raises(HandoverError, match="ring 0 lies in no memory"):
+    with pytest.raises(UpgradeError, match="ring 0 lies in no memory"):
         written(conversation.session, lost=True)
 
 
@@ -170,7 +161,7 @@ def test_a_ring_that_lies_in_no_memory_is_not_given_away():
 )
 def test_a_ring_that_cannot_be_is_refused(ring, reason):
     front_end, _, _ = written(Conversation().session)
-    with pytest.raises(HandoverError, match=reason):
+    with pytest.raises(RequestRefused, match=reason):
         restored(front_end, (messages.Ring(**ring),))
 
 
@@ -180,9 +171,9 @@ def test_a_packed_ring_keeps_both_its_positions():
     conversation.say(Request.SET_FEATURES, U64(BIT_30 | VERSION_1 | PACKED))
     conversation.place_ring(0, 0x80018001)
     front_end, rings, _ = written(conversation.session)
-    session = Session(ToyDevice())
-    session.device.features |= PACKED
-    restore_session(session, front_end, rings)
+    device = ToyDevice()
+    device.features |= PACKED
+    session = restored(front_end, rings, device)
     assert session.rings[0].base == 0x80018001
 
 
@@ -199,5 +190,5 @@ def test_memory_that_cannot_be_is_refused(regions):
     conversation = Conversation()
     conversation.session.regions = tuple(regions)
     front_end, rings, _ = written(conversation.session)
-    with pytest.raises(HandoverError, match="memory region"):
+    with pytest.raises((RequestRefused, ProtocolError), match="memory region"):
         restored(front_end, rings)

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blkd.errors import DrainTimeout, HandoverError, ImageError
+from blkd.errors import DrainTimeout, ImageError, UpgradeError
 from blkd.upgrade import exchange, framing, messages
 from blkd.upgrade.descriptors import Incoming, Outgoing
-from blkd.upgrade.transport import HandoverChannel
+from blkd.upgrade.transport import Transport
 from harness.open_fds import open_fds, wait_for_fds
 
 HELLO = messages.Hello(formats=(1,), version="2", pid=7)
@@ -106,7 +106,7 @@ def test_a_hello_of_any_format_with_any_news_is_understood():
 
 
 def test_a_refusal_of_any_format_with_any_news_is_understood():
-    with pytest.raises(HandoverError, match="no way"):
+    with pytest.raises(UpgradeError, match="no way"):
         framing.read(document("refusal", {"reason": "no way", "news": 1}, 9), messages.Ready)
 
 
@@ -115,26 +115,26 @@ def test_a_refusal_of_any_format_with_any_news_is_understood():
     [
         pytest.param(document("ready", {}, 2), "format 2, not 1", id="other-format"),
         pytest.param(document("ready", {"x": 1}), "unknown field", id="unknown-field"),
-        pytest.param(document("ready", []), "no 'ready' of a handover", id="a-list"),
+        pytest.param(document("ready", []), "no 'ready' of an upgrade", id="a-list"),
         pytest.param(document("go", {}), "'go' where 'ready' was due", id="too-early"),
         pytest.param(document("nonsense", {}), "'nonsense' where 'ready'", id="unknown-message"),
         pytest.param(document("refusal", {"reason": "no way"}), "^no way$", id="refusal"),
-        pytest.param(document("refusal", {}), "no 'ready' of a handover", id="no-reason"),
-        pytest.param(b"{}", "no 'ready' of a handover", id="no-envelope"),
-        pytest.param(b"", "no 'ready' of a handover", id="empty"),
-        pytest.param(b"\xff", "no 'ready' of a handover", id="no-text"),
-        pytest.param(document("ready", {})[:-1], "no 'ready' of a handover", id="cut-short"),
-        pytest.param(b"[" * 100_000, "no 'ready' of a handover", id="deep"),
+        pytest.param(document("refusal", {}), "no 'ready' of an upgrade", id="no-reason"),
+        pytest.param(b"{}", "no 'ready' of an upgrade", id="no-envelope"),
+        pytest.param(b"", "no 'ready' of an upgrade", id="empty"),
+        pytest.param(b"\xff", "no 'ready' of an upgrade", id="no-text"),
+        pytest.param(document("ready", {})[:-1], "no 'ready' of an upgrade", id="cut-short"),
+        pytest.param(b"[" * 100_000, "no 'ready' of an upgrade", id="deep"),
     ],
 )
 def test_what_is_not_due_is_refused_with_the_reason(data, reason):
-    with pytest.raises(HandoverError, match=reason):
+    with pytest.raises(UpgradeError, match=reason):
         framing.read(data, messages.Ready)
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_do_harm(data):
-    with pytest.raises(HandoverError):
+    with pytest.raises(UpgradeError):
         framing.read(data, messages.State)
 
 
@@ -148,7 +148,7 @@ JSON = st.recursive(
 @given(st.sampled_from(sorted(msgspec.to_builtins(STATE))), JSON)
 def test_no_value_of_a_field_does_harm(field, value):
     content = msgspec.to_builtins(STATE) | {field: value}
-    with contextlib.suppress(HandoverError):
+    with contextlib.suppress(UpgradeError):
         framing.read(document("state", content), messages.State)
 
 
@@ -156,7 +156,7 @@ def test_no_value_of_a_field_does_harm(field, value):
     "counts", [(framing.MAX_DOCUMENT + 1, 0), (0, 1025), (2**32 - 1, 2**32 - 1)]
 )
 def test_a_header_that_announces_too_much_is_refused(counts):
-    with pytest.raises(HandoverError, match="at most"):
+    with pytest.raises(UpgradeError, match="at most"):
         framing.Header.decode(struct.pack("=II", *counts))
 
 
@@ -191,7 +191,7 @@ def test_each_descriptor_is_taken_once():
     incoming = Incoming(out.fds)
     assert incoming.take(1) == 9
     for index in (1, 2):
-        with pytest.raises(HandoverError, match=f"descriptor {index} did not come"):
+        with pytest.raises(UpgradeError, match=f"descriptor {index} did not come"):
             incoming.take(index)
     assert len(incoming) == 1
     assert incoming.take_rest() == [8]
@@ -208,19 +208,19 @@ class Scripted:
         self.script, self.said = list(script), []
         self.deaf = False
 
-    async def say(self, document, _fds=()):
+    async def send(self, document, _fds=()):
         if self.deaf:
-            raise HandoverError("gone")
+            raise UpgradeError("gone")
         self.said.append(type(document).__name__.lower())
         self.last = document
 
-    async def hear(self, kind, limit):
+    async def receive(self, kind, limit):
         assert (limit is None) == (kind is messages.Go)
         heard = self.script.pop(0)
         if isinstance(heard, BaseException):
             raise heard
         if not isinstance(heard, kind):
-            raise HandoverError(f"{heard} where {kind} was due")
+            raise UpgradeError(f"{heard} where {kind} was due")
         return heard, Incoming(())
 
 
@@ -239,21 +239,21 @@ class PlayedDisk:
         self._note("offer")
         return OFFER
 
-    async def hold(self, _out):
-        self._note("hold")
+    async def freeze(self, _out):
+        self._note("freeze")
         return STATE
 
     def require_rest(self):
         self._note("require_rest")
 
-    async def release(self):
-        self._note("release")
+    async def thaw(self):
+        self._note("thaw")
 
     async def prepare(self, _offer, _fds):
         self._note("prepare")
 
-    async def take(self, _state, _fds):
-        self._note("take")
+    async def restore(self, _state, _fds):
+        self._note("restore")
 
 
 TAKER_SAYS = [HELLO, messages.Ready(), messages.Taken()]
@@ -264,32 +264,32 @@ async def test_a_giver_lets_go_only_at_the_end():
     channel, disk = Scripted(*TAKER_SAYS), PlayedDisk()
     assert await exchange.give(channel, disk) == HELLO
     assert channel.said == ["offer", "state", "go"]
-    assert disk.calls == ["offer", "hold", "require_rest"]
+    assert disk.calls == ["offer", "freeze", "require_rest"]
 
 
 async def test_a_taker_takes_step_by_step():
     channel, disk = Scripted(*GIVER_SAYS), PlayedDisk()
     await exchange.take(channel, disk, HELLO)
     assert channel.said == ["hello", "ready", "taken"]
-    assert disk.calls == ["prepare", "take"]
+    assert disk.calls == ["prepare", "restore"]
 
 
 @pytest.mark.parametrize("step", [0, 1, 2])
-@pytest.mark.parametrize("failure", [HandoverError("gone"), asyncio.CancelledError()], ids=repr)
+@pytest.mark.parametrize("failure", [UpgradeError("gone"), asyncio.CancelledError()], ids=repr)
 async def test_a_giver_whose_taker_fails_serves_on(step, failure):
     channel, disk = Scripted(*TAKER_SAYS[:step], failure), PlayedDisk()
     with pytest.raises(type(failure)):
         await exchange.give(channel, disk)
     assert "go" not in channel.said
-    assert disk.calls.count("hold") == disk.calls.count("release") == (step == 2)
+    assert disk.calls.count("freeze") == disk.calls.count("thaw") == (step == 2)
 
 
 @pytest.mark.parametrize(
     ("step", "failure"),
     [
-        ("offer", HandoverError("stopping")),
-        ("hold", DrainTimeout("3 in flight")),
-        ("require_rest", HandoverError("stopping")),
+        ("offer", UpgradeError("stopping")),
+        ("freeze", DrainTimeout("3 in flight")),
+        ("require_rest", UpgradeError("stopping")),
     ],
 )
 async def test_a_giver_that_cannot_says_why_and_serves_on(step, failure):
@@ -297,21 +297,21 @@ async def test_a_giver_that_cannot_says_why_and_serves_on(step, failure):
     with pytest.raises(type(failure)):
         await exchange.give(channel, disk)
     assert channel.last == messages.Refusal(reason=str(failure))
-    assert disk.calls.count("hold") == disk.calls.count("release")
+    assert disk.calls.count("freeze") == disk.calls.count("thaw")
 
 
 async def test_a_giver_that_cannot_say_go_serves_on():
     channel, disk = Scripted(*TAKER_SAYS), PlayedDisk()
     disk.require_rest = lambda: setattr(channel, "deaf", True)
-    with pytest.raises(HandoverError, match="gone"):
+    with pytest.raises(UpgradeError, match="gone"):
         await exchange.give(channel, disk)
-    assert disk.calls[-1] == "release"
+    assert disk.calls[-1] == "thaw"
 
 
 @pytest.mark.parametrize("formats", [(), (2,), (0, 7)], ids=str)
 async def test_a_giver_refuses_formats_that_it_does_not_know(formats):
     channel, disk = Scripted(msgspec.structs.replace(HELLO, formats=formats)), PlayedDisk()
-    with pytest.raises(HandoverError, match="takes formats"):
+    with pytest.raises(UpgradeError, match="takes formats"):
         await exchange.give(channel, disk)
     assert disk.calls == []
     assert "stop the old process" in channel.last.reason
@@ -319,12 +319,12 @@ async def test_a_giver_refuses_formats_that_it_does_not_know(formats):
 
 async def test_a_giver_that_is_busy_says_so_before_anything_else():
     channel, disk = Scripted(HELLO), PlayedDisk()
-    with pytest.raises(HandoverError, match="not now"):
+    with pytest.raises(UpgradeError, match="not now"):
         await exchange.give(channel, disk, "not now")
     assert (channel.said, disk.calls) == (["refusal"], [])
 
 
-@pytest.mark.parametrize("step", ["prepare", "take"])
+@pytest.mark.parametrize("step", ["prepare", "restore"])
 async def test_a_taker_that_cannot_says_why(step):
     failure = ImageError("no such file", hint="make it")
     channel, disk = Scripted(*GIVER_SAYS), PlayedDisk(**{step: failure})
@@ -335,8 +335,8 @@ async def test_a_taker_that_cannot_says_why(step):
 
 @pytest.mark.parametrize("step", [0, 1, 2])
 async def test_a_taker_without_the_last_word_has_nothing(step):
-    channel = Scripted(*GIVER_SAYS[:step], HandoverError("gone"))
-    with pytest.raises(HandoverError, match="gone"):
+    channel = Scripted(*GIVER_SAYS[:step], UpgradeError("gone"))
+    with pytest.raises(UpgradeError, match="gone"):
         await exchange.take(channel, PlayedDisk(), HELLO)
 
 
@@ -347,16 +347,16 @@ async def test_a_taker_without_the_last_word_has_nothing(step):
 def pair():
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        yield HandoverChannel(ours), theirs
+        yield Transport(ours), theirs
 
 
 async def test_hundreds_of_descriptors_come_in_their_order():
     ours, theirs = socket.socketpair()
     out = [os.memfd_create(str(n)) for n in range(600)]
     with ours, theirs:
-        giver, taker = HandoverChannel(ours), HandoverChannel(theirs)
+        giver, taker = Transport(ours), Transport(theirs)
         (said, fds), _ = await asyncio.gather(
-            taker.hear(messages.Go, 5), giver.say(messages.Go(), out)
+            taker.receive(messages.Go, 5), giver.send(messages.Go(), out)
         )
         assert said == messages.Go()
         for n in (0, 252, 253, 599):
@@ -387,8 +387,8 @@ async def test_what_comes_broken_is_refused_and_leaves_no_descriptor(pair, data,
     if fds:
         socket.send_fds(theirs, [b"\0"], [theirs.fileno()] * fds)
     theirs.shutdown(socket.SHUT_WR)
-    with pytest.raises(HandoverError, match=reason):
-        await channel.hear(messages.Go, 5)
+    with pytest.raises(UpgradeError, match=reason):
+        await channel.receive(messages.Go, 5)
     assert wait_for_fds(before)
 
 
@@ -397,19 +397,19 @@ async def test_descriptors_that_nobody_takes_are_closed(pair):
     before = open_fds()
     theirs.sendall(framing.frame(messages.Go(), 2))
     socket.send_fds(theirs, [b"\0"], [theirs.fileno()] * 2)
-    _, fds = await channel.hear(messages.Go, 5)
+    _, fds = await channel.receive(messages.Go, 5)
     os.close(fds.take(0))
     channel.close()
     assert wait_for_fds(before)
 
 
 async def test_silence_is_not_waited_for_any_longer(pair):
-    with pytest.raises(HandoverError, match="no answer within 0"):
-        await pair[0].hear(messages.Go, 0.01)
+    with pytest.raises(UpgradeError, match="no answer within 0"):
+        await pair[0].receive(messages.Go, 0.01)
 
 
 async def test_the_other_side_gone_is_an_error_of_a_handover(pair):
     channel, theirs = pair
     theirs.close()
-    with pytest.raises(HandoverError, match="has gone"):
-        await channel.say(messages.Go())
+    with pytest.raises(UpgradeError, match="has gone"):
+        await channel.send(messages.Go())

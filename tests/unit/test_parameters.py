@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 
 from blkd.export.config import ExportConfig
-from blkd.export.settings import parameters
+from blkd.export.parameters import parameters
 from blkd.image.null import NullImage
 
 

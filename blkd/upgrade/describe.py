@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A running export in the words of the exchange: what the giver sends of it."""
+
+import os
+from dataclasses import asdict
+from typing import cast
+
+import msgspec
+
+from blkd import __version__
+from blkd.dataplane import DataPlane
+from blkd.errors import UpgradeError
+from blkd.export.disk import Disk, Pause
+from blkd.export.export import Export
+from blkd.host import unix_socket
+from blkd.upgrade import messages
+from blkd.upgrade.descriptors import Outgoing
+from blkd.upgrade.settings import settings_for_taker
+from blkd.vhost_user.backchannel import BackChannelSnapshot
+from blkd.vhost_user.channel import PartialMessage
+from blkd.vhost_user.connection import ConnectionSnapshot
+from blkd.vhost_user.rings import HeldRing
+from blkd.vhost_user.session import Ring
+from blkd.vhost_user.wire import VringAddr
+
+
+def offer(export: Export, hello: messages.Hello, control: int, out: Outgoing) -> messages.Offer:
+    """What is served, as far as the taker understands; `control` listens for the API.
+
+    Raises UpgradeError where it cannot be given away.
+    """
+    if not unix_socket.is_listening(export.listener):
+        raise UpgradeError("it serves a front end that was handed over connected")
+    disk = export.disk
+    return messages.Offer(
+        version=__version__,
+        pid=os.getpid(),
+        directory=_directory(),
+        config=msgspec.Raw(settings_for_taker(export.config, disk.serial)),
+        logical_block_size=cast("messages.BlockSize", disk.image.limits.logical_block_size),
+        device=_shown(disk) if messages.DEVICE in hello.knows else None,
+        image=out.add_any(disk.image.lent()),
+        image_locked=disk.image.is_locked,
+        listener=out.add(export.listener.fileno()),
+        control=out.add(control),
+        rings=tuple(ring.index for ring in disk.plane.held_rings()),
+        notify=os.environ.get("NOTIFY_SOCKET"),
+    )
+
+
+def state(export: Export, began: int, out: Outgoing) -> messages.State:
+    """The frozen export; it has been so since `began`.
+
+    Raises UpgradeError where a ring cannot be given away at the moment.
+    """
+    disk, connection = export.disk, export.front_ends.connection
+    snapshot = connection.snapshot() if connection else None
+    return messages.State(
+        began=began,
+        paused=disk.is_paused(Pause.ORDERED),
+        capacity=disk.device.capacity,
+        generation=disk.device.generation,
+        write_back=disk.device.writeback_field,
+        sync_error=disk.sync_error,
+        front_end=front_end(snapshot, disk.plane, out) if snapshot else None,
+        rings=rings(snapshot, disk.plane, out),
+    )
+
+
+def _shown(disk: Disk) -> messages.Device:
+    return messages.Device(**asdict(disk.device.shown))
+
+
+def _directory() -> str:
+    """Where relative paths begin.  Raises UpgradeError if nobody could go there any more."""
+    try:
+        directory = os.getcwd()  # noqa: PTH109 - as text
+        directory.encode()
+        return directory  # noqa: TRY300
+    except UnicodeEncodeError as error:
+        raise UpgradeError(
+            "the name of its working directory is no UTF-8",
+            hint="stop the old process and start the new one instead",
+        ) from error
+    except OSError as error:
+        raise UpgradeError(
+            f"its working directory is gone: {error.strerror}",
+            hint="stop the old process and start the new one instead",
+        ) from error
+
+
+def front_end(snapshot: ConnectionSnapshot, plane: DataPlane, out: Outgoing) -> messages.FrontEnd:
+    """The front end and all that it has shared; its rings aside."""
+    session = snapshot.session
+    return messages.FrontEnd(
+        socket=out.add(snapshot.fd),
+        features=session.features,
+        based_on=session.based_on,
+        protocol_features=session.protocol_features,
+        status=session.status,
+        fetched=session.fetched,
+        back_channel=_back_channel(snapshot.back_channel, out),
+        begun=_partial(snapshot.partial, out),
+        regions=_regions(snapshot, plane, out),
+        inflight=_inflight(plane, out),
+        log=_log(snapshot, plane, out),
+    )
+
+
+def _back_channel(
+    snapshot: BackChannelSnapshot | None, out: Outgoing
+) -> messages.BackChannel | None:
+    if snapshot is None:
+        return None
+    return messages.BackChannel(
+        socket=out.add(snapshot.fd),
+        overdue=snapshot.overdue,
+        begun=_partial(snapshot.partial, out),
+    )
+
+
+def _partial(partial: PartialMessage | None, out: Outgoing) -> messages.Begun | None:
+    if partial is None:
+        return None
+    return messages.Begun(data=partial.data, descriptors=tuple(out.add(fd) for fd in partial.fds))
+
+
+def _regions(
+    snapshot: ConnectionSnapshot, plane: DataPlane, out: Outgoing
+) -> tuple[messages.Region, ...]:
+    fds = plane.held_memory()
+    return tuple(
+        messages.Region(
+            guest_address=region.guest_address,
+            size=region.size,
+            user_address=region.user_address,
+            mmap_offset=region.mmap_offset,
+            memory=out.add(fds[region]),
+        )
+        for region in snapshot.session.regions
+    )
+
+
+def _inflight(plane: DataPlane, out: Outgoing) -> messages.Inflight | None:
+    held = plane.held_inflight()
+    if held is None:
+        return None
+    return messages.Inflight(
+        mmap_size=held.region.mmap_size,
+        mmap_offset=held.region.mmap_offset,
+        queues=held.region.queues,
+        queue_size=held.region.queue_size,
+        packed=held.packed,
+        memory=out.add(held.fd),
+    )
+
+
+def _log(snapshot: ConnectionSnapshot, plane: DataPlane, out: Outgoing) -> messages.Log | None:
+    log, fd = snapshot.session.log, plane.held_log()
+    if log is None or fd is None:
+        return None
+    return messages.Log(size=log.size, offset=log.offset, memory=out.add(fd))
+
+
+def rings(
+    snapshot: ConnectionSnapshot | None, plane: DataPlane, out: Outgoing
+) -> tuple[messages.Ring, ...]:
+    """Every ring that differs from a new one."""
+    held = {ring.index: ring for ring in plane.held_rings()}
+    known = snapshot.session.rings if snapshot else [Ring(index) for index in held]
+    return tuple(
+        _ring(ring, held.get(ring.index), out)
+        for ring in known
+        if ring.index in held or ring != Ring(ring.index)
+    )
+
+
+def _ring(ring: Ring, held: HeldRing | None, out: Outgoing) -> messages.Ring:
+    held = held or HeldRing(ring.index)
+    if ring.started and held.lost:
+        raise UpgradeError(
+            f"ring {ring.index} lies in no memory at the moment",
+            hint="try again: the front end is about to change its memory",
+        )
+    return messages.Ring(
+        index=ring.index,
+        size=ring.size,
+        addresses=None if ring.addresses is None else _addresses(ring.addresses),
+        base=held.base if ring.started else ring.base,
+        started=ring.started,
+        enabled=ring.enabled,
+        broken=held.broken,
+        kick=out.add_any(held.fds.get("kick")),
+        call=out.add_any(held.fds.get("call")),
+        error=out.add_any(held.fds.get("error")),
+        counters=dict(held.counters),
+    )
+
+
+def _addresses(where: VringAddr) -> messages.Addresses:
+    return messages.Addresses(
+        flags=where.flags, desc=where.desc, used=where.used, avail=where.avail, log=where.log
+    )

@@ -138,6 +138,7 @@ cdef Io *next_io(Late *late) noexcept nogil:
 cdef void *run(void *argument) noexcept nogil:
     """The engine's thread."""
     cdef Late *late = <Late *>argument
+    cdef int32_t result
     cdef Io *io
     while True:
         io = next_io(late)
@@ -147,10 +148,11 @@ cdef void *run(void *argument) noexcept nogil:
             usleep(<unsigned>(draw(late) % late.delay))
         while access(late.stall, 0) == 0:
             usleep(STALL_PERIOD)
-        complete_foreign(io, done(late, io))
+        result = done(late, io)
         pthread_mutex_lock(&late.mutex)
-        late.ended += 1
+        late.ended += 1         # before anybody can have seen the Io end
         pthread_mutex_unlock(&late.mutex)
+        complete_foreign(io, result)
 
 
 cdef void start(void *image, Io *io) noexcept nogil:

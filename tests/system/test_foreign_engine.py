@@ -26,7 +26,7 @@ from tests.engines import late
 
 MIB = 1 << 20
 LIMIT = 10.0  # seconds for what takes milliseconds
-END_LIMIT = 6.0  # seconds: README says 5
+END_LIMIT = 6.0  # seconds: docs/commands.md says 5
 REST = 0.1  # seconds in which nothing of the guest's memory is to change
 FEATURES = 1 << 32
 OUTSTANDING = 8

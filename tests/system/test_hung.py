@@ -16,7 +16,7 @@ from harness.frontend import FrontEnd, Request
 from harness.fuse import FLUSH, GETATTR, READ, FileSystem
 
 MIB = 1 << 20
-END_LIMIT = 6.0  # seconds: README says 5
+END_LIMIT = 6.0  # seconds: docs/commands.md says 5
 LIMIT = 10.0  # seconds for what takes milliseconds
 
 

@@ -54,6 +54,13 @@ def tmpfs(tmp_path):
         yield place
 
 
+@pytest.fixture
+def late_engine(tmp_path, monkeypatch):
+    """Files are served by an engine that a file beside the image stalls: see `late.stall_of`."""
+    (place := tmp_path / "programs").mkdir()
+    monkeypatch.setattr(daemon, "PROGRAMS", late.make_programs(place))
+
+
 @pytest.fixture(scope="module", params=["kernel", "late"])
 def each_engine(request, tmp_path_factory):
     """By which engine files are served: the kernel's, and one with a thread of its own."""

@@ -17,6 +17,7 @@ from blkd.control import client
 from blkd.errors import ControlError
 from harness.daemon import PROGRAMS, Daemon, Process, image, run
 from harness.frontend import FrontEnd
+from tests.engines import late
 
 MIB = 1 << 20
 
@@ -241,20 +242,21 @@ def test_a_pause_without_a_deadline_knows_at_once_that_nothing_is_in_flight(daem
             assert disk.read(0, 512)[0] == 0
 
 
+@pytest.mark.usefixtures("late_engine")
 @pytest.mark.parametrize("deadline", [0, 0.2])
 def test_a_pause_succeeds_only_when_nothing_is_in_flight(disk, tmp_path, deadline):
-    with Daemon(f"faulty:delay=3s@write:{disk}", tmp_path) as daemon:
+    with Daemon(disk, tmp_path) as daemon:
         daemon.ready()
         with FrontEnd.connect(daemon.socket) as front_end:
             guest = front_end.disk()
+            (stall := late.stall_of(disk)).touch()
             heads = [guest.submit(1, sector, b"s" * 512) for sector in range(5)]
             daemon.wait_for("in_flight", 5)
-            late = guest.submit(0, 0, size=512)
-            guest.wait(late)
             short = run("pause", "--control", daemon.control, "--deadline", deadline)
             assert short.returncode == 1
             assert "5 requests" in short.stderr
             assert daemon.pause(deadline) == 5
+            stall.unlink()
             assert daemon.pause(10) == 0
             assert all(done.status == 0 for done in guest.wait(*heads))
             daemon.wait_for_log("pause incomplete")
@@ -264,12 +266,12 @@ def test_a_pause_succeeds_only_when_nothing_is_in_flight(disk, tmp_path, deadlin
 
 
 def test_stop_returns_once_the_disk_has_ended_in_good_order(disk, tmp_path):
-    with Daemon(f"faulty:delay=500ms@write:{disk}", tmp_path) as daemon:
+    with Daemon(f"faulty:delay=1s@write:{disk}", tmp_path) as daemon:
         daemon.ready()
         with FrontEnd.connect(daemon.socket) as front_end:
             guest = front_end.disk()
             heads = [guest.submit(1, sector, b"s" * 512) for sector in range(5)]
-            daemon.wait_for("in_flight", 5)
+            assert guest.read(0, 512)[0] == 0  # what came before it has been fetched
             assert daemon.call("stop")["name"] == "demo"
             assert daemon.end(None, timeout=0) == 0
             assert all(done.status == 0 for done in guest.wait(*heads))
@@ -330,11 +332,11 @@ def test_sigterm_lets_the_requests_in_flight_complete(daemon, disk):
     daemon.ready()
     with FrontEnd.connect(daemon.socket) as front_end:
         guest = front_end.disk()
-        heads = [guest.submit(1, sector, b"\x5a" * 512) for sector in range(16)]
+        for sector in range(16):
+            guest.submit(1, sector, b"\x5a" * 512)
         assert daemon.end() == 0
         served = guest.ring.used_idx
-    assert served in (0, *range(1, len(heads) + 1))
-    assert disk.read_bytes()[: served * 512].count(0x5A) == served * 512
+    assert disk.read_bytes().count(0x5A) == served * 512  # what was not fetched stays available
 
 
 def test_a_peer_that_never_reads_does_not_hold_up_the_end(daemon):

@@ -7,6 +7,7 @@ Whatever becomes of it, the guest's memory is the guest's once it was given back
 import asyncio
 import contextlib
 import os
+import signal
 import time
 
 import pytest
@@ -187,14 +188,7 @@ async def test_what_ends_in_time_is_not_abandoned(disk):
 
 
 @pytest.fixture
-def programs(tmp_path, monkeypatch):
-    place = tmp_path / "programs"
-    place.mkdir()
-    monkeypatch.setattr("harness.daemon.PROGRAMS", late.make_programs(place))
-
-
-@pytest.fixture
-def served(tmp_path, programs):  # noqa: ARG001 - it is started by them
+def served(tmp_path, late_engine):  # noqa: ARG001 - it serves
     with Daemon(image(tmp_path / "a.img", MIB), tmp_path) as daemon:
         daemon.ready()
         with FrontEnd.connect(daemon.socket) as front_end:
@@ -206,6 +200,7 @@ def test_a_pause_with_a_deadline_is_missed_and_resumed(served):
     assert daemon.call("show")["engine"] == "late"
     stall.touch()
     writes = [disk.submit(OUT, 8 * n, bytes([n]) * BLOCK) for n in range(OUTSTANDING)]
+    daemon.wait_for("in_flight", OUTSTANDING)
     assert daemon.pause(0.2) == OUTSTANDING
     waiting = disk.submit(FLUSH)
     stall.unlink()
@@ -215,10 +210,16 @@ def test_a_pause_with_a_deadline_is_missed_and_resumed(served):
     assert disk.wait(waiting)[0].status == 0
 
 
-def test_a_disk_under_load_ends_with_all_answered(served):
-    daemon, disk, _ = served
+def test_a_disk_ends_once_what_was_fetched_is_answered(served):
+    daemon, disk, stall = served
+    stall.touch()
     writes = [disk.submit(OUT, 8 * n, bytes([n]) * BLOCK) for n in range(32)]
-    assert daemon.end() == 0
+    daemon.wait_for("in_flight", 32)
+    daemon.process.send_signal(signal.SIGTERM)
+    daemon.wait_for_log("stopping")
+    assert disk.ring.used_idx == 0
+    stall.unlink()
+    assert daemon.end(None) == 0
     assert all(done.status == 0 for done in disk.wait(*writes))
 
 

@@ -107,6 +107,7 @@ def test_a_request_is_carried_from_one_death_to_the_next(heir, packed):
         assert disk.write(8 * (20 + n), bytes([n]) * 4096) == OK
         heir.next(rules=SLOW)
     newest = disk.submit(OUT, 8, b"n" * 4096)
+    heir.daemon.wait_for("in_flight", 2)
     heir.next()
     assert [done.status for done in disk.wait(oldest, newest)] == [OK, OK]
     assert heir.path.read_bytes()[:8192] == b"o" * 4096 + b"n" * 4096
@@ -272,17 +273,17 @@ def test_what_is_left_is_done_before_a_ring_stops_though_it_is_paused(heir, pack
 
 
 def test_requests_given_back_after_the_front_end_looked_are_not_done_again(heir):
-    heir.rules = "delay=300ms@write"
+    heir.rules = "delay=1s@write"
     (disk,) = recorded(heir.first(), packed=False)
     heads = [disk.submit(OUT, 8 * n, bytes([n + 1]) * 4096) for n in range(4)]
-    heir.daemon.wait_for("in_flight", 4)
+    assert disk.read(0, 512)[0] == OK  # what came before it has been fetched
     early = disk.ring.used_idx
     heir.front_end.sock.close()
     heir.daemon.wait_for("front_end", None)
     assert all(done.status == OK for done in disk.wait(*heads))
     heir.front_end.resume(heir.daemon.socket, base=early)
     assert disk.write(8 * 20, b"n" * 4096) == OK
-    assert disk.ring.used_idx == 5
+    assert disk.ring.used_idx == 6
     assert heir.daemon.call("stats")["total"]["writes"] == 5
 
 
@@ -417,6 +418,7 @@ def test_a_small_ring_is_recorded_beside_one_that_has_no_room(heir, packed):
     large, small = front_end.make_disk(0, 256), front_end.make_disk(1, 64)
     slow = small.submit(OUT, 0, b"s" * 4096)
     assert large.write(8 * 20, b"f" * 4096) == OK
+    heir.daemon.wait_for("in_flight", 1)
     heir.next()
     assert small.wait(slow)[0].status == OK
 

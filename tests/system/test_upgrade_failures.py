@@ -333,7 +333,7 @@ def test_requests_that_do_not_end_in_time_keep_the_disk_where_it_is(path, tmp_pa
         with FrontEnd.connect(daemon.socket) as front_end:
             disk = front_end.disk()
             slow = disk.submit(0, 0, size=512)
-            daemon.wait_for("in_flight", 1)
+            assert disk.write(8, bytes(512)) == OK  # what came before it has been fetched
             refused = run("upgrade", "--control", daemon.control)
             assert refused.returncode == 1
             assert "in flight" in refused.stderr

@@ -69,9 +69,13 @@ class Relay:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.join()
+        self._listener.close()
+
+    def join(self) -> None:
+        """Wait until all that was said has gone on, and one side has closed."""
         self._thread.join(LIMIT)
         assert not self._thread.is_alive(), "the two still talk"
-        self._listener.close()
 
     def _run(self) -> None:
         with self._listener.accept()[0] as taker, socket.socket(socket.AF_UNIX) as giver:

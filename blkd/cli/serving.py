@@ -31,8 +31,8 @@ Announce = Callable[[ExportState], None]
 Opening = Callable[
     [contextlib.AsyncExitStack, asyncio.Event], Awaitable[tuple[Export, socket.socket | None]]
 ]
-"""Makes an export ready to serve, and the socket of its API; what it pushes undoes that.  It sets
-the event once it is too late for a signal to call it off."""
+"""Makes an export ready to serve, and the socket of its API; what it pushes undoes that.  A signal
+cancels it until it sets the event, unless it finds that this comes too late."""
 
 log = structlog.get_logger()
 
@@ -180,7 +180,6 @@ class _Host:
             systemd.stopping()
             if not (self._ready.is_set() or self._settled.is_set()):
                 serving.cancel()
-                return
             await self._ready.wait()
             log.info("stopping", export=self._export.config.name)
             self._export.stop()

@@ -29,6 +29,12 @@ class Channel(Protocol):
     async def receive(self, kind: type[Kind], limit: float | None) -> tuple[Kind, Incoming]:
         """The next document, of this kind, within `limit` seconds.  Raises UpgradeError."""
 
+    def end_receiving(self, last: type[messages.Document]) -> bool:
+        """Receive nothing more: whether a document of this kind has come that nobody received.
+
+        What the other side sends from now on fails.
+        """
+
 
 class Giver(Protocol):
     """What a giver does to the disk that it serves."""
@@ -107,7 +113,8 @@ async def take(channel: Channel, disk: Taker, hello: messages.Hello) -> None:
     """Take a disk over: it may be touched once this has returned.
 
     Raises:
-        BlkdError: It is still the giver's.
+        BlkdError: It is still the giver's.  So it is where this is cancelled, but once `go` has
+            come that is too late, and this returns.
     """
     try:
         await channel.send(hello)
@@ -119,11 +126,20 @@ async def take(channel: Channel, disk: Taker, hello: messages.Hello) -> None:
         await disk.restore(state, fds)
         _require_all_taken(fds)
         await channel.send(messages.Taken())
-        # Without a limit: only the giver may decide, or both might leave the disk.
-        await channel.receive(messages.Go, None)
+        await _await_go(channel)
     except BlkdError as error:
         await _refuse(channel, error)
         raise
+
+
+async def _await_go(channel: Channel) -> None:
+    """Return once the giver has let go of the disk; raise only where it has not, and cannot now."""
+    try:
+        # Without a limit: only the giver may decide, or both might leave the disk.
+        await channel.receive(messages.Go, None)
+    except BaseException:
+        if not channel.end_receiving(messages.Go):
+            raise
 
 
 def _require_all_taken(fds: Incoming) -> None:

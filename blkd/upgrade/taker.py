@@ -4,6 +4,7 @@
 Nothing here is imported only when it is needed: by then the files may be another version's.
 """
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -42,8 +43,8 @@ class ExportTaker:
     async def take(self, sock: socket.socket) -> None:
         """Take over what the process at the other end of `sock` serves.
 
-        It is ours when this returns, and `begin` is due at once.  Raises BlkdError: nothing was
-        touched, and the other process serves on.
+        It is ours when this returns, and `begin` is due at once.  Raises BlkdError, or is
+        cancelled: nothing was touched, and the other process serves on.
         """
         hello = messages.Hello(
             formats=(messages.FORMAT,),
@@ -54,6 +55,7 @@ class ExportTaker:
         transport = Transport(sock)
         try:
             await exchange.take(transport, self, hello)
+            _forget_cancellation()
         except BaseException:
             self._undo.close()
             raise
@@ -108,6 +110,13 @@ class ExportTaker:
         """Get ready to serve, and touch nothing."""
         self._began = state.began
         await restore(self.export, state, fds)
+
+
+def _forget_cancellation() -> None:
+    """Have the running task go on as if nobody had cancelled it: that came too late."""
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()
 
 
 def _enter(directory: str) -> None:

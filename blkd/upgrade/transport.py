@@ -79,6 +79,19 @@ class Transport:
         self._unclaimed.append(Incoming(fds))
         return content, self._unclaimed[-1]
 
+    def end_receiving(self, last: type[messages.Document]) -> bool:
+        """Receive nothing more: whether a document of this kind has come that nobody received.
+
+        It has none of its descriptors.  What the other side sends from now on fails.
+        """
+        try:
+            self._sock.shutdown(socket.SHUT_RD)
+            header = Header.decode(self._sock.recv(Header.LAYOUT.size))
+            read(self._sock.recv(header.length), last)
+        except (OSError, UpgradeError):
+            return False
+        return header.descriptors == 0
+
     def interrupt(self, error: UpgradeError) -> None:
         """Have `receive` raise `error`, if it waits."""
         if self._receiving is not None and not self._receiving.expired():

@@ -391,6 +391,53 @@ def test_an_old_process_that_is_told_to_end_ends(daemon, front_end, attempt, nam
     assert not daemon.socket.exists()
 
 
+@pytest.mark.parametrize("name", ["offer", "taken"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_new_process_that_is_told_to_end_before_go_leaves_the_disk(
+    daemon, front_end, tmp_path, name, number
+):
+    disk = front_end.disk()
+    ended = []
+
+    def end(_message):
+        ended.append(new.end(number))
+        raise Cut
+
+    with (
+        Relay(tmp_path / "relay.sock", daemon.control, on(name, end)) as relay,
+        Taker(daemon, relay.path) as new,
+    ):
+        new.process.wait(20)
+    assert ended == [0]
+    assert goes_on(daemon, disk)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_new_process_that_is_told_to_end_as_go_comes_ends_in_good_order(
+    daemon, front_end, tmp_path, number
+):
+    disk = front_end.disk()
+    assert disk.write(0, bytes(512)) == OK
+
+    def stop(_message):
+        new.process.send_signal(signal.SIGSTOP)
+
+    with (
+        Relay(tmp_path / "relay.sock", daemon.control, on("go", stop)) as relay,
+        Taker(daemon, relay.path) as new,
+    ):
+        assert daemon.end(None, timeout=20) == 0
+        relay.join()
+        assert relay.seen == MESSAGES
+        new.process.send_signal(number)
+        assert new.end(signal.SIGCONT) == 0
+        new.wait_for_log("taken over")
+        new.wait_for_log("stopping")
+    assert front_end.wait_closed()
+    assert not new.socket.exists()
+    assert not new.control.exists()
+
+
 @pytest.mark.parametrize("name", ["hello", "state"])
 def test_a_front_end_may_leave_meanwhile(daemon, tmp_path, name):
     front_end = FrontEnd.connect(daemon.socket)

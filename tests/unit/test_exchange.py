@@ -223,6 +223,9 @@ class Scripted:
             raise UpgradeError(f"{heard} where {kind} was due")
         return heard, Incoming(())
 
+    def end_receiving(self, _last):
+        return False
+
 
 class PlayedDisk:
     """Plays both sides' disk, and writes down what becomes of it."""
@@ -348,6 +351,50 @@ def pair():
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield Transport(ours), theirs
+
+
+@pytest.fixture
+async def taking():
+    """A taker that waits for `go`, and the giver's side of the socket."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        giver = Transport(theirs)
+        task = asyncio.create_task(exchange.take(Transport(ours), PlayedDisk(), HELLO))
+        for kind, answer in ((messages.Hello, OFFER), (messages.Ready, STATE)):
+            await giver.receive(kind, 5)
+            await giver.send(answer)
+        await giver.receive(messages.Taken, 5)
+        yield task, giver
+
+
+async def test_a_taker_that_is_called_off_before_go_cannot_be_given_the_disk(taking):
+    task, giver = taking
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with pytest.raises(UpgradeError, match="has gone"):
+        await giver.send(messages.Go())
+
+
+async def test_a_taker_that_is_called_off_once_go_has_come_has_the_disk(taking):
+    task, giver = taking
+    await giver.send(messages.Go())
+    task.cancel()
+    await task
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(framing.frame(messages.Ready(), 0), id="another-message"),
+        pytest.param(framing.frame(messages.Go(), 1), id="descriptors"),
+        pytest.param(framing.frame(messages.Go(), 0)[:-1], id="half"),
+    ],
+)
+async def test_what_is_no_go_leaves_the_disk_where_it_is(pair, sent):
+    channel, theirs = pair
+    theirs.sendall(sent)
+    assert not channel.end_receiving(messages.Go)
 
 
 async def test_hundreds_of_descriptors_come_in_their_order():

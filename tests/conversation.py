@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from blkd.errors import RequestRefused
 from blkd.vhost_user.commands import (
-    StopRing,
+    StopVring,
 )
 from blkd.vhost_user.requests import (
     OFFERED_PROTOCOL_FEATURES,
@@ -71,7 +71,7 @@ class Conversation:
             if isinstance(command, self.fails):
                 raise RequestRefused("the rings cannot")
             self.commands.append(command)
-            result = self.base if isinstance(command, StopRing) else None
+            result = self.base if isinstance(command, StopVring) else None
 
     def number(self, request):
         return struct.unpack("=Q", self.say(request))[0]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from blkd.errors import RequestRefused
 from blkd.vhost_user.inflight import Inflight
-from blkd.vhost_user.rings import VringSetup
+from blkd.vhost_user.vring_setup import VringSetup
 from blkd.vhost_user.wire import LogBase, MemoryRegion
 
 
@@ -46,8 +46,8 @@ class ToyDevice:
         self.space[0] = self.generation
 
 
-class RecordingRings:
-    """Plays `Rings`: writes down what it is told, and closes what it is given, at the end.
+class RecordingDataPath:
+    """Plays `DataPath`: writes down what it is called for, and closes what it is given, at the end.
 
     `failures` maps a method's name to the error that it raises, after the descriptors were taken.
     """
@@ -58,7 +58,7 @@ class RecordingRings:
         self.base = 0
         """What a stopped ring answers."""
 
-    def _told(self, name: str, *details: object, fds: Sequence[int | None] = ()) -> None:
+    def _record(self, name: str, *details: object, fds: Sequence[int | None] = ()) -> None:
         for fd in fds:
             if fd is not None:
                 os.close(fd)
@@ -70,51 +70,51 @@ class RecordingRings:
         return [str(call[0]) for call in self.calls]
 
     async def set_memory(self, regions: Sequence[MemoryRegion], fds: Sequence[int]) -> None:
-        self._told("set_memory", tuple(regions), len(fds), fds=fds)
+        self._record("set_memory", tuple(regions), len(fds), fds=fds)
 
     async def add_memory(self, region: MemoryRegion, fd: int) -> None:
-        self._told("add_memory", region, fds=[fd])
+        self._record("add_memory", region, fds=[fd])
 
     async def remove_memory(self, region: MemoryRegion) -> None:
-        self._told("remove_memory", region)
+        self._record("remove_memory", region)
 
     async def make_inflight(self, region: Inflight) -> int:
-        self._told("make_inflight", region)
+        self._record("make_inflight", region)
         return os.memfd_create("inflight")
 
     async def use_inflight(self, region: Inflight, fd: int, *, packed: bool) -> None:
-        self._told("use_inflight", region, packed, fds=[fd])
+        self._record("use_inflight", region, packed, fds=[fd])
 
     async def set_log(self, log: LogBase | None, fd: int | None) -> None:
-        self._told("set_log", log, fds=[fd])
+        self._record("set_log", log, fds=[fd])
 
     async def log_data(self, *, on: bool) -> None:
-        self._told("log_data", on)
+        self._record("log_data", on)
 
     async def set_kick(self, index: int, fd: int | None) -> None:
-        self._told("set_kick", index, fd is not None, fds=[fd])
+        self._record("set_kick", index, fd is not None, fds=[fd])
 
     async def set_call(self, index: int, fd: int | None) -> None:
-        self._told("set_call", index, fd is not None, fds=[fd])
+        self._record("set_call", index, fd is not None, fds=[fd])
 
     async def set_error(self, index: int, fd: int | None) -> None:
-        self._told("set_error", index, fd is not None, fds=[fd])
+        self._record("set_error", index, fd is not None, fds=[fd])
 
-    async def start_ring(self, index: int, setup: VringSetup) -> None:
-        self._told("start_ring", index, setup)
+    async def start_vring(self, index: int, setup: VringSetup) -> None:
+        self._record("start_vring", index, setup)
 
-    async def move_ring(self, index: int, setup: VringSetup) -> None:
-        self._told("move_ring", index, setup)
+    async def move_vring(self, index: int, setup: VringSetup) -> None:
+        self._record("move_vring", index, setup)
 
-    async def enable_ring(self, index: int, *, enabled: bool) -> None:
-        self._told("enable_ring", index, enabled)
+    async def enable_vring(self, index: int, *, enabled: bool) -> None:
+        self._record("enable_vring", index, enabled)
 
-    async def stop_ring(self, index: int) -> int:
-        self._told("stop_ring", index)
+    async def stop_vring(self, index: int) -> int:
+        self._record("stop_vring", index)
         return self.base
 
-    async def refresh(self) -> None:
-        self._told("refresh")
+    async def configure(self) -> None:
+        self._record("configure")
 
     async def reset(self) -> None:
-        self._told("reset")
+        self._record("reset")

@@ -9,14 +9,14 @@ from typing import Self
 
 from blkd.vhost_user.connection import Connection
 from harness.frontend import FrontEnd
-from tests.doubles import RecordingRings, ToyDevice
+from tests.doubles import RecordingDataPath, ToyDevice
 
 
 class Served:
-    """One connection over a socket pair, with doubles of the device and the rings."""
+    """One connection over a socket pair, with doubles of the device and its data path."""
 
     def __init__(self) -> None:
-        self.device, self.rings = ToyDevice(), RecordingRings()
+        self.device, self.data_path = ToyDevice(), RecordingDataPath()
         ours, self._theirs = socket.socketpair()
         self.front_end = FrontEnd.from_socket(ours)
         self.error: BaseException | None = None
@@ -28,7 +28,7 @@ class Served:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
-        self.connection = Connection(self._theirs, self.device, self.rings)
+        self.connection = Connection(self._theirs, self.device, self.data_path)
         self._ready.set()
         try:
             await self.connection.serve()

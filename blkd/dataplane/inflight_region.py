@@ -12,8 +12,9 @@ from blkd import ring
 from blkd.dataplane.shared_files import map_file
 from blkd.errors import DataPlaneError, RequestRefused
 from blkd.host.fds import close_foreign
+from blkd.vhost_user.data_path import InflightFile
 from blkd.vhost_user.inflight import HEAD, VERSION, Inflight, part_entries
-from blkd.vhost_user.rings import HeldInflight, VringSetup
+from blkd.vhost_user.vring_setup import VringSetup
 
 NOTE_BYTES: Final = 8
 NOTE: Final = struct.Struct(f"=8s{NOTE_BYTES}s")
@@ -44,9 +45,9 @@ def make(region: Inflight) -> int:
 class InflightRegion:
     """A mapped region.  Rings start from what it says, if blkd can have written that."""
 
-    def __init__(self, held: HeldInflight, mapping: ring.Mapping, entries: int) -> None:
-        self.held = held
-        """What it is; the descriptor is kept for a successor."""
+    def __init__(self, file: InflightFile, mapping: ring.Mapping, entries: int) -> None:
+        self.file = file
+        """Its descriptor is kept for a process that takes the export over."""
         self.entries = entries
         """Of each ring's part; 0 where another kind of back end made the region."""
         self._mapping = mapping
@@ -75,21 +76,21 @@ class InflightRegion:
             undo.pop_all()
         if entries:  # as it is laid out: so any version of blkd knows it in a live upgrade
             region = replace(region, queue_size=entries)
-        return cls(HeldInflight(region, packed, fd), mapping, entries)
+        return cls(InflightFile(region, packed, fd), mapping, entries)
 
     def close(self) -> None:
         """Close the descriptor; the mapping ends when nothing uses it any more."""
-        close_foreign([self.held.fd])
+        close_foreign([self.file.fd])
 
     @property
     def _end(self) -> int:
-        return self.held.region.mmap_offset + self.held.region.mmap_size
+        return self.file.region.mmap_offset + self.file.region.mmap_size
 
     @property
     def note(self) -> bytes | None:
         """The device's note, NOTE_BYTES long; None if the file is none of ours."""
         try:
-            mark, note = NOTE.unpack(os.pread(self.held.fd, NOTE.size, self._end))
+            mark, note = NOTE.unpack(os.pread(self.file.fd, NOTE.size, self._end))
         except (OSError, struct.error):  # whatever a front end has done to its file
             return None
         return note if mark == MARK else None
@@ -98,19 +99,19 @@ class InflightRegion:
         """Note what the device has to note, if the file is one of ours."""
         if self.note is not None:
             with contextlib.suppress(OSError):
-                os.pwrite(self.held.fd, NOTE.pack(MARK, note), self._end)
+                os.pwrite(self.file.fd, NOTE.pack(MARK, note), self._end)
 
     def part(self, index: int, setup: VringSetup) -> tuple[int, int] | None:
         """Where ring `index` is recorded, and its entries; None if there is no room for it."""
-        region = self.held.region
+        region = self.file.region
         fits = index < region.queues and setup.size <= self.entries
-        if not fits or setup.packed != self.held.packed:
+        if not fits or setup.packed != self.file.packed:
             return None
         return self._mapping.address + index * (region.mmap_size // region.queues), self.entries
 
     def __str__(self) -> str:
         """For which rings it has room, in words."""
-        region, kind = self.held.region, "packed" if self.held.packed else "split"
+        region, kind = self.file.region, "packed" if self.file.packed else "split"
         if not self.entries:
             return f"an in-flight region of {region.mmap_size} bytes that blkd cannot have made"
         return f"an in-flight region for {region.queues} {kind} rings of {self.entries} descriptors"

@@ -12,7 +12,7 @@ from blkd.dataplane.workers import Answer, Workers, WorkerThread
 from blkd.errors import RequestRefused
 from blkd.host.fds import close_foreign, wait_closed
 from blkd.vhost_user.channel import Fds
-from blkd.vhost_user.rings import VringSetup
+from blkd.vhost_user.vring_setup import VringSetup
 from blkd.vhost_user.wire import MemoryRegion
 
 

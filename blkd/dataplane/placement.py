@@ -2,7 +2,7 @@
 """Where a vring lies in the memory that is mapped here."""
 
 from blkd import ring
-from blkd.vhost_user.rings import VringSetup
+from blkd.vhost_user.vring_setup import VringSetup
 
 Place = tuple[int, int, int, tuple[int, int] | None]
 """Where a vring's descriptors, its driver's and its device's area are mapped here; and the guest

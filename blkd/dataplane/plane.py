@@ -18,8 +18,9 @@ from blkd.dataplane.served import ServedDevice
 from blkd.dataplane.vrings import Vrings
 from blkd.dataplane.workers import WorkerPlan, Workers
 from blkd.errors import DataPlaneError
+from blkd.vhost_user.data_path import InflightFile, RestoredVring, VringSnapshot
 from blkd.vhost_user.inflight import Inflight
-from blkd.vhost_user.rings import GivenRing, HeldInflight, HeldRing, VringSetup
+from blkd.vhost_user.vring_setup import VringSetup
 from blkd.vhost_user.wire import LogBase, MemoryRegion
 
 JOIN_LIMIT: Final = 0.4
@@ -29,7 +30,7 @@ log = structlog.get_logger()
 
 
 class DataPlane:
-    """Serves the vrings of one device; plays `vhost_user.rings.Rings`.
+    """Serves the vrings of one device; plays `vhost_user.data_path.DataPath`.
 
     Made on a running event loop.  Failure of a worker arrives as `failed`; a front end whose
     memory shrank while it was in use has `on_fault` called, and has to go.  Before the first
@@ -89,7 +90,7 @@ class DataPlane:
         note = await self._recording.use(region, fd, packed=packed)
         if note is not None:
             self._served.recall(note)
-            await self.refresh()
+            await self.configure()
 
     async def set_log(self, log: LogBase | None, fd: int | None) -> None:
         """Mark in another dirty log, or in none; the old one is unused afterwards."""
@@ -113,19 +114,19 @@ class DataPlane:
         """Give vring `index` its error eventfd."""
         await self._vrings.replace_fd(index, "error", fd)
 
-    async def start_ring(self, index: int, setup: VringSetup) -> None:
+    async def start_vring(self, index: int, setup: VringSetup) -> None:
         """Start vring `index`; what was made available before is served right away."""
         await self._vrings.start(index, setup)
 
-    async def move_ring(self, index: int, setup: VringSetup) -> None:
+    async def move_vring(self, index: int, setup: VringSetup) -> None:
         """Give a running vring new addresses (SET_VRING_ADDR while started)."""
         await self._vrings.move(index, setup)
 
-    async def enable_ring(self, index: int, *, enabled: bool) -> None:
+    async def enable_vring(self, index: int, *, enabled: bool) -> None:
         """Let vring `index` be served, or have it wait; it stays started."""
         await self._vrings.enable(index, enabled=enabled)
 
-    async def stop_ring(self, index: int) -> int:
+    async def stop_vring(self, index: int) -> int:
         """Drain vring `index` and stop it: the base to go on from, as GET_VRING_BASE has it.
 
         Every request already fetched is completed to the guest before it returns, as
@@ -162,42 +163,48 @@ class DataPlane:
         return self._vrings.counters(index)
 
     @property
-    def broken_rings(self) -> dict[int, str]:
+    def broken_vrings(self) -> dict[int, str]:
         """The vrings that are served no more, and why."""
         return {vring.index: vring.reason for vring in self._vrings if vring.is_broken}
 
-    # ---- handed to another process, and taken from one ----
+    # ---- given to another process, and taken from one ----
 
-    def held_memory(self) -> dict[MemoryRegion, int]:
+    @property
+    def memory_fds(self) -> dict[MemoryRegion, int]:
         """The descriptor behind each region, borrowed."""
         return self._memory.fds
 
-    def held_inflight(self) -> HeldInflight | None:
+    @property
+    def inflight_file(self) -> InflightFile | None:
         """The in-flight region, if there is one that anything can be recorded in."""
-        return self._recording.region
+        return self._recording.file
 
-    def held_log(self) -> int | None:
+    @property
+    def log_fd(self) -> int | None:
         """The descriptor behind the dirty log, borrowed."""
         return self._dirty_log.fd
 
-    def held_rings(self) -> list[HeldRing]:
-        """The vrings that a front end has used; nothing may be in flight."""
-        return [vring.held() for vring in self._vrings]
+    def vring_snapshots(self) -> list[VringSnapshot]:
+        """Each vring that a front end has used, as it stands; nothing may be in flight."""
+        return [vring.snapshot() for vring in self._vrings]
 
     async def prepare(self, rings: Iterable[int]) -> None:
-        """Start the workers of these vrings, which then wait: for `adopt_rings` and `resume`."""
+        """Start the workers of these vrings; they fetch nothing before `resume`."""
         self._pausing.begin()
         for index in rings:
             await self._vrings.use(index)
 
-    async def adopt_rings(self, rings: Sequence[GivenRing]) -> None:
-        """Go on with vrings of another process, within the memory already set."""
-        await self._vrings.adopt(rings)
+    async def restore_vrings(self, rings: Sequence[RestoredVring]) -> None:
+        """Go on with vrings of another process, within the memory already set.
+
+        Their descriptors are taken.  Raises RequestRefused where a vring cannot be served.
+        """
+        await self._vrings.restore(rings)
 
     # ---- the device as a whole ----
 
-    async def refresh(self) -> None:
-        """Hand the device's present parameters (capacity, cache mode) to the data path."""
+    async def configure(self) -> None:
+        """Serve with the device's present parameters, such as capacity and cache mode."""
         if (note := self._served.note) is not None:
             self._recording.write_note(note)
         await self._workers.post(lambda thread: thread.configure())
@@ -220,7 +227,7 @@ class DataPlane:
         """Requests fetched and not answered yet."""
         return self._workers.in_flight
 
-    def leave(self) -> None:
+    def quit(self) -> None:
         """End the workers at once; requests in flight are abandoned."""
         if self._workers.have_quit:
             return
@@ -233,7 +240,7 @@ class DataPlane:
 
         A worker that is stuck in a system call may still write there until that ends.
         """
-        self.leave()
+        self.quit()
         if self._workers.join(JOIN_LIMIT):
             self._workers.cut_off()
 
@@ -248,7 +255,7 @@ class DataPlane:
         Where a worker is stuck in a system call, what it may still use stays open: the process
         ends.
         """
-        self.leave()
+        self.quit()
         if not self._workers.join(JOIN_LIMIT):
             log.warning("worker stuck", device=self._served.name)
             return
@@ -265,7 +272,7 @@ class DataPlane:
         await self.before_first()
 
     def _fail(self, error: OSError) -> None:
-        self.leave()
+        self.quit()
         if not self.failed.done():
             self.failed.set_exception(DataPlaneError(f"a worker failed: {error.strerror}"))
 

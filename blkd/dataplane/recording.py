@@ -9,8 +9,9 @@ from blkd.dataplane.inflight_region import InflightRegion
 from blkd.dataplane.shared_files import require_local
 from blkd.dataplane.workers import Workers
 from blkd.vhost_user.channel import Fds
+from blkd.vhost_user.data_path import InflightFile
 from blkd.vhost_user.inflight import Inflight
-from blkd.vhost_user.rings import HeldInflight, VringSetup
+from blkd.vhost_user.vring_setup import VringSetup
 
 Record = tuple[int, int]
 """Where a vring's part of the in-flight region is mapped, and its entries."""
@@ -52,11 +53,11 @@ class Recording:
             self._region.write_note(note)
 
     @property
-    def region(self) -> HeldInflight | None:
+    def file(self) -> InflightFile | None:
         """The region, if there is one that anything can be recorded in."""
         if self._region is None or not self._region.entries:
             return None
-        return self._region.held
+        return self._region.file
 
     def record(self, index: int, setup: VringSetup) -> Record:
         """Where vring `index` is recorded.  One that cannot be is served, which is logged once.

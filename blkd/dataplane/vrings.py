@@ -20,7 +20,8 @@ from blkd.dataplane.shared_files import require_eventfd
 from blkd.dataplane.workers import Answer, Workers, WorkerThread, wait_all
 from blkd.errors import DataPlaneError, RequestRefused
 from blkd.host.fds import close_foreign
-from blkd.vhost_user.rings import GivenRing, HeldRing, VringSetup
+from blkd.vhost_user.data_path import RestoredVring, VringSnapshot
+from blkd.vhost_user.vring_setup import VringSetup
 from blkd.virtio.flaws import Flaw, FlawKind
 
 log = structlog.get_logger()
@@ -147,7 +148,7 @@ class Vrings:
             for kind in ("error", "call", "kick"):
                 steps.push_async_callback(vring.replace_fd, kind, None)
 
-    async def adopt(self, rings: Sequence[GivenRing]) -> None:
+    async def restore(self, rings: Sequence[RestoredVring]) -> None:
         """Go on with vrings of another process, within the memory already set."""
         if any(given.setup for given in rings):
             await self._before_first_start()
@@ -165,7 +166,7 @@ class Vrings:
                 undo.pop_all()
             if given.enabled:
                 self._enabled.add(given.index)
-            answers += vring.adopt(given, where, record)
+            answers += vring.restore(given, where, record)
         await wait_all(answers)
 
     def counters(self, index: int) -> dict[str, int]:
@@ -281,15 +282,15 @@ class Vring:
             )
         )
 
-    def held(self) -> HeldRing:
-        """All that another process must know of it to go on."""
+    def snapshot(self) -> VringSnapshot:
+        """What another process must know to go on with it; its descriptors are borrowed."""
         state = self._worker.ring_state(self._number)
         broken, lost = bool(state["broken"]), bool(state["lost"])
         counters = self.counters()
         del counters["in_flight"]
-        return HeldRing(self.index, state["base"], broken, lost, self.fds, counters)
+        return VringSnapshot(self.index, state["base"], broken, lost, self.fds, counters)
 
-    def adopt(self, given: GivenRing, where: Place | None, record: Record) -> list[Answer]:
+    def restore(self, given: RestoredVring, where: Place | None, record: Record) -> list[Answer]:
         """Go on with a vring of another process; takes its descriptors."""
         self.fds, self._before, self.setup = dict(given.fds), given.counters, given.setup
         answers = [self._post_fd(kind, self.fds.get(kind)) for kind in ("kick", "call", "error")]

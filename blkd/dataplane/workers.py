@@ -18,7 +18,7 @@ from blkd import ring
 from blkd.dataplane.placement import Place, place
 from blkd.dataplane.served import ServedDevice
 from blkd.errors import DataPlaneError
-from blkd.vhost_user.rings import VringSetup
+from blkd.vhost_user.vring_setup import VringSetup
 
 log = structlog.get_logger()
 

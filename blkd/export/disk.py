@@ -137,7 +137,7 @@ class Disk:
         size = self.image.limits.size
         changed = size != self.size
         self.device.resize(size // SECTOR_BYTES)
-        await self.plane.refresh()
+        await self.plane.configure()
         if changed:
             log.info("size changed", export=self.name, size=size)
 

@@ -118,7 +118,7 @@ class Export:
                 await self._ending.wait()
                 watching.cancel()
                 if self._killed:
-                    plane.leave()
+                    plane.quit()
                 try:
                     # First of all: a front end that sees the connection close resumes from
                     # the used index of that moment, which must not move any more.
@@ -142,7 +142,7 @@ class Export:
         """Abandon what is in flight and have `serve` return at once."""
         self._killed = True
         if self._ending.is_set():
-            self.disk.plane.leave()
+            self.disk.plane.quit()
         self._ending.set()
 
     # ---- calls ----

@@ -15,8 +15,9 @@ from blkd.export.views import Announced
 from blkd.host import unix_socket
 from blkd.host.fds import close_connection, close_foreign
 from blkd.vhost_user.connection import Connection, ConnectionSnapshot
+from blkd.vhost_user.data_path import DataPath
 from blkd.vhost_user.gate import Gate
-from blkd.vhost_user.rings import Rings, VringSetup
+from blkd.vhost_user.vring_setup import VringSetup
 from blkd.virtio.device import Device
 
 ACCEPT_PERIOD: Final = 0.5  # seconds until accepting is tried again after it failed
@@ -28,11 +29,13 @@ log = structlog.get_logger()
 class FrontEnds:
     """The listener, which is borrowed, and the connection that comes from it."""
 
-    def __init__(self, name: str, listening: socket.socket, device: Device, rings: Rings) -> None:
+    def __init__(
+        self, name: str, listening: socket.socket, device: Device, data_path: DataPath
+    ) -> None:
         self._name = name
         self._listener = listening
         self._device = device
-        self._rings = rings
+        self._data_path = data_path
         self.connection: Connection | None = None
         """The present one."""
         self._socket: socket.socket | None = None
@@ -76,7 +79,7 @@ class FrontEnds:
     def connect(self, sock: socket.socket) -> Connection:
         """A connection on `sock`, taken; it is served by `serve`."""
         self._socket = sock
-        self.connection = Connection(sock, self._device, self._rings)
+        self.connection = Connection(sock, self._device, self._data_path)
         return self.connection
 
     def restore(self, snapshot: ConnectionSnapshot) -> Mapping[int, VringSetup]:

@@ -112,7 +112,7 @@ def export_state(
 ) -> ExportState:
     """What there is to know of the export of `disk`."""
     limits, device, plane = disk.image.limits, disk.device, disk.plane
-    broken = plane.broken_rings
+    broken = plane.broken_vrings
     return ExportState(
         name=config.name,
         state=state,

@@ -19,8 +19,8 @@ from blkd.upgrade.settings import settings_for_taker
 from blkd.vhost_user.backchannel import BackChannelSnapshot
 from blkd.vhost_user.channel import PartialMessage
 from blkd.vhost_user.connection import ConnectionSnapshot
-from blkd.vhost_user.rings import HeldRing
-from blkd.vhost_user.session import Ring
+from blkd.vhost_user.data_path import VringSnapshot
+from blkd.vhost_user.session import SessionVring
 from blkd.vhost_user.wire import VringAddr
 
 
@@ -43,7 +43,7 @@ def offer(export: Export, hello: messages.Hello, control: int, out: Outgoing) ->
         image_locked=disk.image.is_locked,
         listener=out.add(export.listener.fileno()),
         control=out.add(control),
-        rings=tuple(ring.index for ring in disk.plane.held_rings()),
+        rings=tuple(vring.index for vring in disk.plane.vring_snapshots()),
         notify=os.environ.get("NOTIFY_SOCKET"),
     )
 
@@ -128,7 +128,7 @@ def _partial(partial: PartialMessage | None, out: Outgoing) -> messages.Begun | 
 def _regions(
     snapshot: ConnectionSnapshot, plane: DataPlane, out: Outgoing
 ) -> tuple[messages.Region, ...]:
-    fds = plane.held_memory()
+    fds = plane.memory_fds
     return tuple(
         messages.Region(
             guest_address=region.guest_address,
@@ -142,21 +142,21 @@ def _regions(
 
 
 def _inflight(plane: DataPlane, out: Outgoing) -> messages.Inflight | None:
-    held = plane.held_inflight()
-    if held is None:
+    file = plane.inflight_file
+    if file is None:
         return None
     return messages.Inflight(
-        mmap_size=held.region.mmap_size,
-        mmap_offset=held.region.mmap_offset,
-        queues=held.region.queues,
-        queue_size=held.region.queue_size,
-        packed=held.packed,
-        memory=out.add(held.fd),
+        mmap_size=file.region.mmap_size,
+        mmap_offset=file.region.mmap_offset,
+        queues=file.region.queues,
+        queue_size=file.region.queue_size,
+        packed=file.packed,
+        memory=out.add(file.fd),
     )
 
 
 def _log(snapshot: ConnectionSnapshot, plane: DataPlane, out: Outgoing) -> messages.Log | None:
-    log, fd = snapshot.session.log, plane.held_log()
+    log, fd = snapshot.session.log, plane.log_fd
     if log is None or fd is None:
         return None
     return messages.Log(size=log.size, offset=log.offset, memory=out.add(fd))
@@ -166,34 +166,34 @@ def rings(
     snapshot: ConnectionSnapshot | None, plane: DataPlane, out: Outgoing
 ) -> tuple[messages.Ring, ...]:
     """Every ring that differs from a new one."""
-    held = {ring.index: ring for ring in plane.held_rings()}
-    known = snapshot.session.rings if snapshot else [Ring(index) for index in held]
+    used = {vring.index: vring for vring in plane.vring_snapshots()}
+    known = snapshot.session.rings if snapshot else [SessionVring(index) for index in used]
     return tuple(
-        _ring(ring, held.get(ring.index), out)
-        for ring in known
-        if ring.index in held or ring != Ring(ring.index)
+        _ring(vring, used.get(vring.index, VringSnapshot(vring.index)), out)
+        for vring in known
+        if vring.index in used or vring != SessionVring(vring.index)
     )
 
 
-def _ring(ring: Ring, held: HeldRing | None, out: Outgoing) -> messages.Ring:
-    held = held or HeldRing(ring.index)
-    if ring.started and held.lost:
+def _ring(known: SessionVring, used: VringSnapshot, out: Outgoing) -> messages.Ring:
+    """One vring as its session knows it and as the data path uses it."""
+    if known.started and used.lost:
         raise UpgradeError(
-            f"ring {ring.index} lies in no memory at the moment",
+            f"ring {known.index} lies in no memory at the moment",
             hint="try again: the front end is about to change its memory",
         )
     return messages.Ring(
-        index=ring.index,
-        size=ring.size,
-        addresses=None if ring.addresses is None else _addresses(ring.addresses),
-        base=held.base if ring.started else ring.base,
-        started=ring.started,
-        enabled=ring.enabled,
-        broken=held.broken,
-        kick=out.add_any(held.fds.get("kick")),
-        call=out.add_any(held.fds.get("call")),
-        error=out.add_any(held.fds.get("error")),
-        counters=dict(held.counters),
+        index=known.index,
+        size=known.size,
+        addresses=None if known.addresses is None else _addresses(known.addresses),
+        base=used.base if known.started else known.base,
+        started=known.started,
+        enabled=known.enabled,
+        broken=used.broken,
+        kick=out.add_any(used.fds.get("kick")),
+        call=out.add_any(used.fds.get("call")),
+        error=out.add_any(used.fds.get("error")),
+        counters=dict(used.counters),
     )
 
 

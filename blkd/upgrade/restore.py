@@ -17,10 +17,11 @@ from blkd.vhost_user.backchannel import BackChannelSnapshot
 from blkd.vhost_user.channel import PartialMessage
 from blkd.vhost_user.checks import refuse_no_rings, refuse_unfit
 from blkd.vhost_user.connection import ConnectionSnapshot
+from blkd.vhost_user.data_path import RestoredVring
 from blkd.vhost_user.inflight import Inflight, part_entries
-from blkd.vhost_user.rings import GivenRing, VringSetup
-from blkd.vhost_user.session import Ring
+from blkd.vhost_user.session import SessionVring
 from blkd.vhost_user.session_snapshot import SessionSnapshot
+from blkd.vhost_user.vring_setup import VringSetup
 from blkd.vhost_user.wire import LogBase, MemoryRegion, VirtioFeature, VringAddr
 from blkd.virtio.blk import SECTOR_BYTES, Shown
 
@@ -49,8 +50,8 @@ async def restore(export: Export, state: messages.State, fds: Incoming) -> None:
             snapshot = connection(state.front_end, state.rings, fds)
             setups = export.front_ends.restore(snapshot)
             await _restore_memory(export.disk, snapshot.session, state.front_end, fds)
-        await export.disk.plane.adopt_rings(rings(setups, state.rings, fds))
-        await export.disk.plane.refresh()
+        await export.disk.plane.restore_vrings(rings(setups, state.rings, fds))
+        await export.disk.plane.configure()
     except (ProtocolError, RequestRefused) as error:
         raise UpgradeError(f"cannot be taken over: {error}", hint=error.hint) from error
 
@@ -142,9 +143,9 @@ def _partial(begun: messages.Begun | None, fds: Incoming) -> PartialMessage | No
     return PartialMessage(begun.data, tuple(fds.take(place) for place in begun.descriptors))
 
 
-def _ring(ring: messages.Ring) -> Ring:
+def _ring(ring: messages.Ring) -> SessionVring:
     where = ring.addresses
-    return Ring(
+    return SessionVring(
         index=ring.index,
         size=ring.size,
         addresses=None
@@ -159,10 +160,10 @@ def _ring(ring: messages.Ring) -> Ring:
 
 def rings(
     setups: Mapping[int, VringSetup], rings: tuple[messages.Ring, ...], fds: Incoming
-) -> tuple[GivenRing, ...]:
+) -> tuple[RestoredVring, ...]:
     """What the data path is to go on with; takes the rings' descriptors."""
     return tuple(
-        GivenRing(
+        RestoredVring(
             ring.index,
             fds={
                 kind: fds.take(place)

@@ -3,7 +3,7 @@
 
 from blkd.errors import RequestRefused
 from blkd.vhost_user.inflight import Inflight
-from blkd.vhost_user.rings import VringSetup
+from blkd.vhost_user.vring_setup import VringSetup
 from blkd.vhost_user.wire import LARGEST_OFFSET, LogBase, MemoryRegion, VirtioFeature, VringAddr
 
 

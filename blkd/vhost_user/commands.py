@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 
 from blkd.vhost_user.inflight import Inflight
-from blkd.vhost_user.rings import VringSetup
+from blkd.vhost_user.vring_setup import VringSetup
 from blkd.vhost_user.wire import LogBase, MemoryRegion
 
 
@@ -65,7 +65,7 @@ class SetError:
 
 
 @dataclass(frozen=True, slots=True)
-class StartRing:
+class StartVring:
     """Start a ring."""
 
     index: int
@@ -73,7 +73,7 @@ class StartRing:
 
 
 @dataclass(frozen=True, slots=True)
-class MoveRing:
+class MoveVring:
     """Give a running ring other addresses."""
 
     index: int
@@ -81,7 +81,7 @@ class MoveRing:
 
 
 @dataclass(frozen=True, slots=True)
-class EnableRing:
+class EnableVring:
     """Let a ring be served, or have it wait."""
 
     index: int
@@ -89,15 +89,15 @@ class EnableRing:
 
 
 @dataclass(frozen=True, slots=True)
-class StopRing:
+class StopVring:
     """Drain and stop a ring.  Its result is the avail index to serve next."""
 
     index: int
 
 
 @dataclass(frozen=True, slots=True)
-class Refresh:
-    """Hand the device's present parameters to the data path."""
+class Configure:
+    """Serve with the device's present parameters, such as capacity and cache mode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class UseInflight:
     """Whether it is laid out for packed rings."""
 
 
-RingCommand = SetKick | SetCall | SetError | StartRing | MoveRing | EnableRing | StopRing
+VringCommand = SetKick | SetCall | SetError | StartVring | MoveVring | EnableVring | StopVring
 MemoryCommand = SetMemory | AddMemory | RemoveMemory | SetLog | LogData
 InflightCommand = OfferInflight | UseInflight
-Command = MemoryCommand | InflightCommand | Refresh | OpenBackChannel | RingCommand
+Command = MemoryCommand | InflightCommand | Configure | OpenBackChannel | VringCommand

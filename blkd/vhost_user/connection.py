@@ -18,29 +18,30 @@ from blkd.vhost_user.channel import Fds, PartialMessage, Receiver, send
 from blkd.vhost_user.commands import (
     AddMemory,
     Command,
-    EnableRing,
+    Configure,
+    EnableVring,
     LogData,
     MemoryCommand,
-    MoveRing,
+    MoveVring,
     OfferInflight,
     OpenBackChannel,
-    Refresh,
     RemoveMemory,
-    RingCommand,
     SetCall,
     SetError,
     SetKick,
     SetLog,
     SetMemory,
-    StartRing,
-    StopRing,
+    StartVring,
+    StopVring,
     UseInflight,
+    VringCommand,
 )
+from blkd.vhost_user.data_path import DataPath
 from blkd.vhost_user.gate import Gate
 from blkd.vhost_user.requests import MAX_PAYLOAD
-from blkd.vhost_user.rings import Rings, VringSetup
 from blkd.vhost_user.session import Answer, Plan, Session
 from blkd.vhost_user.session_snapshot import SessionSnapshot, restore_session, session_snapshot
+from blkd.vhost_user.vring_setup import VringSetup
 from blkd.vhost_user.wire import (
     BackendRequest,
     Header,
@@ -68,7 +69,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class FrontEndRing:
+class FrontEndVring:
     """A ring as the front end has set it up."""
 
     index: int
@@ -89,7 +90,7 @@ class FrontEndState:
     status: int
     back_channel: bool
     memory_regions: tuple[MemoryRegion, ...]
-    rings: tuple[FrontEndRing, ...]
+    rings: tuple[FrontEndVring, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +116,11 @@ class ConnectionSnapshot:
 class Connection:
     """Serves one front end on a connected socket, which it owns from then on."""
 
-    def __init__(self, sock: socket.socket, device: Device, rings: Rings) -> None:
+    def __init__(self, sock: socket.socket, device: Device, data_path: DataPath) -> None:
         sock.setblocking(False)
         self._sock = sock
         self._receiver = Receiver(sock, MAX_PAYLOAD)
-        self._rings = rings
+        self._data_path = data_path
         self._session = Session(device)
         self._back: BackChannel | None = None
         self._closing = False
@@ -141,7 +142,7 @@ class Connection:
             ending.callback(close_connection, self._sock)
             ending.callback(self._receiver.close)
             ending.callback(self._close_back_channel)
-            ending.push_async_callback(self._rings.reset)
+            ending.push_async_callback(self._data_path.reset)
             async with asyncio.TaskGroup() as tasks:
                 telling = tasks.create_task(self._tell())
                 try:
@@ -186,7 +187,7 @@ class Connection:
             back_channel=self._back is not None,
             memory_regions=session.regions,
             rings=tuple(
-                FrontEndRing(ring.index, ring.size, ring.started, ring.enabled)
+                FrontEndVring(ring.index, ring.size, ring.started, ring.enabled)
                 for ring in session.rings
             ),
         )
@@ -304,52 +305,52 @@ class Connection:
             case SetMemory() | AddMemory() | RemoveMemory() | SetLog() | LogData():
                 await self._perform_on_memory(command, fds)
             case OfferInflight(region):
-                gifts.add([await self._rings.make_inflight(region)])
+                gifts.add([await self._data_path.make_inflight(region)])
             case UseInflight(region, packed):
-                await self._rings.use_inflight(region, fds.take_one(), packed=packed)
-            case Refresh():
-                await self._rings.refresh()
+                await self._data_path.use_inflight(region, fds.take_one(), packed=packed)
+            case Configure():
+                await self._data_path.configure()
             case OpenBackChannel():
                 self._close_back_channel()
                 self._back = BackChannel.adopt(fds.take_one())
                 self._news.set()
             case _:
-                return await self._perform_on_ring(command, fds)
+                return await self._perform_on_vring(command, fds)
         return None
 
     async def _perform_on_memory(self, command: MemoryCommand, fds: Fds) -> None:
-        rings = self._rings
+        data_path = self._data_path
         match command:
             case SetMemory(regions):
-                await rings.set_memory(regions, fds.take())
+                await data_path.set_memory(regions, fds.take())
             case AddMemory(region):
-                await rings.add_memory(region, fds.take_one())
+                await data_path.add_memory(region, fds.take_one())
             case RemoveMemory(region):
-                await rings.remove_memory(region)
+                await data_path.remove_memory(region)
             case SetLog(log_base):
-                await rings.set_log(log_base, fds.take_one() if log_base else None)
+                await data_path.set_log(log_base, fds.take_one() if log_base else None)
             case LogData(on):
-                await rings.log_data(on=on)
+                await data_path.log_data(on=on)
                 log.info("dirty log switched", on=on)
 
-    async def _perform_on_ring(self, command: RingCommand, fds: Fds) -> int | None:
-        rings = self._rings
+    async def _perform_on_vring(self, command: VringCommand, fds: Fds) -> int | None:
+        data_path = self._data_path
         match command:
             case SetKick(index):
-                await rings.set_kick(index, fds.take_one())
+                await data_path.set_kick(index, fds.take_one())
             case SetCall(index):
-                await rings.set_call(index, fds.take_any())
+                await data_path.set_call(index, fds.take_any())
             case SetError(index):
-                await rings.set_error(index, fds.take_any())
-            case StartRing(index, setup):
-                await rings.start_ring(index, setup)
+                await data_path.set_error(index, fds.take_any())
+            case StartVring(index, setup):
+                await data_path.start_vring(index, setup)
                 log.info("ring started", ring=index, size=setup.size, base=setup.base)
-            case MoveRing(index, setup):
-                await rings.move_ring(index, setup)
-            case EnableRing(index, enabled):
-                await rings.enable_ring(index, enabled=enabled)
-            case StopRing(index):
-                base = await rings.stop_ring(index)
+            case MoveVring(index, setup):
+                await data_path.move_vring(index, setup)
+            case EnableVring(index, enabled):
+                await data_path.enable_vring(index, enabled=enabled)
+            case StopVring(index):
+                base = await data_path.stop_vring(index)
                 log.info("ring stopped", ring=index, base=base)
                 return base
         return None

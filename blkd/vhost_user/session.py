@@ -23,20 +23,20 @@ from blkd.vhost_user.checks import (
 from blkd.vhost_user.commands import (
     AddMemory,
     Command,
-    EnableRing,
+    Configure,
+    EnableVring,
     LogData,
-    MoveRing,
+    MoveVring,
     OfferInflight,
     OpenBackChannel,
-    Refresh,
     RemoveMemory,
     SetCall,
     SetError,
     SetKick,
     SetLog,
     SetMemory,
-    StartRing,
-    StopRing,
+    StartVring,
+    StopVring,
     UseInflight,
 )
 from blkd.vhost_user.inflight import Inflight, part_bytes
@@ -49,7 +49,7 @@ from blkd.vhost_user.requests import (
     Support,
     declared,
 )
-from blkd.vhost_user.rings import VringSetup
+from blkd.vhost_user.vring_setup import VringSetup
 from blkd.vhost_user.wire import (
     U64,
     Config,
@@ -88,7 +88,7 @@ Handler = Callable[[Payload], Plan | Answer | None]
 
 
 @dataclass(slots=True)
-class Ring:
+class SessionVring:
     """What is known of one ring."""
 
     index: int
@@ -137,7 +137,7 @@ class Session:
         self.status = 0
         self.regions: tuple[MemoryRegion, ...] = ()
         self.log: LogBase | None = None
-        self.rings = tuple(Ring(index) for index in range(device.queues))
+        self.rings = tuple(SessionVring(index) for index in range(device.queues))
         self.fetched: int | None = None
         """The device's generation when what changes with it was last read; None before."""
 
@@ -231,7 +231,7 @@ class Session:
             for ring in self.rings:
                 ring.base = None  # of the other layout
         self.features = self.based_on = features
-        yield Refresh()
+        yield Configure()
         if changed & VirtioFeature.LOG_ALL:
             yield from self._forget_log()
         if not self._has(VirtioFeature.PROTOCOL_FEATURES):
@@ -269,7 +269,7 @@ class Session:
             yield LogData(on=False)
         self.features &= VirtioFeature.PROTOCOL_FEATURES
         self.status = 0
-        yield Refresh()
+        yield Configure()
         yield from self._forget_log()
 
     def get_status(self, _: Empty) -> Answer:
@@ -294,7 +294,7 @@ class Session:
     def set_config(self, written: Config) -> Steps:
         """Write the configuration space, where that can be written."""
         self.device.write_config(config_offset(written), written.data)
-        yield Refresh()
+        yield Configure()
 
     def set_backend_req_fd(self, _: Empty) -> Steps:
         """Take the channel for our own requests."""
@@ -405,7 +405,7 @@ class Session:
         setup = replace(ring, addresses=addresses).setup(self.features)
         if ring.started and setup and addresses != ring.addresses:
             refuse_unlogged(setup, self.log)
-            yield MoveRing(ring.index, setup)
+            yield MoveVring(ring.index, setup)
         was_logged, ring.addresses = ring.is_logged, addresses
         if was_logged and not ring.is_logged:
             yield from self._forget_log()
@@ -452,12 +452,12 @@ class Session:
             raise RequestRefused(f"ring {ring.index} enabled by {state.num}, not 0 or 1")
         yield from self._enable(ring, enabled=bool(state.num))
 
-    def _ring(self, index: int) -> Ring:
+    def _ring(self, index: int) -> SessionVring:
         if index >= len(self.rings):
             raise RequestRefused(f"ring {index} of {len(self.rings)}")
         return self.rings[index]
 
-    def _start(self, ring: Ring) -> Steps:
+    def _start(self, ring: SessionVring) -> Steps:
         """Start a ring that is stopped and lacks nothing."""
         setup = ring.setup(self.features)
         if setup and not ring.started:
@@ -466,18 +466,18 @@ class Session:
             refuse_size(ring.index, ring.size, self.device.queue_size, self.features)
             refuse_misaligned(ring.addresses, self.features)
             refuse_unlogged(setup, self.log)
-            yield StartRing(ring.index, setup)
+            yield StartVring(ring.index, setup)
             ring.started = True
 
-    def _stop(self, ring: Ring) -> Steps:
+    def _stop(self, ring: SessionVring) -> Steps:
         """Stop a ring that is started; it loses its kick and keeps its place."""
         if ring.started:
-            base = yield StopRing(ring.index)
+            base = yield StopVring(ring.index)
             assert base is not None
             ring.base, ring.started = base, False
         ring.has_kick = False
 
-    def _end_disabled(self, ring: Ring) -> Steps:
+    def _end_disabled(self, ring: SessionVring) -> Steps:
         """Stop a ring that was disabled and is now set up anew.
 
         Some front ends never send GET_VRING_BASE: a disabled ring is all they leave behind.
@@ -485,10 +485,10 @@ class Session:
         if ring.started and not ring.enabled:
             yield from self._stop(ring)
 
-    def _enable(self, ring: Ring, *, enabled: bool) -> Steps:
+    def _enable(self, ring: SessionVring, *, enabled: bool) -> Steps:
         """Enable or disable a ring; enabled at last, it starts if it lacks nothing."""
         if ring.enabled != enabled:
-            yield EnableRing(ring.index, enabled)
+            yield EnableVring(ring.index, enabled)
             ring.enabled = enabled
         if enabled:
             yield from self._start(ring)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from blkd.errors import RequestRefused
 from blkd.vhost_user.checks import refuse_misaligned, refuse_no_log, refuse_size, refuse_unlogged
 from blkd.vhost_user.requests import MAX_MEM_SLOTS, OFFERED_PROTOCOL_FEATURES
-from blkd.vhost_user.session import MAX_INDEX, MAX_STATUS, OURS, Ring, Session
+from blkd.vhost_user.session import MAX_INDEX, MAX_STATUS, OURS, Session, SessionVring
 from blkd.vhost_user.wire import LogBase, MemoryRegion, ProtocolFeature, VirtioFeature, VringAddr
 
 
@@ -25,7 +25,7 @@ class SessionSnapshot:
     fetched: int | None
     regions: tuple[MemoryRegion, ...]
     log: LogBase | None
-    rings: tuple[Ring, ...]
+    rings: tuple[SessionVring, ...]
     """All of them, or in one to restore those that differ from new ones."""
 
 
@@ -79,7 +79,7 @@ def _refuse_odd_memory(regions: tuple[MemoryRegion, ...]) -> None:
             raise RequestRefused(f"memory regions overlap at {next_one.guest_address:#x}")
 
 
-def _restore_ring(session: Session, ring: Ring) -> None:
+def _restore_ring(session: Session, ring: SessionVring) -> None:
     """Take one ring, which is started as far as the session is concerned."""
     if ring.index >= len(session.rings):
         raise RequestRefused(f"ring {ring.index} of {len(session.rings)}")

@@ -13,7 +13,7 @@ from blkd.export.config import ExportConfig
 from blkd.export.parameters import parameters
 from blkd.image.base import Opening
 from blkd.image.kinds import open_image
-from blkd.vhost_user.rings import VringSetup
+from blkd.vhost_user.vring_setup import VringSetup
 from blkd.vhost_user.wire import MemoryRegion
 from blkd.virtio.blk import BlkDevice
 from harness.disk import IN
@@ -60,12 +60,12 @@ async def started(plane, memory):
     ring = Vring(memory, 8)
     regions = [MemoryRegion(r.gpa, r.size, r.uva, r.offset) for r in memory.regions]
     await plane.set_memory(regions, [os.dup(region.fd) for region in memory.regions])
-    await plane.refresh()
+    await plane.configure()
     await plane.set_kick(0, os.dup(ring.kick_fd))
     await plane.set_call(0, os.dup(ring.call_fd))
     where = [memory.user_address(at) for at in (ring.desc, ring.avail, ring.used)]
-    await plane.start_ring(0, VringSetup(ring.size, *where, 0, FEATURES))
-    await plane.enable_ring(0, enabled=True)
+    await plane.start_vring(0, VringSetup(ring.size, *where, 0, FEATURES))
+    await plane.enable_vring(0, enabled=True)
     return ring
 
 
@@ -112,7 +112,7 @@ async def test_a_descriptor_stays_open_until_the_worker_does_not_use_it(plane, k
     ring = await started(plane, memory)
     replace = getattr(plane, f"set_{kind}")
     await replace(0, os.dup(ring.kick_fd))
-    old = plane.held_rings()[0].fds[kind]
+    old = plane.vring_snapshots()[0].fds[kind]
     await stuck(plane, ring)
     await given_up(replace(0, os.dup(ring.kick_fd)))
     assert is_open(old)
@@ -125,21 +125,21 @@ async def test_a_stop_that_was_given_up_is_waited_for_by_the_next(plane):
     memory = GuestMemory()
     ring = await started(plane, memory)
     await stuck(plane, ring)
-    await given_up(plane.stop_ring(0))
+    await given_up(plane.stop_vring(0))
     plane.fuse.abort()
     async with asyncio.timeout(LIMIT):
-        assert await plane.stop_ring(0) == 1
+        assert await plane.stop_vring(0) == 1
     memory.close()
 
 
 async def test_a_start_that_was_given_up_is_undone_by_a_reset(plane):
     memory = GuestMemory()
     await started(plane, memory)
-    await plane.stop_ring(0)
+    await plane.stop_vring(0)
     ring = Vring(memory, 8)
     where = [memory.user_address(at) for at in (ring.desc, ring.avail, ring.used)]
     setup = VringSetup(ring.size, *where, 0, FEATURES)
-    await given_up(plane.start_ring(0, setup))
+    await given_up(plane.start_vring(0, setup))
     async with asyncio.timeout(LIMIT):
         await plane.reset()
     await started(plane, memory)

@@ -32,24 +32,24 @@ def served():
 
 
 def test_a_front_end_starts_and_stops_a_ring(served):
-    front_end, rings = served.front_end, served.rings
+    front_end, data_path = served.front_end, served.data_path
     front_end.negotiate()
     assert (front_end.queues, front_end.max_mem_slots) == (4, 509)
     front_end.share_memory()
     ring = front_end.start_ring(1, 64)
-    rings.base = 17
+    data_path.base = 17
     assert front_end.stop_ring(1) == 17
-    names = [name for name in rings.names() if name != "refresh"]
+    names = [name for name in data_path.names() if name != "configure"]
     assert names == [
         *["add_memory"] * 2,
         "set_call",
         "set_error",
         "set_kick",
-        "start_ring",
-        "enable_ring",
-        "stop_ring",
+        "start_vring",
+        "enable_vring",
+        "stop_vring",
     ]
-    setup = next(call[2] for call in rings.calls if call[0] == "start_ring")
+    setup = next(call[2] for call in data_path.calls if call[0] == "start_vring")
     assert (setup.size, setup.base) == (64, 0)
     assert setup.desc == front_end.memory.user_address(ring.desc)
     assert setup.avail == front_end.memory.user_address(ring.avail)
@@ -61,7 +61,7 @@ def test_memory_comes_as_a_table_with_its_descriptors_in_order(served):
     front_end.memory = GuestMemory([1 << 20] * 8)
     front_end.negotiate()
     front_end.share_memory(table=True)
-    (call,) = [call for call in served.rings.calls if call[0] == "set_memory"]
+    (call,) = [call for call in served.data_path.calls if call[0] == "set_memory"]
     assert [region.guest_address for region in call[1]] == [
         region.gpa for region in front_end.memory.regions
     ]
@@ -74,7 +74,7 @@ def test_a_front_end_without_extensions_is_served(served):
     front_end.share_memory()
     front_end.start_ring()
     assert front_end.stop_ring() == 0
-    assert served.rings.names()[:5] == ["refresh", *["enable_ring"] * 4]
+    assert served.data_path.names()[:5] == ["configure", *["enable_vring"] * 4]
 
 
 def test_a_message_in_single_bytes_is_a_message(served):
@@ -116,17 +116,17 @@ def test_what_the_session_holds_can_be_seen(served):
 
 
 def test_an_error_of_the_host_comes_alone_and_the_rings_are_reset(served):
-    served.rings.failures["set_kick"] = OSError(errno.ENOSPC, "No space left on device")
+    served.data_path.failures["set_kick"] = OSError(errno.ENOSPC, "No space left on device")
     served.front_end.negotiate()
     served.front_end.send(Request.SET_VRING_KICK, bytes(8), [os.eventfd(0)])
     assert served.front_end.wait_closed()
     with pytest.raises(OSError, match="No space left"):
         raise served.end()
-    assert served.rings.names()[-1] == "reset"
+    assert served.data_path.names()[-1] == "reset"
 
 
 def test_a_reset_that_fails_leaves_no_connection_behind(served):
-    served.rings.failures["reset"] = DataPlaneError("odd")
+    served.data_path.failures["reset"] = DataPlaneError("odd")
     served.front_end.negotiate()
     served.front_end.sock.shutdown(socket.SHUT_WR)
     assert served.front_end.wait_closed()
@@ -137,7 +137,7 @@ def test_a_reset_that_fails_leaves_no_connection_behind(served):
 def test_a_front_end_that_closes_ends_the_connection_quietly(served):
     served.front_end.negotiate()
     assert served.end() is None
-    assert served.rings.names()[-1] == "reset"
+    assert served.data_path.names()[-1] == "reset"
 
 
 def test_closing_ends_the_connection_quietly_even_in_mid_message(served):
@@ -152,18 +152,18 @@ def test_cancelling_resets_the_rings_and_closes_everything(served):
     served.cancel()
     assert served.front_end.wait_closed()
     assert isinstance(served.end(), BaseException)
-    assert served.rings.names()[-1] == "reset"
+    assert served.data_path.names()[-1] == "reset"
 
 
 def test_a_failing_data_plane_ends_the_connection(served):
     served.front_end.negotiate()
     served.front_end.share_memory()
     served.front_end.start_ring()
-    served.rings.failures["stop_ring"] = DrainTimeout("2 requests in flight")
+    served.data_path.failures["stop_vring"] = DrainTimeout("2 requests in flight")
     with pytest.raises(DisconnectedError):
         served.front_end.stop_ring()
     assert isinstance(served.end(), DrainTimeout)
-    assert served.rings.names()[-1] == "reset"
+    assert served.data_path.names()[-1] == "reset"
 
 
 def test_a_front_end_that_reads_no_answers_can_be_left(served):
@@ -181,10 +181,10 @@ def test_a_front_end_that_reads_no_answers_can_be_left(served):
 def test_what_the_rings_refuse_is_answered_and_the_connection_lives(served):
     front_end = served.front_end
     front_end.negotiate()
-    served.rings.failures["add_memory"] = RequestRefused("not mappable")
+    served.data_path.failures["add_memory"] = RequestRefused("not mappable")
     region = front_end.memory.regions[0]
     assert front_end.ack(Request.ADD_MEM_REG, bytes(8) + region.pack(), [region.fd]) != 0
-    del served.rings.failures["add_memory"]
+    del served.data_path.failures["add_memory"]
     front_end.share_memory()
 
 
@@ -253,9 +253,9 @@ def test_descriptors_spread_over_a_message_are_counted_together(served):
 
 def test_no_descriptor_is_leaked_by_refusals_and_failures():
     before = open_fds()
-    for failure in ("set_memory", "remove_memory", "set_kick", "set_call", "start_ring"):
+    for failure in ("set_memory", "remove_memory", "set_kick", "set_call", "start_vring"):
         with Served() as served:
-            served.rings.failures[failure] = RequestRefused("no")
+            served.data_path.failures[failure] = RequestRefused("no")
             front_end = served.front_end
             front_end.negotiate()
             regions = front_end.memory.regions
@@ -274,7 +274,7 @@ def test_no_descriptor_is_leaked_by_refusals_and_failures():
             front_end.ack(Request.SET_VRING_ERR, struct.pack("=Q", 99), [ring.err_fd])
             front_end.ack(Request.SET_BACKEND_REQ_FD, b"", [regions[0].fd])
             front_end.ack(Request.ADD_MEM_REG, bytes(8) + regions[0].pack(), [regions[0].fd])
-            assert failure in served.rings.names()
+            assert failure in served.data_path.names()
     assert wait_for_fds(before)
 
 
@@ -303,7 +303,7 @@ def test_arbitrary_messages_raise_only_our_own_errors_and_leak_nothing(said):
             pass
         error = served.end()
         assert error is None or isinstance(error, BlkdError)
-        assert served.rings.names()[-1] == "reset"
+        assert served.data_path.names()[-1] == "reset"
     assert wait_for_fds(before)
 
 

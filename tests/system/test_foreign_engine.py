@@ -17,7 +17,7 @@ from blkd.errors import DrainTimeout
 from blkd.export.config import ExportConfig
 from blkd.export.parameters import parameters
 from blkd.image.base import Opening
-from blkd.vhost_user.rings import VringSetup
+from blkd.vhost_user.vring_setup import VringSetup
 from blkd.vhost_user.wire import MemoryRegion
 from blkd.virtio.blk import BlkDevice
 from harness.daemon import Daemon, image
@@ -54,12 +54,12 @@ class Disk:
     async def start(self):
         ring = self.ring
         await self.share(self.memory)
-        await self.plane.refresh()
+        await self.plane.configure()
         await self.plane.set_kick(0, os.dup(ring.kick_fd))
         await self.plane.set_call(0, os.dup(ring.call_fd))
         where = [self.memory.user_address(at) for at in (ring.desc, ring.avail, ring.used)]
-        await self.plane.start_ring(0, VringSetup(ring.size, *where, 0, FEATURES))
-        await self.plane.enable_ring(0, enabled=True)
+        await self.plane.start_vring(0, VringSetup(ring.size, *where, 0, FEATURES))
+        await self.plane.enable_vring(0, enabled=True)
 
     async def share(self, memory):
         regions = [MemoryRegion(r.gpa, r.size, r.uva, r.offset) for r in memory.regions]
@@ -128,7 +128,7 @@ async def given_back(disk, command):
 
 async def test_a_ring_stops_once_what_was_fetched_from_it_is_answered(disk):
     await disk.submit(IN)
-    assert await given_back(disk, disk.plane.stop_ring(0)) == OUTSTANDING
+    assert await given_back(disk, disk.plane.stop_vring(0)) == OUTSTANDING
     assert len(disk.ring.take_used()) == OUTSTANDING
     assert all(disk.memory.read(at, BLOCK) == bytes([0xEE]) * BLOCK for at in disk.buffers)
 

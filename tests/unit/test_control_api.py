@@ -19,7 +19,7 @@ from blkd.control.client import call, switch
 from blkd.control.server import control_api
 from blkd.export.views import ExportState, ExportStats, PauseResult, ResizeResult, RingStats
 from blkd.host import unix_socket
-from blkd.vhost_user.connection import FrontEndRing, FrontEndState
+from blkd.vhost_user.connection import FrontEndState, FrontEndVring
 from blkd.vhost_user.wire import MemoryRegion
 
 NOBODY = 65534
@@ -393,7 +393,7 @@ def test_no_body_fails_the_server(tmp_path_factory, body):
     assert asyncio.run(exchange()) in (200, 400, 422)
 
 
-RECORDS = [ExportState, FrontEndState, FrontEndRing, MemoryRegion, ExportStats, RingStats]
+RECORDS = [ExportState, FrontEndState, FrontEndVring, MemoryRegion, ExportStats, RingStats]
 RESULTS = [ResizeResult, PauseResult]
 CALLS = ["EXPORT", "STATS", "RESIZE", "PAUSE", "RESUME", "STOP", "KILL", "UPGRADE"]
 PROBLEMS = ["image-busy", "image-error", "request-refused", "config-error", "drain-timeout"]

@@ -9,7 +9,7 @@ from blkd.errors import DataPlaneError
 from blkd.export.frontends import FrontEnds
 from blkd.host import unix_socket
 from harness.frontend import FrontEnd, Request
-from tests.doubles import RecordingRings, ToyDevice
+from tests.doubles import RecordingDataPath, ToyDevice
 
 LIMIT = 10.0  # seconds for what takes milliseconds
 
@@ -22,13 +22,13 @@ LIMIT = 10.0  # seconds for what takes milliseconds
 @pytest.mark.parametrize("where", ["set_call", "reset"])
 async def test_whatever_fails_for_one_front_end_the_next_is_served(tmp_path, failure, where):
     path = tmp_path / "disk.sock"
-    rings = RecordingRings()
+    data_path = RecordingDataPath()
     with unix_socket.listen(str(path), 0o600) as sock:
-        front_ends = FrontEnds("disk", sock, ToyDevice(), rings)
+        front_ends = FrontEnds("disk", sock, ToyDevice(), data_path)
         serving = asyncio.create_task(front_ends.serve())
-        rings.failures[where] = failure
+        data_path.failures[where] = failure
         await asyncio.wait_for(asyncio.to_thread(meet, path), LIMIT)
-        rings.failures.clear()
+        data_path.failures.clear()
         await asyncio.wait_for(asyncio.to_thread(converse, path), LIMIT)
         serving.cancel()
         with pytest.raises(asyncio.CancelledError):

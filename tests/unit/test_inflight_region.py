@@ -37,5 +37,5 @@ def test_a_region_is_described_to_another_process_as_it_is_laid_out(part, entrie
     fd = os.memfd_create("in-flight")
     os.ftruncate(fd, 2 * part)
     region = InflightRegion.adopt(Inflight(2 * part, 0, 2, 128), fd, 1024, packed=False)
-    assert region.held.region == Inflight(2 * part, 0, 2, entries)
+    assert region.file.region == Inflight(2 * part, 0, 2, entries)
     region.close()

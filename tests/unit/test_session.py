@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from blkd.errors import BlkdError, ProtocolError
 from blkd.vhost_user.commands import (
     AddMemory,
-    EnableRing,
-    MoveRing,
-    Refresh,
+    Configure,
+    EnableVring,
+    MoveVring,
     RemoveMemory,
     SetMemory,
-    StartRing,
-    StopRing,
+    StartVring,
+    StopVring,
 )
 from blkd.vhost_user.requests import (
     MAX_MEM_SLOTS,
@@ -102,14 +102,14 @@ def test_the_rings_are_told_what_they_are_and_nothing_twice(said):
             talk.say(request, payload, fds, need_reply=need_reply)
         for command in talk.commands:
             match command:
-                case StartRing(index):
+                case StartVring(index):
                     assert index not in started
                     started.add(index)
-                case StopRing(index):
+                case StopVring(index):
                     started.remove(index)
-                case MoveRing(index):
+                case MoveVring(index):
                     assert index in started
-                case EnableRing(index, on):
+                case EnableVring(index, on):
                     assert (index in enabled) != on
                     (enabled.add if on else enabled.remove)(index)
         assert talk.session.serving == started & enabled
@@ -235,7 +235,7 @@ def test_the_device_s_features_are_offered_with_bit_30_and_log_all(talk):
 def test_features_come_twice_and_reach_the_device_without_bit_30(talk):
     assert talk.say(Request.SET_FEATURES, U64(BIT_30 | VERSION_1)) is None
     assert talk.device.accepted == VERSION_1
-    assert talk.commands == [Refresh()]
+    assert talk.commands == [Configure()]
 
 
 def test_features_never_offered_are_refused(talk):
@@ -251,7 +251,7 @@ def test_features_do_not_change_under_a_running_ring(talk):
 
 def test_without_bit_30_all_rings_are_enabled():
     talk = Conversation(features=VERSION_1)
-    assert talk.commands == [Refresh(), *(EnableRing(index, enabled=True) for index in range(4))]
+    assert talk.commands == [Configure(), *(EnableVring(index, enabled=True) for index in range(4))]
     talk.place_ring()
     talk.say(Request.SET_VRING_KICK, VringFd(0, has_fd=True), 1)
     assert talk.session.serving == {0}
@@ -295,7 +295,7 @@ def test_a_config_read_that_is_refused_has_an_empty_reply():
 @pytest.mark.parametrize("offset", [32, 0x120])
 def test_a_writable_field_is_written(talk, offset):
     assert talk.say(Request.SET_CONFIG, Config(offset, 0, b"\0"), need_reply=True) == bytes(8)
-    assert talk.commands == [Refresh()]
+    assert talk.commands == [Configure()]
     assert talk.device.space[32] == 0
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from blkd.errors import ProtocolError
-from blkd.vhost_user.commands import OfferInflight, StopRing, UseInflight
+from blkd.vhost_user.commands import OfferInflight, StopVring, UseInflight
 from blkd.vhost_user.inflight import Inflight, part_bytes, part_entries
 from blkd.vhost_user.wire import U64, Request, VirtioFeature, VringState
 from tests.conversation import BIT_30, VERSION_1, Conversation
@@ -122,7 +122,7 @@ def test_a_disabled_ring_makes_room_for_a_region(talk):
     talk.start_ring()
     talk.say(Request.SET_VRING_ENABLE, VringState(0, 0))
     assert talk.say(Request.SET_INFLIGHT_FD, REGION, fds=1, need_reply=True) == bytes(8)
-    assert talk.commands == [StopRing(0), UseInflight(REGION, packed=False)]
+    assert talk.commands == [StopVring(0), UseInflight(REGION, packed=False)]
 
 
 def test_without_the_feature_there_is_no_region():

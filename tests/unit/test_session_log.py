@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from blkd.errors import ProtocolError
-from blkd.vhost_user.commands import LogData, MoveRing, Refresh, SetLog, StartRing
+from blkd.vhost_user.commands import Configure, LogData, MoveVring, SetLog, StartVring
 from blkd.vhost_user.wire import (
     U64,
     LogBase,
@@ -42,7 +42,7 @@ def migrating(talk):
 
 def moved_to(talk):
     (command,) = talk.commands
-    assert isinstance(command, MoveRing)
+    assert isinstance(command, MoveVring)
     return command.setup
 
 
@@ -51,7 +51,7 @@ def test_a_migration_begins_in_the_order_of_qemu(talk):
     assert talk.say(Request.SET_LOG_BASE, LOG, 1) == DONE
     assert talk.commands == [SetLog(LOG)]
     assert talk.say(Request.SET_FEATURES, U64(FEATURES | LOG_ALL), need_reply=True) == DONE
-    assert talk.commands == [LogData(on=True), Refresh()]
+    assert talk.commands == [LogData(on=True), Configure()]
     assert talk.say(Request.SET_VRING_ADDR, LOGGED, need_reply=True) == DONE
     assert moved_to(talk).logged_at == 0x3000
     assert talk.session.rings[0].started
@@ -59,10 +59,10 @@ def test_a_migration_begins_in_the_order_of_qemu(talk):
 
 def test_its_end_gives_the_log_up_once_nothing_is_marked_any_more(migrating):
     migrating.say(Request.SET_FEATURES, U64(FEATURES))
-    assert migrating.commands == [LogData(on=False), Refresh()]
+    assert migrating.commands == [LogData(on=False), Configure()]
     assert migrating.say(Request.SET_VRING_ADDR, ADDRESSES, need_reply=True) == DONE
     move, forget = migrating.commands
-    assert isinstance(move, MoveRing)
+    assert isinstance(move, MoveVring)
     assert move.setup.logged_at is None
     assert forget == SetLog(None)
     assert migrating.session.log is None
@@ -86,7 +86,7 @@ def test_a_ring_that_starts_during_a_migration_may_have_its_log_later(talk):
     talk.say(Request.SET_VRING_ADDR, LOGGED)
     talk.say(Request.SET_VRING_KICK, VringFd(0, has_fd=True), 1)
     _, started = talk.commands
-    assert isinstance(started, StartRing)
+    assert isinstance(started, StartVring)
     assert started.setup.logged_at == 0x3000
     assert talk.say(Request.SET_LOG_BASE, LOG, 1) == DONE
     assert talk.commands == [SetLog(LOG)]

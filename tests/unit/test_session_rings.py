@@ -5,18 +5,18 @@ import pytest
 
 from blkd.errors import ProtocolError
 from blkd.vhost_user.commands import (
-    EnableRing,
-    MoveRing,
+    Configure,
+    EnableVring,
+    MoveVring,
     OpenBackChannel,
-    Refresh,
     SetCall,
     SetError,
     SetKick,
-    StartRing,
-    StopRing,
+    StartVring,
+    StopVring,
 )
 from blkd.vhost_user.requests import OFFERED_PROTOCOL_FEATURES
-from blkd.vhost_user.rings import VringSetup
+from blkd.vhost_user.vring_setup import VringSetup
 from blkd.vhost_user.wire import (
     U64,
     Request,
@@ -36,10 +36,10 @@ def test_a_ring_starts_with_its_kick_and_is_served_once_enabled(talk):
     talk.place_ring(base=5)
     talk.say(Request.SET_VRING_KICK, VringFd(0, has_fd=True), 1)
     setup = VringSetup(128, ADDRESSES.desc, ADDRESSES.avail, ADDRESSES.used, 5, BIT_30 | VERSION_1)
-    assert talk.commands == [SetKick(0), StartRing(0, setup)]
+    assert talk.commands == [SetKick(0), StartVring(0, setup)]
     assert not talk.session.serving
     talk.say(Request.SET_VRING_ENABLE, VringState(0, 1))
-    assert talk.commands == [EnableRing(0, enabled=True)]
+    assert talk.commands == [EnableVring(0, enabled=True)]
     assert talk.session.serving == {0}
 
 
@@ -48,7 +48,7 @@ def test_a_ring_that_was_kicked_first_starts_when_it_is_complete(talk):
     assert talk.commands == [SetKick(0)]
     talk.place_ring()
     talk.say(Request.SET_VRING_ENABLE, VringState(0, 1))
-    assert [type(command) for command in talk.commands] == [EnableRing, StartRing]
+    assert [type(command) for command in talk.commands] == [EnableVring, StartVring]
 
 
 def test_a_ring_that_is_enabled_already_starts_with_what_comes_last():
@@ -56,7 +56,7 @@ def test_a_ring_that_is_enabled_already_starts_with_what_comes_last():
     talk.say(Request.SET_VRING_KICK, VringFd(0, has_fd=True), 1)
     talk.say(Request.SET_VRING_ADDR, ADDRESSES)
     talk.say(Request.SET_VRING_NUM, VringState(0, 64))
-    assert [type(command) for command in talk.commands] == [StartRing]
+    assert [type(command) for command in talk.commands] == [StartVring]
 
 
 def test_call_and_error_come_before_anything_else(talk):
@@ -75,7 +75,7 @@ def test_stopping_tells_where_and_the_ring_goes_on_from_there(talk):
     talk.start_ring()
     talk.base = 0xFFFE
     assert talk.say(Request.GET_VRING_BASE, VringState(0, 0)) == VringState(0, 0xFFFE).encode()
-    assert talk.commands == [StopRing(0)]
+    assert talk.commands == [StopVring(0)]
     assert not talk.session.serving
     talk.say(Request.SET_VRING_KICK, VringFd(0, has_fd=True), 1)
     assert talk.commands[-1].setup.base == 0xFFFE
@@ -106,11 +106,11 @@ def test_a_device_reset_stops_and_disables_everything(talk):
     talk.start_ring(2)
     talk.say(Request.RESET_DEVICE)
     assert talk.commands == [
-        StopRing(0),
-        EnableRing(0, enabled=False),
-        StopRing(2),
-        EnableRing(2, enabled=False),
-        Refresh(),
+        StopVring(0),
+        EnableVring(0, enabled=False),
+        StopVring(2),
+        EnableVring(2, enabled=False),
+        Configure(),
     ]
     assert talk.device.resets == 1
     assert talk.number(Request.GET_STATUS) == 0
@@ -119,7 +119,7 @@ def test_a_device_reset_stops_and_disables_everything(talk):
 def test_reset_owner_disables_and_does_not_stop(talk):
     talk.start_ring(1)
     talk.say(Request.RESET_OWNER)
-    assert talk.commands == [EnableRing(1, enabled=False)]
+    assert talk.commands == [EnableVring(1, enabled=False)]
     assert talk.session.rings[1].started
 
 
@@ -128,20 +128,20 @@ def test_a_running_ring_moves_with_its_addresses(talk):
     talk.say(Request.SET_VRING_ADDR, ADDRESSES)
     assert talk.commands == []
     talk.say(Request.SET_VRING_ADDR, replace(ADDRESSES, used=ADDRESSES.used + 0x1000))
-    assert [type(command) for command in talk.commands] == [MoveRing]
+    assert [type(command) for command in talk.commands] == [MoveVring]
     assert talk.commands[0].setup.used == ADDRESSES.used + 0x1000
 
 
 def test_a_ring_that_cannot_move_stays(talk):
     talk.start_ring()
-    talk.fails = (MoveRing,)
+    talk.fails = (MoveVring,)
     assert talk.refuses(Request.SET_VRING_ADDR, replace(ADDRESSES, used=0x4000))
     assert talk.session.rings[0].addresses == ADDRESSES
 
 
 def test_a_ring_that_cannot_start_is_not_started(talk):
     talk.place_ring()
-    talk.fails = (StartRing,)
+    talk.fails = (StartVring,)
     reply = talk.say(Request.SET_VRING_KICK, VringFd(0, has_fd=True), 1, need_reply=True)
     assert reply != bytes(8)
     assert not talk.session.rings[0].started
@@ -202,7 +202,7 @@ def test_a_ring_that_was_only_disabled_can_be_set_up_again(talk, request_, paylo
     talk.start_ring()
     talk.say(Request.SET_VRING_ENABLE, VringState(0, 0))
     assert talk.say(request_, payload, need_reply=True) == bytes(8)
-    assert talk.commands[0] == StopRing(0)
+    assert talk.commands[0] == StopVring(0)
     assert not talk.session.rings[0].started
 
 
@@ -211,7 +211,7 @@ def test_a_kick_does_not_outlive_a_stop_before_the_start(talk):
     talk.say(Request.GET_VRING_BASE, VringState(0, 0))
     talk.place_ring()
     talk.say(Request.SET_VRING_ENABLE, VringState(0, 1))
-    assert [type(command) for command in talk.commands] == [EnableRing]
+    assert [type(command) for command in talk.commands] == [EnableVring]
 
 
 def test_a_back_end_channel_is_opened(talk):

@@ -14,7 +14,7 @@ from blkd.errors import ProtocolError, RequestRefused, UpgradeError
 from blkd.upgrade import describe, messages, restore
 from blkd.upgrade.descriptors import Incoming, Outgoing
 from blkd.vhost_user.connection import ConnectionSnapshot
-from blkd.vhost_user.rings import HeldRing
+from blkd.vhost_user.data_path import VringSnapshot
 from blkd.vhost_user.session import Session
 from blkd.vhost_user.session_snapshot import restore_session, session_snapshot
 from blkd.vhost_user.wire import (
@@ -33,35 +33,38 @@ from tests.doubles import ToyDevice
 PACKED = 1 << 34
 
 
-class Held:
-    """Plays the data path of a session: each ring has got as far as `base`."""
+class SessionDataPath:
+    """Plays the data path of a session: each ring is served up to `base`."""
 
     def __init__(self, session, base=7, **ring):
         self.session, self.base, self.ring = session, base, ring
 
-    def held_rings(self):
+    def vring_snapshots(self):
         return [
-            HeldRing(r.index, self.base, fds={"kick": 100 + r.index}, **self.ring)
+            VringSnapshot(r.index, self.base, fds={"kick": 100 + r.index}, **self.ring)
             for r in self.session.rings
             if r.has_kick
         ]
 
-    def held_log(self):
+    @property
+    def log_fd(self):
         return 77 if self.session.log else None
 
-    def held_inflight(self):
+    @property
+    def inflight_file(self):
         return None
 
-    def held_memory(self):
+    @property
+    def memory_fds(self):
         return {region: 50 + n for n, region in enumerate(self.session.regions)}
 
 
-def written(session, **held):
-    """The messages that tell of a session, and the descriptors that go along."""
-    out, rings = Outgoing(), Held(session, **held)
+def written(session, **vring):
+    """The messages that describe a session, and the descriptors that are sent with them."""
+    out, plane = Outgoing(), SessionDataPath(session, **vring)
     snapshot = ConnectionSnapshot(9, session_snapshot(session), None, None)
-    front_end = describe.front_end(snapshot, rings, out)
-    return front_end, describe.rings(snapshot, rings, out), out.fds
+    front_end = describe.front_end(snapshot, plane, out)
+    return front_end, describe.rings(snapshot, plane, out), out.fds
 
 
 def restored(front_end, rings, device=None):
@@ -71,7 +74,7 @@ def restored(front_end, rings, device=None):
     return session
 
 
-def told(session):
+def known(session):
     """All that a session knows, but where running rings once began."""
     return (
         session.features,
@@ -117,7 +120,7 @@ def test_a_session_at_any_time_survives(steps):
             STEPS[step](conversation)
     session = conversation.session
     front_end, rings, _ = written(session)
-    assert told(restored(front_end, rings)) == told(session)
+    assert known(restored(front_end, rings)) == known(session)
 
 
 def test_a_running_ring_goes_on_where_the_data_path_is():
@@ -133,7 +136,7 @@ def test_a_running_ring_goes_on_where_the_data_path_is():
     assert (ring.enabled, ring.broken) == (True, True)
 
 
-def test_rings_that_nobody_has_touched_are_not_told_of():
+def test_rings_that_nobody_has_touched_are_left_out():
     _, rings, _ = written(Conversation().session)
     assert rings == ()
 

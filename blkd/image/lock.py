@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Locks on an image that QEMU and blkd understand alike.
 
-QEMU's raw files carry one lock byte for each permission that somebody uses and one for each
-that somebody does not share with others.  All are read locks, so that many may have the same
-byte; who wants to come in sets its own bytes first and then looks for anybody else's on the
-opposite ones.  They are open-file-description locks: they live as long as the descriptor and
-do not care who else in this process opens and closes the file.
+QEMU's raw files carry one lock byte for each permission that a process uses and one for each
+that it does not share with others.  All are read locks, so that many processes may lock the same
+byte; one that opens the image locks its own bytes first, and then tests whether another process
+has locked the opposite ones.  They are open-file-description locks: they last as long as the open
+file, whatever else in this process opens and closes the image.
 """
 
 import contextlib
@@ -52,29 +52,29 @@ ALL: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """What somebody does with an image and what others may do meanwhile."""
+class LockMode:
+    """What a process does with an image and what others may do meanwhile."""
 
     uses: Permission
     shares: Permission
 
     @property
     def lock_bytes(self) -> list[int]:
-        """Where the locks lie that show this claim to others."""
+        """File offsets of the bytes to lock."""
         return _bytes(USED_BYTES, self.uses) + _bytes(UNSHARED_BYTES, ALL & ~self.shares)
 
     @property
     def opposed_bytes(self) -> list[int]:
-        """Where a lock of anybody else contradicts this claim."""
+        """File offsets of the bytes where a lock of another process conflicts with this mode."""
         return _bytes(UNSHARED_BYTES, self.uses) + _bytes(USED_BYTES, ALL & ~self.shares)
 
 
 _READERS: Final = Permission.CONSISTENT_READ | Permission.WRITE_UNCHANGED
 
-WRITER: Final = Claim(
+WRITER: Final = LockMode(
     uses=Permission.CONSISTENT_READ | Permission.WRITE | Permission.RESIZE, shares=_READERS
 )
-READER: Final = Claim(uses=Permission.CONSISTENT_READ, shares=_READERS)
+READER: Final = LockMode(uses=Permission.CONSISTENT_READ, shares=_READERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +88,19 @@ class Holder:
         return f"{self.command} (pid {self.pid})"
 
 
-def acquire(fd: int, path: str, claim: Claim) -> None:
-    """Lay `claim` on the open file `fd` for as long as it is open.
+def acquire(fd: int, path: str, mode: LockMode) -> None:
+    """Lock the open file `fd` in this mode, for as long as it is open.
 
     On failure some locks may be left: the caller closes `fd`.
 
     Raises:
-        ImageBusy: Somebody's claim contradicts; the message says whose, where that is known.
+        ImageBusy: Another process's lock conflicts; the message names it, where it is known.
         ImageError: The file system has no such locks.
     """
     try:
-        for at in claim.lock_bytes:
+        for at in mode.lock_bytes:
             fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_RDLCK, at))
-        free = not any(_is_opposed(fd, at) for at in claim.opposed_bytes)
+        free = not any(_is_opposed(fd, at) for at in mode.opposed_bytes)
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             raise ImageError(
@@ -113,7 +113,7 @@ def acquire(fd: int, path: str, claim: Claim) -> None:
 
 
 def release(fd: int, path: str) -> None:
-    """Take every claim off the open file `fd`, also for who has a copy of the descriptor.
+    """Unlock the open file `fd`, also for whoever has a copy of the descriptor.
 
     Raises ImageError where the file system fails at that.
     """
@@ -124,12 +124,12 @@ def release(fd: int, path: str) -> None:
         raise ImageError(f"{path}: cannot be unlocked: {error.strerror}") from error
 
 
-def require(fd: int, path: str, claim: Claim) -> None:
-    """Raise ImageError unless `claim` lies on the open file `fd`; changes nothing."""
+def require(fd: int, path: str, mode: LockMode) -> None:
+    """Raise ImageError unless the open file `fd` is locked in this mode; changes nothing."""
     lines = Path(f"/proc/self/fdinfo/{fd}").read_text("ascii").splitlines()
     locks = [line.split() for line in lines if line.startswith("lock:")]
     ranges = [(int(words[-2]), words[-1]) for words in locks if "OFDLCK" in words]
-    for at in claim.lock_bytes:
+    for at in mode.lock_bytes:
         if not any(start <= at and (end == "EOF" or at <= int(end)) for start, end in ranges):
             raise ImageError(f"{path}: its descriptor came without the lock")
 
@@ -146,17 +146,18 @@ def busy(path: str, users: Iterable[object]) -> ImageBusy:
 
 
 def holders(fd: int) -> list[Holder]:
-    """Who has locks on the file open as `fd`, but for `fd` itself, as far as /proc lets us look.
+    """The processes with a lock on the file open as `fd`, as far as /proc shows them.
 
-    Nothing but /proc is asked: among all descriptors of all processes there may be some of a
-    file system that hangs.  So is it told in SCAN_LIMIT seconds, or as much as was seen by then.
+    A lock of `fd` itself does not count.  Only /proc is read: among all descriptors of all
+    processes there may be some of a file system that hangs.  After SCAN_LIMIT seconds, those
+    found so far are returned.
     """
     name = _name_in_locks(fd)
     return [] if name is None else _scan(name, ours=fd)
 
 
 def holders_at(path: str) -> list[Holder]:
-    """The same of the file at `path`, which is not opened for that."""
+    """The processes with a lock on the file at `path`, which is not opened for reading."""
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
@@ -169,7 +170,7 @@ def holders_at(path: str) -> list[Holder]:
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """Who was seen to have a file locked, and when."""
+    """Which processes were seen to have a file locked, and when."""
 
     name: bytes | None
     began: float
@@ -180,7 +181,7 @@ _last_scan = _Scan(None, 0.0, [])
 
 
 def _holders_again(fd: int) -> list[Holder]:
-    """`holders` for who waits for a lock and asks again and again: as of a moment ago will do."""
+    """`holders` for a caller that asks again and again: up to SCAN_PERIOD old."""
     global _last_scan  # noqa: PLW0603
     name, now = _name_in_locks(fd), time.monotonic()
     if _last_scan.name != name or now - _last_scan.began > SCAN_PERIOD:
@@ -238,7 +239,7 @@ def _flock(kind: int, at: int) -> bytes:
 
 
 def _is_opposed(fd: int, at: int) -> bool:
-    """Whether a write lock at `at`, which nobody takes, would meet somebody's lock."""
+    """Whether a write lock at `at` would conflict with another lock; none is taken."""
     answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, at))
     return bool(FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
@@ -264,7 +265,7 @@ def _has_lock(entry: os.DirEntry[str], name: bytes, own: str) -> bool:
 
 
 def _read(path: str) -> bytes:
-    """What a file of /proc has; with as few calls as can be, for there are thousands of them."""
+    """The content of a file of /proc, read with few calls: there are thousands of such files."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         content = b""

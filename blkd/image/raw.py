@@ -48,9 +48,10 @@ BUFFERED_HINT: Final = "--cache writeback goes through the host's page cache ins
 class RawImage:
     """An open raw image; plays `image.base.Image`.
 
-    Its lock and, of a block device, its claim belong to the open file, and they may be ours or
-    not.  So to lock an image or to release it is to open it once more and to put that in the
-    place of `fd`, whose number stays.  On NFS that is also when one host sees what another wrote.
+    Its lock and, of a block device, its exclusive opening (O_EXCL) belong to the open file.  So
+    to lock an image or to unlock it is to open it once more, with or without them, and to put
+    that in the place of `fd`, whose number stays.  On NFS that is also when one host sees what
+    another wrote.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class RawImage:
         """Open, lock and measure what is at `path`; blocks, `open_raw` does not."""
         locked = read_only or not incoming  # readers do not mind each other
         with contextlib.ExitStack() as undo:
-            fd = open_file(path, read_only=read_only, direct=direct, claim=locked)
+            fd = open_file(path, read_only=read_only, direct=direct, exclusive=locked)
             undo.callback(os.close, fd)
             if locked:
                 lock.acquire(fd, path, lock.READER if read_only else lock.WRITER)
@@ -185,7 +186,7 @@ class RawImage:
                 self.path,
                 read_only=self.read_only,
                 direct=self.direct,
-                claim=locked,
+                exclusive=locked,
                 at=f"/proc/self/fd/{self.fd}",  # whatever has become of the path
             )
             undo.callback(os.close, fd)
@@ -311,7 +312,7 @@ async def open_raw(
         direct: Go past the host's page cache (O_DIRECT).
         logical_block_size: 512, 4096 or None for the smallest that can be served.
         engine: How to do I/O; `auto` asks the image.
-        incoming: Leave the lock to somebody else until `claim`.
+        incoming: Leave the lock to another process until `take_lock`.
         workers: How many are to sync, each through a description of its own.
         image_format: `raw` where the bytes are the disk's whatever they look like; None refuses
             what looks like an image of another format.
@@ -383,22 +384,22 @@ def identity_of(path: str, fd: int) -> str:
 
 
 def open_file(
-    path: str, *, read_only: bool, direct: bool, claim: bool = True, at: str | None = None
+    path: str, *, read_only: bool, direct: bool, exclusive: bool = True, at: str | None = None
 ) -> int:
     """A descriptor of the image at `path`, taken by the caller; nothing is locked yet.
 
-    With `claim`, a block device is kept from others than us; `at` is where to find the image
-    if not at its path.
+    With `exclusive`, a block device cannot be opened so by another process, nor mounted; `at` is
+    where to find the image if not at its path.
     """
     try:
         status = Path(at or path).stat()
         is_block_device = _is_block_device(path, status.st_mode)
-        # On a block device O_EXCL claims it: the kernel will not mount it, swap to it or build
-        # on it while we write.  Creation is not asked for, so files do not know the flag.
-        exclusive = os.O_EXCL if claim and is_block_device and not read_only else 0
+        # A block device opened with O_EXCL cannot be mounted, swapped to or built on while we
+        # write.  For a file the flag has no meaning without O_CREAT.
+        exclusive_flag = os.O_EXCL if exclusive and is_block_device and not read_only else 0
         access = os.O_RDONLY if read_only else os.O_RDWR
         direct_flag = os.O_DIRECT if direct else 0
-        fd = os.open(at or path, access | exclusive | direct_flag | os.O_CLOEXEC)
+        fd = os.open(at or path, access | exclusive_flag | direct_flag | os.O_CLOEXEC)
     except OSError as error:
         if error.errno == errno.EBUSY:
             users = [*lock.holders_at(at or path), *kernel.users_of_device(status.st_rdev)]

@@ -16,7 +16,7 @@ from blkd.image import kernel
 
 
 class SyncFiles:
-    """Further descriptions of an open image; they have no lock and no claim on it."""
+    """Further descriptions of an open image; none is locked or exclusive."""
 
     def __init__(self, fd: int, path: str, workers: int) -> None:
         """Open the image at `path`, which `fd` is.  Raises ImageError: nothing is open then."""

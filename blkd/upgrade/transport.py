@@ -27,13 +27,13 @@ class Transport:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._unclaimed: list[Incoming] = []
+        self._untaken: list[Incoming] = []
         self._receiving: asyncio.Timeout | None = None
         self._interruption: UpgradeError | None = None
 
     def close(self) -> None:
         """Close every descriptor that came and was not taken."""
-        for incoming in self._unclaimed:
+        for incoming in self._untaken:
             close_foreign(incoming.take_rest())
 
     async def send(self, document: messages.Document, fds: Sequence[int] = ()) -> None:
@@ -76,8 +76,8 @@ class Transport:
                 raise UpgradeError(f"{len(fds)} descriptors, not {header.descriptors}")
             content = read(document, kind)
             undo.pop_all()
-        self._unclaimed.append(Incoming(fds))
-        return content, self._unclaimed[-1]
+        self._untaken.append(Incoming(fds))
+        return content, self._untaken[-1]
 
     def end_receiving(self, last: type[messages.Document]) -> bool:
         """Receive nothing more: whether a document of this kind has come that nobody received.

@@ -3,7 +3,7 @@
 
 No I/O happens here.  A request is admitted as a *plan*: a generator that yields the commands
 to carry out, is sent their results, and returns the answer.  What stands after a `yield`
-happens only if the command succeeded, so a session never claims what is not so.
+happens only if the command succeeded, so a session never records what is not so.
 """
 
 from collections.abc import Callable, Generator

@@ -220,7 +220,7 @@ def test_an_image_that_is_only_read_is_nobody_s_alone(host, path):
     assert destination.boot().read(0, 512) == (OK, bytes(512))
 
 
-def test_a_moved_image_is_claimed_all_the_same(host, path):
+def test_a_moved_image_is_locked_all_the_same(host, path):
     destination = host("destination", path, "--incoming")
     path.rename(path.with_name("elsewhere.img"))
     assert destination.starts()

@@ -110,16 +110,16 @@ def test_each_write_through_write_that_succeeds_is_on_the_disk(small, serve, wor
     options = ("--cache", "writethrough", "--queues", workers, "--workers", workers)
     _, front_end = serve(small.device, *options)
     disks = list(front_end.disks(workers))
-    claimed = set()
+    acknowledged = set()
     for start in range(0, 720, 16):
         heads = [
             (n, disks[n % workers], disks[n % workers].submit(OUT, n * 8, block(n)))
             for n in range(start, start + 16)
         ]
-        claimed |= {n for n, disk, head in heads if disk.wait(head)[0].status == OK}
-    assert claimed, "there is room for some"
-    assert len(claimed) < 720
-    assert all(map(small.has, claimed))
+        acknowledged |= {n for n, disk, head in heads if disk.wait(head)[0].status == OK}
+    assert acknowledged, "there is room for some"
+    assert len(acknowledged) < 720
+    assert all(map(small.has, acknowledged))
 
 
 def test_a_write_through_write_that_is_not_durable_is_named_by_its_place(small, serve):

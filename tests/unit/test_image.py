@@ -267,7 +267,7 @@ async def test_a_cancelled_opening_leaves_no_lock(disk):
             await asyncio.sleep(0)
 
 
-def test_claims_use_the_bytes_that_qemu_uses():
+def test_lock_modes_use_the_bytes_that_qemu_uses():
     assert lock.WRITER.lock_bytes == [100, 101, 103, 201, 203]
     assert lock.WRITER.opposed_bytes == [200, 201, 203, 101, 103]
     assert lock.READER.lock_bytes == [100, 201, 203]

@@ -30,7 +30,7 @@ async def opened(path, *, incoming=False, read_only=False):
         yield image
 
 
-def adopted(image, *, read_only=False, held):
+def adopted(image, *, read_only=False, is_locked):
     """What another process makes of a copy of an image's descriptor."""
     return raw.RawImage.adopt(
         image.path,
@@ -39,7 +39,7 @@ def adopted(image, *, read_only=False, held):
         direct=False,
         logical_block_size=512,
         engine="auto",
-        is_locked=held,
+        is_locked=is_locked,
     )
 
 
@@ -89,7 +89,7 @@ async def test_a_copy_of_the_descriptor_keeps_no_lock(disk):
 @pytest.mark.parametrize("read_only", [False, True])
 async def test_an_image_that_comes_locked_is_looked_at_and_not_locked(disk, read_only):
     async with opened(disk, read_only=read_only) as ours:
-        theirs = adopted(ours, read_only=read_only, held=True)
+        theirs = adopted(ours, read_only=read_only, is_locked=True)
         theirs.close()
         assert locks(ours)
 
@@ -97,7 +97,7 @@ async def test_an_image_that_comes_locked_is_looked_at_and_not_locked(disk, read
 async def test_an_image_that_was_to_come_locked_is_refused_without(disk):
     async with opened(disk, incoming=True) as ours:
         with pytest.raises(ImageError, match="came without the lock"):
-            adopted(ours, held=True)
+            adopted(ours, is_locked=True)
         assert locks(ours) == []
 
 
@@ -123,7 +123,7 @@ async def test_no_descriptor_is_left_over(disk):
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_taken_image_is_not_claimed(disk):
+async def test_an_image_that_another_has_locked_is_not_locked(disk):
     async with opened(disk), opened(disk, incoming=True) as incoming:
         before = descriptors()
         with pytest.raises(ImageBusy):
@@ -132,7 +132,7 @@ async def test_a_taken_image_is_not_claimed(disk):
         assert descriptors() == before
 
 
-async def test_the_size_is_that_of_the_moment_of_the_claim(disk):
+async def test_the_size_is_measured_when_the_image_is_locked(disk):
     async with opened(disk, incoming=True) as incoming:
         os.truncate(disk, 2 * MIB)
         await incoming.take_lock()

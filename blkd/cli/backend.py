@@ -3,7 +3,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 from typing import NoReturn
 
 from blkd.errors import BlkdError
@@ -54,7 +53,7 @@ def serve(arguments: argparse.Namespace) -> None:
     """
     # Only now: wrong usage is refused without them.
     from blkd.cli import serving  # noqa: PLC0415
-    from blkd.export.config import MAX_QUEUES, ExportConfig  # noqa: PLC0415
+    from blkd.export.config import MAX_QUEUES, ExportConfig, name_of  # noqa: PLC0415
     from blkd.host import log  # noqa: PLC0415
 
     log.configure()
@@ -62,9 +61,9 @@ def serve(arguments: argparse.Namespace) -> None:
         image=arguments.blk_file,
         image_format=arguments.format,
         socket=arguments.socket_path,
-        name=Path(arguments.blk_file).stem,
+        name=name_of(arguments.blk_file),
         read_only=arguments.read_only,
-        queues=MAX_QUEUES,  # the VMM chooses: nobody can tell us how many CPUs its guest has
+        queues=MAX_QUEUES,  # the VMM chooses, which knows how many CPUs its guest has
     )
     serving.run(config, lambda _state: None, arguments.fd)
 

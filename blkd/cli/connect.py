@@ -11,10 +11,9 @@ from typing import Any
 import click
 
 from blkd.cli import size_arguments
+from blkd.cli.export_options import export_option
 from blkd.cli.output import json_option, print_result
 from blkd.cli.recipes import VMMS, Disk, recipe
-from blkd.export.config import MAX_QUEUES, MIN_QUEUE_SIZE
-from blkd.virtio.device import MAX_QUEUE_SIZE
 
 ANSWER_LIMIT = 5.0  # seconds for QEMU to print its version
 
@@ -24,20 +23,8 @@ ANSWER_LIMIT = 5.0  # seconds for QEMU to print its version
 @click.option(
     "--vmm", type=click.Choice(list(VMMS)), required=True, help="The program that runs the guest."
 )
-@click.option(
-    "--queues",
-    type=click.IntRange(1, MAX_QUEUES),
-    default=4,
-    show_default=True,
-    help="Queues of the disk: no more than blkd serve --queues.",
-)
-@click.option(
-    "--queue-size",
-    type=click.IntRange(MIN_QUEUE_SIZE, MAX_QUEUE_SIZE),
-    default=256,
-    show_default=True,
-    help="Descriptors of a queue: the number of blkd serve --queue-size.",
-)
+@export_option("queues", "Queues of the disk: no more than blkd serve --queues.")
+@export_option("queue_size", "Descriptors of a queue: the number of blkd serve --queue-size.")
 @click.option(
     "--id",
     "name",

@@ -1,83 +1,219 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of an export: one set of models for the command line, the API and files."""
+"""The settings of an export: one model for the command line, a live upgrade and files.
 
-from typing import Annotated, Literal
+A setting is one field.  Its type, limits, default, text and spelling stand there and nowhere
+else: `cli/export_options.py` makes the option of `blkd serve` from the field.  What the
+settings come to once the image is open is in `parameters.py`.
+"""
+
+import functools
+import re
+from pathlib import PurePath
+from typing import Annotated, Final, Literal
 
 import msgspec
+from msgspec import Meta
 
 from blkd.errors import ConfigError
+from blkd.export.option import Option, Setting, settings_of
 from blkd.image.engine import EngineChoice
+from blkd.virtio.blk import MAX_SEGMENTS, SERIAL_BYTES, FeatureSet
 from blkd.virtio.device import MAX_QUEUE_SIZE
 
 CacheMode = Literal["none", "writeback", "writethrough"]
 
-MAX_QUEUES = 64
-MAX_CPU = 8191  # the kernel's largest NR_CPUS is 8192
-MAX_POLL_US = 1000  # a worker that looks on for longer might as well own its CPU
-MIN_QUEUE_SIZE = 4  # a request takes three descriptors
-SOCKET_MODE = 0o660  # the VMM's group may connect, nobody else
-CONTROL_MODE = 0o600  # the API can end a disk: for its owner only
-MAX_MODE = 0o777
-SERIAL_BYTES = 20  # VIRTIO_BLK_ID_BYTES (virtio 1.3, 5.2.6)
+MAX_QUEUES: Final = 64
+MAX_CPU: Final = 8191  # the kernel's largest NR_CPUS is 8192
+MAX_POLL_US: Final = 1000  # a worker that polls for longer might as well own its CPU
+MIN_QUEUE_SIZE: Final = 4  # a request takes three descriptors
+MAX_MODE: Final = 0o777
 
 
-Mode = Annotated[int, msgspec.Meta(ge=0, le=MAX_MODE)]
+def require_power_of_two(number: int) -> None:
+    """Raise ConfigError if `number` is no power of two."""
+    if number & (number - 1):
+        less = 1 << (number.bit_length() - 1)
+        raise ConfigError(f"{number} is no power of two; take {less} or {2 * less}")
+
+
+def require_serial(serial: str) -> None:
+    """Raise ConfigError on a serial that a guest cannot be shown (virtio 1.3, 5.2.6)."""
+    if not serial.isascii():
+        raise ConfigError(f"{serial!r} has characters that are not ASCII")
+    if len(serial) > SERIAL_BYTES:
+        raise ConfigError(
+            f"{serial!r} has {len(serial)} characters; a serial has at most {SERIAL_BYTES}"
+        )
+
+
+def octal_mode(text: str) -> int:
+    """The permissions that `text` has in octal.  Raises ConfigError if it has none."""
+    if re.fullmatch("0?[0-7]{3}", text) is None:
+        raise ConfigError(f"{text!r} is no mode in octal; write 0660 for owner and group")
+    return int(text, 8)
+
+
+def cpu_list(text: str) -> tuple[int, ...]:
+    """The CPUs of a list as the kernel writes them, `2-5,8`, in this order; "" has none.
+
+    Raises:
+        ConfigError: It is no such list.
+    """
+    cpus: list[int] = []
+    for piece in filter(None, text.split(",")):
+        first, _, last = piece.partition("-")
+        if not first.isdecimal() or (last and not last.isdecimal()) or piece.endswith("-"):
+            raise ConfigError(f"{piece!r} is no CPU or range of CPUs; write 2-5,8")
+        if int(last or first) > MAX_CPU:
+            raise ConfigError(f"{piece!r} is beyond any CPU: they end at {MAX_CPU}")
+        span = range(int(first), int(last or first) + 1)
+        if not span:
+            raise ConfigError(f"{piece!r} is an empty range of CPUs")
+        cpus += span
+    return tuple(cpus)
+
+
+Workers = Annotated[int, Meta(ge=1, le=MAX_QUEUES)]
+Cpu = Annotated[int, Meta(ge=0, le=MAX_CPU)]
+Mode = Annotated[int, Meta(ge=0, le=MAX_MODE)]
 """Permissions of a socket's file."""
 
 
 class ExportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How one image is to be served."""
+    """How one image is to be served; the options of `blkd serve` are in the order of the fields."""
 
     image: str
     """Path of a raw image or a block device."""
-    image_format: Literal["raw"] | None = None
-    """None refuses an image that looks like one of another format."""
-    socket: str | None = None
-    """Path of the listening UNIX socket; None when a descriptor is handed over instead."""
-    name: str
-    read_only: bool = False
-    queues: Annotated[int, msgspec.Meta(ge=1, le=MAX_QUEUES)] = 4
-    queue_size: Annotated[int, msgspec.Meta(ge=MIN_QUEUE_SIZE, le=MAX_QUEUE_SIZE)] = 256
-    """Ring size that front ends are expected to choose, in descriptors, a power of two: the
-    segment limit follows from it.  Any up to MAX_QUEUE_SIZE is served."""
-    serial: Annotated[str, msgspec.Meta(max_length=SERIAL_BYTES)] | None = None
-    """What the guest sees as the disk's serial; None derives one from the image."""
-    features_as: str | None = None
-    """The version of blkd whose set of features is offered; None for the newest."""
-    cache: CacheMode = "none"
-    """`none`: O_DIRECT, write-back; `writeback`: the host's page cache, write-back;
-    `writethrough`: the host's page cache, each write durable."""
-    logical_block_size: Literal[512, 4096] | None = None
-    """None takes the smallest that the image's file system serves."""
-    engine: EngineChoice = "auto"
-    """How the data path does I/O; `auto` asks the image."""
-    workers: Annotated[int, msgspec.Meta(ge=1, le=MAX_QUEUES)] | None = None
-    """Threads that serve the queues; None for one a queue, but for one CPU less than there are."""
-    cpus: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
-    """CPUs that the workers are pinned to, one after the other; none leaves that to the kernel."""
-    poll_us: Annotated[int, msgspec.Meta(ge=0, le=MAX_POLL_US)] = 32
-    """Microseconds that a worker looks on before it sleeps, at the most and as long as it pays."""
-    register_memory: bool = False
-    """Whether the workers pin all guest memory once, instead of what a request uses each time."""
-    incoming: bool = False
-    """Whether a guest is to be migrated here: the image is locked when its rings start."""
-    discard: bool = True
-    max_discard_segments: Annotated[int, msgspec.Meta(ge=1, le=256)] = 32
-    control: str | None = None
-    """Path of the control API's UNIX socket."""
-    socket_group: str | None = None
-    """Name or number of the group that `socket` belongs to; None leaves it to the kernel."""
-    socket_mode: Mode = SOCKET_MODE
-    control_group: str | None = None
-    control_mode: Mode = CONTROL_MODE
+    socket: Annotated[
+        str | None,
+        Option("Where the VMM is to connect.", metavar="PATH", required=True),
+    ] = None
+    """None when a descriptor is given instead."""
+    image_format: Annotated[
+        Literal["raw"] | None,
+        Option(
+            "Serve IMAGE as it is, also if it looks like an image of another format.",
+            flag="--format",
+        ),
+    ] = None
+    name: Annotated[str, Option("What to call the disk; from the image if not given.")]
+    read_only: Annotated[bool, Option("Never write; others may read the image too.")] = False
+    queues: Annotated[
+        int,
+        Meta(ge=1, le=MAX_QUEUES),
+        Option("Most queues that a VMM may use; as many as the guest has CPUs is best."),
+    ] = 4
+    queue_size: Annotated[
+        int,
+        Meta(ge=MIN_QUEUE_SIZE, le=MAX_QUEUE_SIZE),
+        Option(
+            "The queue size that the VMM is to use, a power of two; requests are fitted to it.",
+            rule=require_power_of_two,
+        ),
+    ] = 256
+    """The segment limit follows from it.  Rings of any size up to MAX_QUEUE_SIZE are served."""
+    serial: Annotated[
+        str | None,
+        Option("The disk's serial in the guest; from the image if not given.", rule=require_serial),
+    ] = None
+    features_as: Annotated[
+        FeatureSet | None,
+        Option("Offer no newer features than this version of blkd did; the newest if not given."),
+    ] = None
+    cache: Annotated[
+        CacheMode,
+        Option("none: O_DIRECT; writeback: the host's page cache; writethrough: durable writes."),
+    ] = "none"
+    """The guest starts in write-back mode but with `writethrough`, which uses the page cache."""
+    logical_block_size: Annotated[
+        Literal[512, 4096] | None,
+        Option("The smallest request; what the file system allows if not given."),
+    ] = None
+    engine: Annotated[
+        EngineChoice,
+        Option("uring: asynchronous I/O; inline: at once what cannot wait; auto: asks the image."),
+    ] = "auto"
+    workers: Annotated[
+        Workers | None,
+        Option("Threads for all queues; if not given, one a queue, but one CPU stays free."),
+    ] = None
+    cpus: Annotated[
+        tuple[Cpu, ...],
+        Option(
+            "Pin the workers to these CPUs in turn, for example 2-5,8.",
+            metavar="LIST",
+            read=cpu_list,
+        ),
+    ] = ()
+    poll_us: Annotated[
+        int,
+        Meta(ge=0, le=MAX_POLL_US),
+        Option("Most microseconds that a worker polls before it sleeps, while that pays."),
+    ] = 32
+    register_memory: Annotated[
+        bool,
+        Option(
+            "Pin the guest's memory once, not for each request; needs locked memory."
+            "  Corrupts the disk of a guest with a balloon or virtio-mem."
+        ),
+    ] = False
+    incoming: Annotated[
+        bool,
+        Option("A guest is to be migrated here: lock the image only when its rings start."),
+    ] = False
+    discard: Annotated[bool, Option("Keep the guest from giving space back.")] = True
+    max_discard_segments: Annotated[
+        int,
+        Meta(ge=1, le=MAX_SEGMENTS),
+        Option("Most ranges in one discard.", flag="--max-discard-seg"),
+    ] = 32
+    control: Annotated[
+        str | None, Option("Answer the control API on this socket.", metavar="PATH")
+    ] = None
+    socket_group: Annotated[
+        str | None, Option("The group of --socket, such as kvm.", metavar="GROUP")
+    ] = None
+    """Name or number; None leaves it to the kernel."""
+    socket_mode: Annotated[
+        Mode,
+        Option(
+            "Who may connect to --socket, in octal.",
+            metavar="MODE",
+            read=octal_mode,
+            write="{:04o}".format,
+        ),
+    ] = 0o660  # the VMM's group may connect, nobody else
+    control_group: Annotated[str | None, Option("The group of --control.", metavar="GROUP")] = None
+    control_mode: Annotated[
+        Mode,
+        Option(
+            "Who may connect to --control, and so end the disk.",
+            metavar="MODE",
+            read=octal_mode,
+            write="{:04o}".format,
+        ),
+    ] = 0o600  # the API can end a disk: for its owner only
 
     def __post_init__(self) -> None:
-        """Raise ConfigError on a text that neither the API nor the log could tell of."""
+        """Raise ConfigError on what the fields' types cannot refuse."""
         for field in self.__struct_fields__:
-            _require_text(field, getattr(self, field))
+            _require_utf8(field, getattr(self, field))
+        for setting in export_settings():
+            setting.check(getattr(self, setting.field))
 
 
-def _require_text(field: str, value: object) -> None:
+@functools.cache
+def export_settings() -> tuple[Setting, ...]:
+    """The settings of an export, in the order of the fields; without its image."""
+    return settings_of(ExportConfig)
+
+
+def name_of(image: str) -> str:
+    """What the disk of an image is called where no name is given."""
+    return PurePath(image).stem
+
+
+def _require_utf8(field: str, value: object) -> None:
     """Raise ConfigError if `value` is a text with bytes of the command line that are no UTF-8."""
     try:
         if isinstance(value, str):
@@ -87,23 +223,3 @@ def _require_text(field: str, value: object) -> None:
             f"the {field} {value!a} is no UTF-8",
             hint="a file with such a name can be served through a symbolic link with another",
         ) from error
-
-
-def cpu_list(text: str) -> tuple[int, ...]:
-    """The CPUs of a list as the kernel writes them, `2-5,8`, in this order; "" has none.
-
-    Raises:
-        ValueError: It is no such list.
-    """
-    cpus: list[int] = []
-    for piece in filter(None, text.split(",")):
-        first, _, last = piece.partition("-")
-        if not first.isdecimal() or (last and not last.isdecimal()) or piece.endswith("-"):
-            raise ValueError(f"{piece!r} is no CPU or range of CPUs; write 2-5,8")
-        if int(last or first) > MAX_CPU:
-            raise ValueError(f"{piece!r} is beyond any CPU: they end at {MAX_CPU}")
-        span = range(int(first), int(last or first) + 1)
-        if not span:
-            raise ValueError(f"{piece!r} is an empty range of CPUs")
-        cpus += span
-    return tuple(cpus)

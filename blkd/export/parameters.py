@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the settings of an export come to: its workers, and the device that its image becomes."""
+"""What the settings of an export come to: its workers, and the device that its image becomes.
+
+The last step of a setting: a text of the command line, or JSON of a live upgrade, becomes a
+field of `ExportConfig`, which is checked by itself; here the fields meet the image and the
+host, and what is left to them is decided.
+"""
 
 import os
 
@@ -19,7 +24,7 @@ def worker_plan(config: ExportConfig) -> WorkerPlan:
             f"CPU {min(missing)} cannot be used",
             hint=f"this process may run on {', '.join(map(str, sorted(allowed)))}",
         )
-    # One CPU is left to the guest: workers that look on would keep its own CPUs from it.
+    # One CPU is left to the guest: workers that poll would keep its own CPUs from it.
     usable = len(set(config.cpus)) or max(1, len(allowed) - 1)
     workers = min(config.workers or usable, config.queues)
     return WorkerPlan(workers, config.cpus, config.poll_us, config.register_memory)

@@ -6,8 +6,8 @@ from typing import Final
 
 import msgspec
 
-from blkd.errors import UpgradeError
-from blkd.export.config import CONTROL_MODE, SOCKET_MODE, ExportConfig
+from blkd.errors import ConfigError, UpgradeError
+from blkd.export.config import ExportConfig
 from blkd.image.raw import default_serial
 from blkd.upgrade import messages
 from blkd.virtio.blk import OLDEST_SET
@@ -28,20 +28,21 @@ def settings_for_taker(config: ExportConfig, serial: str) -> bytes:
     It has the serial that the guest knows, and nothing that matters only to a start.  What
     older versions do not know is left out where it has its default.
     """
+    fresh = ExportConfig(image="", name="")
     config = msgspec.structs.replace(
         config,
         serial=serial,
         features_as=None,
         image_format=None,
         socket_group=None,
-        socket_mode=SOCKET_MODE,
+        socket_mode=fresh.socket_mode,
         control_group=None,
-        control_mode=CONTROL_MODE,
+        control_mode=fresh.control_mode,
     )
     settings = msgspec.to_builtins(config)
-    fresh = msgspec.to_builtins(ExportConfig(image="", name=""))
+    defaults = msgspec.to_builtins(fresh)
     for name in settings.keys() - SETTINGS_OF_0_1:
-        if settings[name] == fresh[name]:
+        if settings[name] == defaults[name]:
             del settings[name]
     return msgspec.json.encode(settings)
 
@@ -53,7 +54,7 @@ def settings_from_giver(offer: messages.Offer) -> ExportConfig:
     """
     try:
         config = msgspec.json.decode(offer.config, type=ExportConfig)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, ConfigError) as error:
         raise UpgradeError(f"its settings are of another version: {error}") from error
     return config if offer.device is not None else _as_0_1(config)
 

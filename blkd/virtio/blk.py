@@ -9,7 +9,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Final, NamedTuple, Self
+from typing import Final, Literal, NamedTuple, Self
 
 from blkd.errors import ConfigError, RequestRefused
 from blkd.virtio.device import MAX_QUEUE_SIZE
@@ -61,7 +61,9 @@ class Feature(IntFlag):
     RING_PACKED = 1 << 34
 
 
-FEATURE_SETS: Final = {
+FeatureSet = Literal["0.1"]
+
+FEATURE_SETS: Final[dict[FeatureSet, int]] = {
     "0.1": Feature.SIZE_MAX
     | Feature.SEG_MAX
     | Feature.RO
@@ -83,8 +85,8 @@ A set never changes.  A bit that is new makes another set: a guest that knows on
 only to where it is offered too, and may have to go back to an older version.
 """
 
-OLDEST_SET: Final = next(iter(FEATURE_SETS))
-NEWEST_SET: Final = next(reversed(FEATURE_SETS))
+OLDEST_SET: Final[FeatureSet] = next(iter(FEATURE_SETS))
+NEWEST_SET: Final[FeatureSet] = next(reversed(FEATURE_SETS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,34 +103,18 @@ class BlkParameters:
     """0 where the image cannot give space back: DISCARD is not offered then."""
     zeroes_unmap: bool = True
     """Whether what is zeroed may be given back, and reads as zeroes all the same."""
-    read_only: bool = False
-    write_back: bool = True
+    read_only: bool
+    write_back: bool
     """The cache mode that the device starts with and that a driver without CONFIG_WCE gets."""
-    discard: bool = True
+    discard: bool
     """False keeps DISCARD and WRITE_ZEROES from the guest."""
-    max_discard_segments: int = 32
-    queues: int = 1
-    queue_size: int = 256
+    max_discard_segments: int
+    queues: int
+    queue_size: int
     """Descriptors of the rings that seg_max is made for, a power of two."""
-    serial: str = ""
-    feature_set: str = NEWEST_SET
-    """One of FEATURE_SETS."""
-
-    def __post_init__(self) -> None:
-        if self.feature_set not in FEATURE_SETS:
-            raise ConfigError(
-                f"features as of version {self.feature_set} are not known",
-                hint=f"there are those of {', '.join(FEATURE_SETS)}",
-            )
-        if self.queue_size & (self.queue_size - 1):
-            raise ConfigError(
-                f"a queue size of {self.queue_size} is no power of two",
-                hint=f"take {1 << (self.queue_size.bit_length() - 1)} or twice that",
-            )
-        if not self.serial.isascii() or len(self.serial) > SERIAL_BYTES:
-            raise ConfigError(
-                f"the serial {self.serial!r} is not of at most {SERIAL_BYTES} ASCII characters"
-            )
+    serial: str
+    """At most SERIAL_BYTES of ASCII."""
+    feature_set: FeatureSet
 
 
 class BlkConfig(NamedTuple):

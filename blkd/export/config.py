@@ -2,8 +2,9 @@
 """The settings of an export: one model for the command line, a live upgrade and files.
 
 A setting is one field.  Its type, limits, default, text and spelling stand there and nowhere
-else: `cli/export_options.py` makes the option of `blkd serve` from the field.  What the
-settings come to once the image is open is in `parameters.py`.
+else: `cli/export_options.py` makes the option of `blkd serve` from the field, and
+`cli/options_document.py` the line in docs/commands.md.  What the settings come to once the
+image is open is in `parameters.py`.
 """
 
 import functools

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prints the table of options in docs/commands.md, from the settings of an export.
+
+python -m blkd.cli.options_document
+"""
+
+import sys
+
+from msgspec import inspect
+
+from blkd.export.config import export_settings
+from blkd.export.option import Setting
+
+HEAD = """\
+| Option | Values | Default | Means |
+| --- | --- | --- | --- |
+"""
+
+
+def values(setting: Setting) -> str:
+    """What may be written behind the option; empty for a switch."""
+    if setting.option.metavar is not None:
+        return setting.option.metavar
+    match setting.type:
+        case inspect.BoolType():
+            return ""
+        case inspect.IntType(ge=least, le=most):
+            return f"{least} to {most}"
+        case inspect.LiteralType(values=words):
+            return ", ".join(f"`{word}`" for word in words)
+        case _:
+            return "TEXT"
+
+
+def row(setting: Setting) -> str:
+    """The line of one option."""
+    default = setting.default_text
+    shown = f"`{default}`" if default is not None else ""
+    cells = (f"`{setting.flag}`", values(setting), shown, " ".join(setting.option.text.split()))
+    return "".join(f"| {cell} " for cell in cells) + "|\n"
+
+
+def table() -> str:
+    """All of it, as Markdown."""
+    return HEAD + "".join(map(row, export_settings()))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table())

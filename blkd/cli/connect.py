@@ -67,7 +67,7 @@ def _installed_qemu() -> tuple[int, int] | None:
     if program is None:
         return None
     try:
-        told = subprocess.run(  # noqa: S603 - a program of the PATH, as the user would start it
+        printed = subprocess.run(  # noqa: S603 - a program of the PATH, as the user would start it
             [program, "--version"],
             capture_output=True,
             text=True,
@@ -76,5 +76,5 @@ def _installed_qemu() -> tuple[int, int] | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    version = re.search(r"version (\d+)\.(\d+)", told.stdout)
+    version = re.search(r"version (\d+)\.(\d+)", printed.stdout)
     return (int(version[1]), int(version[2])) if version else None

@@ -23,16 +23,16 @@ class Disk:
 
     socket: str
     """Absolute path."""
-    queues: int = 4
-    queue_size: int = 256
+    queues: int
+    queue_size: int
     """The default of QEMU and cloud-hypervisor, 128, is too few for a request of 1 MiB."""
-    qemu: tuple[int, int] | None = None
+    qemu: tuple[int, int] | None
     """Version of the QEMU that is installed, None if there is none."""
-    name: str = "blkd"
+    name: str
     """The VMM's name for the disk; each disk of a guest has its own."""
-    target: str = "vdb"
+    target: str
     """libvirt's name for the disk."""
-    memory: int = 4 << 30
+    memory: int
     """Bytes of the guest's memory, all of which is shared with a vhost-user back end."""
 
     def __post_init__(self) -> None:

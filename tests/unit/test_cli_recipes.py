@@ -2,13 +2,26 @@
 import json
 import shlex
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 
 from blkd.cli.recipes import VMMS, Disk, recipe
 from blkd.errors import ConfigError
 
-DISK = Disk(socket="/run/blkd/demo.sock", queues=2)
+DISK = Disk(
+    socket="/run/blkd/demo.sock",
+    queues=2,
+    queue_size=256,
+    qemu=None,
+    name="blkd",
+    target="vdb",
+    memory=4 << 30,
+)
+
+
+def disk_with(**changes):
+    return replace(DISK, **changes)
 
 
 def words(vmm, disk=DISK):
@@ -39,7 +52,7 @@ def test_the_ring_is_256_where_the_vmm_can_be_told(vmm):
     ],
 )
 def test_qemu_is_told_to_reconnect_in_its_own_words(version, option):
-    chardev = words("qemu", Disk(socket="/a.sock", qemu=version))
+    chardev = words("qemu", disk_with(socket="/a.sock", qemu=version))
     assert f"socket,id=blkd,path=/a.sock,{option}" in chardev
 
 
@@ -51,24 +64,24 @@ def test_qemu_shares_all_of_the_guests_memory():
 
 
 def test_a_comma_in_the_path_is_doubled_for_qemu():
-    assert any("path=/a,,b.sock," in word for word in words("qemu", Disk(socket="/a,b.sock")))
+    assert any("path=/a,,b.sock," in word for word in words("qemu", disk_with(socket="/a,b.sock")))
 
 
 @pytest.mark.parametrize("vmm", ["cloud-hypervisor", "crosvm"])
 def test_a_comma_in_the_path_is_refused_where_it_cannot_be_written(vmm):
     with pytest.raises(ConfigError, match="comma"):
-        recipe(vmm, Disk(socket="/a,b.sock"))
+        recipe(vmm, disk_with(socket="/a,b.sock"))
 
 
 @pytest.mark.parametrize("vmm", ["qemu", "cloud-hypervisor", "firecracker", "crosvm"])
 def test_a_path_of_odd_characters_survives_the_shell(vmm):
     path = "/it's a $disk.sock"
-    assert any(path in word for word in words(vmm, Disk(socket=path)))
+    assert any(path in word for word in words(vmm, disk_with(socket=path)))
 
 
 def test_libvirt_gets_well_formed_xml_whatever_the_path():
     path = '/it\'s <a> & "b".sock'
-    domain = ET.fromstring(f"<domain>{recipe('libvirt', Disk(socket=path)).text}</domain>")
+    domain = ET.fromstring(f"<domain>{recipe('libvirt', disk_with(socket=path)).text}</domain>")
     disk = domain.find("devices/disk")
     assert disk.find("source").get("path") == path
     assert disk.find("source/reconnect").get("enabled") == "yes"
@@ -76,7 +89,7 @@ def test_libvirt_gets_well_formed_xml_whatever_the_path():
     assert domain.find("memoryBacking/access").get("mode") == "shared"
 
 
-SECOND = Disk(socket="/second.sock", name="data", target="vdc", memory=1536 << 20)
+SECOND = disk_with(socket="/second.sock", name="data", target="vdc", memory=1536 << 20)
 
 
 def test_a_second_disk_has_names_of_its_own():
@@ -94,7 +107,7 @@ def test_a_second_disk_has_names_of_its_own():
 def test_the_memory_is_written_as_every_vmm_reads_it():
     assert "size=1536M,shared=on" in words("cloud-hypervisor", SECOND)
     assert "memory-backend-memfd,id=ram,size=1536M,share=on" in words("qemu", SECOND)
-    assert Disk(socket="/a", memory=2 << 30).memory_text == "2G"
+    assert disk_with(socket="/a", memory=2 << 30).memory_text == "2G"
 
 
 @pytest.mark.parametrize(
@@ -111,12 +124,12 @@ def test_the_memory_is_written_as_every_vmm_reads_it():
 )
 def test_what_no_vmm_would_take_is_refused(changes, reason):
     with pytest.raises(ConfigError, match=reason):
-        Disk(socket="/a.sock", **changes)
+        disk_with(socket="/a.sock", **changes)
 
 
 def test_a_name_that_firecracker_would_not_take_is_refused():
     with pytest.raises(ConfigError, match="firecracker"):
-        recipe("firecracker", Disk(socket="/a.sock", name="a-b"))
+        recipe("firecracker", disk_with(socket="/a.sock", name="a-b"))
 
 
 def test_firecracker_gets_json_with_flushes_asked_for():

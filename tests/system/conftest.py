@@ -2,11 +2,11 @@
 """Storage of many kinds: block devices and file systems that differ in what they can do."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from harness import daemon
-from harness.daemon import Daemon
+from harness.daemon import Daemon, image
 from harness.frontend import FrontEnd
 from harness.storage import DISK_BYTES, loop_device, mounted, run
 from tests.engines import late
@@ -58,7 +58,7 @@ def tmpfs(tmp_path):
 def late_engine(tmp_path, monkeypatch):
     """Files are served by an engine that a file beside the image stalls: see `late.stall_of`."""
     (place := tmp_path / "programs").mkdir()
-    monkeypatch.setattr(daemon, "PROGRAMS", late.make_programs(place))
+    monkeypatch.setattr("harness.daemon.PROGRAMS", late.make_programs(place))
 
 
 @pytest.fixture(scope="module", params=["kernel", "late"])
@@ -67,7 +67,7 @@ def each_engine(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "late":
             programs = late.make_programs(tmp_path_factory.mktemp("programs"))
-            patch.setattr(daemon, "PROGRAMS", programs)
+            patch.setattr("harness.daemon.PROGRAMS", programs)
         yield request.param
 
 
@@ -76,6 +76,34 @@ def kernel_only(each_engine):
     """A test of what the kernel's images have alone: locks, devices, formats, fairness."""
     if each_engine != "kernel":
         pytest.skip("an image of the test's own")
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A sparse image of 16 MiB."""
+    return image(tmp_path / "disk.img", 16 << 20)
+
+
+@pytest.fixture
+def daemon(path, tmp_path):
+    """It, served with four queues."""
+    with Daemon(path, tmp_path, "--queues", 4) as started:
+        started.ready()
+        yield started
+
+
+@pytest.fixture
+def front_end(daemon):
+    """A connection to `daemon`."""
+    with FrontEnd.connect(daemon.socket) as connected:
+        yield connected
+
+
+@pytest.fixture
+def background():
+    """Runs a call of the API beside the front end that must answer it."""
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
 
 
 @pytest.fixture

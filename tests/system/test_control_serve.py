@@ -8,7 +8,6 @@ import socket
 import stat
 import struct
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -31,13 +30,6 @@ def disk(tmp_path):
 def daemon(disk, tmp_path):
     with Daemon(disk, tmp_path) as started:
         yield started
-
-
-@pytest.fixture
-def background():
-    """Runs a call of the API beside the front end that must answer it."""
-    with ThreadPoolExecutor(1) as executor:
-        yield executor
 
 
 def test_one_line_of_json_says_that_it_is_ready(daemon, disk):

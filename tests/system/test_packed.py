@@ -31,12 +31,6 @@ def daemon(each_engine, tmp_path_factory):  # noqa: ARG001 - started anew for ea
 
 
 @pytest.fixture
-def front_end(daemon):
-    with FrontEnd.connect(daemon.socket) as connected:
-        yield connected
-
-
-@pytest.fixture
 def disks(front_end):
     """Two rings: one to break, one that must go on."""
     return list(front_end.disks(2, 16, packed=True))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A served disk goes on in another process: its front end and its guest notice nothing."""
 
-import concurrent.futures
 import itertools
 import json
 import os
@@ -29,18 +28,6 @@ OK = 0
 
 
 @pytest.fixture
-def path(tmp_path):
-    return image(tmp_path / "disk.img", SIZE)
-
-
-@pytest.fixture
-def daemon(path, tmp_path):
-    with Daemon(path, tmp_path, "--queues", 4) as daemon:
-        daemon.ready()
-        yield daemon
-
-
-@pytest.fixture
 def upgrade():
     """Has a new process take a disk over, seen to the end of the old one: the new one."""
     running = []
@@ -54,18 +41,6 @@ def upgrade():
     yield upgrade
     for each in reversed(running):
         each.__exit__()
-
-
-@pytest.fixture
-def front_end(daemon):
-    with FrontEnd.connect(daemon.socket) as front_end:
-        yield front_end
-
-
-@pytest.fixture
-def background():
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        yield pool
 
 
 def sector(number):
@@ -482,23 +457,21 @@ def test_a_message_that_has_only_begun_goes_on_in_the_new_process(daemon, front_
 
 
 def test_an_acknowledgement_that_has_only_begun_goes_on_in_the_new_process(
-    daemon, front_end, upgrade
+    daemon, front_end, upgrade, background
 ):
     front_end.disk()
     front_end.config(0, 60)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        grown = pool.submit(daemon.call, "resize", "32M")
-        assert front_end.backend_requests.recv(64)
-        assert front_end.capacity() == 2 * SIZE // 512
-        assert grown.result(10)["announced"] == "fetched"
+    grown = background.submit(daemon.call, "resize", "32M")
+    assert front_end.backend_requests.recv(64)
+    assert front_end.capacity() == 2 * SIZE // 512
+    assert grown.result(10)["announced"] == "fetched"
     answer = struct.pack("=IIIQ", 2, 5, 8, 0)
     front_end.backend_requests.sendall(answer[:5])
     new = upgrade(daemon)
     front_end.backend_requests.sendall(answer[5:])
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        grown = pool.submit(new.call, "resize", "48M")
-        assert front_end.answer_backend()[0] == 2
-        assert grown.result(10)["announced"] == "fetched"
+    grown = background.submit(new.call, "resize", "48M")
+    assert front_end.answer_backend()[0] == 2
+    assert grown.result(10)["announced"] == "fetched"
     assert new.end() == 0
 
 

@@ -2,7 +2,6 @@
 """A live upgrade that comes to nothing: the old process serves on, and nobody notices."""
 
 import base64
-import concurrent.futures
 import contextlib
 import functools
 import os
@@ -23,30 +22,6 @@ MIB = 1 << 20
 SIZE = 16 * MIB
 OK = 0
 MESSAGES = ["hello", "offer", "ready", "state", "taken", "go"]
-
-
-@pytest.fixture
-def path(tmp_path):
-    return image(tmp_path / "disk.img", SIZE)
-
-
-@pytest.fixture
-def daemon(path, tmp_path):
-    with Daemon(path, tmp_path, "--queues", 4) as daemon:
-        daemon.ready()
-        yield daemon
-
-
-@pytest.fixture
-def front_end(daemon):
-    with FrontEnd.connect(daemon.socket) as front_end:
-        yield front_end
-
-
-@pytest.fixture
-def background():
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        yield pool
 
 
 @pytest.fixture

@@ -5,22 +5,16 @@ import contextlib
 
 import pytest
 
-from harness.daemon import Daemon, Taker, image
+from harness.daemon import Daemon, Taker
 from harness.dirtylog import DirtyLog
 from harness.frontend import FrontEnd
 from harness.relay import Relay
 from harness.storage import loop_device
 
-SIZE = 16 << 20
 OK = 0
 PATIENCE = 15  # seconds; blkd waits 5 for the lock
 DATA = bytes(range(256)) * 2
 MEANWHILE = "its image was locked or handed over meanwhile"
-
-
-@pytest.fixture
-def path(tmp_path):
-    return image(tmp_path / "disk.img", SIZE)
 
 
 @pytest.fixture

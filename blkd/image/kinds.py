@@ -49,33 +49,10 @@ def kind_of(name: str) -> Kind:
     return next((kind for prefix, kind in KINDS.items() if name.startswith(prefix)), RAW)
 
 
-async def _open_raw(name: str, opening: Opening) -> Image:
-    return await open_raw(
-        name,
-        read_only=opening.read_only,
-        direct=opening.direct,
-        logical_block_size=opening.logical_block_size,
-        engine=opening.engine,
-        incoming=opening.incoming,
-        workers=opening.workers,
-        image_format=opening.image_format,
-    )
-
-
 def _adopt_raw(name: str, lent: int | None, opening: Opening, is_locked: bool) -> Image:  # noqa: FBT001 - as Kind has it
     if lent is None:
         raise ImageError(f"{name}: came without a descriptor")
-    assert opening.logical_block_size is not None
-    return RawImage.adopt(
-        name,
-        lent,
-        read_only=opening.read_only,
-        direct=opening.direct,
-        logical_block_size=opening.logical_block_size,
-        engine=opening.engine,
-        is_locked=is_locked,
-        workers=opening.workers,
-    )
+    return RawImage.adopt(name, lent, opening, is_locked=is_locked)
 
 
 async def _open_null(name: str, opening: Opening) -> Image:
@@ -103,7 +80,7 @@ def _adopt_faulty(name: str, lent: int | None, opening: Opening, is_locked: bool
     return FaultyImage(name, adopt_image(inner, lent, opening, is_locked=is_locked), faults)
 
 
-RAW = Kind(_open_raw, _adopt_raw)
+RAW = Kind(open_raw, _adopt_raw)
 KINDS: Final = {
     null.PREFIX: Kind(_open_null, _adopt_null),
     faulty.PREFIX: Kind(_open_faulty, _adopt_faulty),

@@ -18,8 +18,8 @@ import structlog
 
 from blkd.errors import ImageBusy, ImageError, SyncFailed
 from blkd.image import kernel, lock
-from blkd.image.base import ImageFormat, Limits, Watch
-from blkd.image.engine import Engine, EngineChoice, FileIo, choose
+from blkd.image.base import Limits, Opening, Watch
+from blkd.image.engine import FileIo, choose
 from blkd.image.measure import Measure
 from blkd.image.syncing import SyncFiles, close_quietly
 from blkd.image.watch import watch_file
@@ -55,68 +55,59 @@ class RawImage:
     """
 
     def __init__(
-        self,
-        path: str,
-        fd: int,
-        syncs: SyncFiles,
-        *,
-        identity: str,
-        read_only: bool,
-        direct: bool,
-        limits: Limits,
-        engine: Engine,
-        is_locked: bool,
+        self, path: str, fd: int, limits: Limits, opening: Opening, *, is_locked: bool
     ) -> None:
+        """An image of the open file `fd`, taken; the caller closes it if this raises ImageError."""
         self.path = path
-        self._measure = Measure(path)
         self.fd = fd
-        self._syncs = syncs
-        self.identity = identity
-        self.read_only = read_only
-        self.direct = direct
         self.limits = limits
-        self.engine = engine
+        self.read_only = opening.read_only
+        self.direct = opening.direct
         self.is_locked = is_locked
+        self.engine = choose(fd, opening.engine, direct=opening.direct)
+        self.identity = identity_of(path, fd)
+        self._measure = Measure(path)
+        self._syncs = SyncFiles(fd, path, opening.workers)
 
     @classmethod
-    def open(
-        cls,
-        path: str,
-        *,
-        read_only: bool,
-        direct: bool,
-        logical_block_size: int | None,
-        engine: EngineChoice,
-        incoming: bool,
-        workers: int = 1,
-        image_format: ImageFormat | None,
-    ) -> Self:
+    def open(cls, path: str, opening: Opening) -> Self:
         """Open, lock and measure what is at `path`; blocks, `open_raw` does not."""
-        locked = read_only or not incoming  # readers do not mind each other
+        read_only = opening.read_only
+        locked = read_only or not opening.incoming  # readers do not mind each other
         with contextlib.ExitStack() as undo:
-            fd = open_file(path, read_only=read_only, direct=direct, exclusive=locked)
+            fd = open_file(path, read_only=read_only, direct=opening.direct, exclusive=locked)
             undo.callback(os.close, fd)
             if locked:
                 lock.acquire(fd, path, lock.READER if read_only else lock.WRITER)
             facts = kernel.facts(fd, ours=locked)
-            if image_format is None:
+            if opening.image_format is None:
                 refuse_foreign(path, fd, is_block_device=facts.is_block_device)
-            limits = limits_of(facts, path, logical_block_size)
-            chosen = choose(fd, engine, direct=direct)
-            identity = identity_of(path, fd)
-            syncs = SyncFiles(fd, path, workers)
+            limits = limits_of(facts, path, opening.logical_block_size)
+            image = cls(path, fd, limits, opening, is_locked=locked)
             undo.pop_all()
-        return cls(
-            path,
-            fd,
-            syncs,
-            identity=identity,
-            read_only=read_only,
-            direct=direct,
-            limits=limits,
-            engine=chosen,
-            is_locked=locked,
-        )
+        return image
+
+    @classmethod
+    def adopt(cls, path: str, fd: int, opening: Opening, *, is_locked: bool) -> Self:
+        """Go on with what another process has opened; takes `fd`, and its lock comes with it.
+
+        Raises:
+            ImageError: It is not open as `opening` says, or cannot be served so; `fd` is closed.
+        """
+        read_only, block = opening.read_only, opening.logical_block_size
+        assert block is not None
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, fd)
+            require_open_as(fd, path, read_only=read_only, direct=opening.direct)
+            if is_locked:  # nothing is locked here: the other process may let go of it any time
+                lock.require(fd, path, lock.READER if read_only else lock.WRITER)
+            facts = kernel.facts(fd, ours=False)  # it is the other process that serves it
+            # It may have got a size meanwhile that is no whole blocks: a part is not served.
+            whole = facts.size // block * block
+            limits = limits_of(dataclasses.replace(facts, size=whole), path, block)
+            image = cls(path, fd, limits, opening, is_locked=is_locked)
+            undo.pop_all()
+        return image
 
     async def take_lock(self) -> None:
         """Lock the image if it is not, waiting for whoever releases it; measure it anew."""
@@ -200,50 +191,6 @@ class RawImage:
                 os.dup2(fd, self.fd, inheritable=False)
         self.is_locked = locked
 
-    @classmethod
-    def adopt(
-        cls,
-        path: str,
-        fd: int,
-        *,
-        read_only: bool,
-        direct: bool,
-        logical_block_size: int,
-        engine: EngineChoice,
-        is_locked: bool,
-        workers: int = 1,
-    ) -> Self:
-        """Go on with what another process has opened; takes `fd`, and its lock comes with it.
-
-        Raises:
-            ImageError: It is not open as `read_only` and `direct` say, or cannot be served so;
-                `fd` is closed.
-        """
-        with contextlib.ExitStack() as undo:
-            undo.callback(os.close, fd)
-            require_open_as(fd, path, read_only=read_only, direct=direct)
-            if is_locked:  # nothing is locked here: the other process may let go of it any time
-                lock.require(fd, path, lock.READER if read_only else lock.WRITER)
-            facts = kernel.facts(fd, ours=False)  # it is the other process that serves it
-            # It may have got a size meanwhile that is no whole blocks: a part is not served.
-            whole = facts.size // logical_block_size * logical_block_size
-            limits = limits_of(dataclasses.replace(facts, size=whole), path, logical_block_size)
-            chosen = choose(fd, engine, direct=direct)
-            identity = identity_of(path, fd)
-            syncs = SyncFiles(fd, path, workers)
-            undo.pop_all()
-        return cls(
-            path,
-            fd,
-            syncs,
-            identity=identity,
-            read_only=read_only,
-            direct=direct,
-            limits=limits,
-            engine=chosen,
-            is_locked=is_locked,
-        )
-
     async def measure(self) -> int:
         """The size now.  Raises ImageError where its file system does not say it in time.
 
@@ -293,45 +240,14 @@ class RawImage:
             close_quietly(fd)
 
 
-async def open_raw(
-    path: str,
-    *,
-    read_only: bool,
-    direct: bool,
-    logical_block_size: int | None,
-    engine: EngineChoice = "auto",
-    incoming: bool = False,
-    workers: int = 1,
-    image_format: ImageFormat | None = None,
-) -> RawImage:
-    """The image at `path`, locked and measured; the caller closes it.
-
-    Args:
-        path: A regular file or a block device.
-        read_only: Open for reading; others may then read too.
-        direct: Go past the host's page cache (O_DIRECT).
-        logical_block_size: 512, 4096 or None for the smallest that can be served.
-        engine: How to do I/O; `auto` asks the image.
-        incoming: Leave the lock to another process until `take_lock`.
-        workers: How many are to sync, each through a description of its own.
-        image_format: `raw` where the bytes are the disk's whatever they look like; None refuses
-            what looks like an image of another format.
+async def open_raw(path: str, opening: Opening) -> RawImage:
+    """The image at `path`, a file or a block device, locked and measured; the caller closes it.
 
     Raises:
         ImageBusy: Somebody else uses it in a way that excludes ours.
         ImageError: It is missing, no image, of an odd size, or not to be served as asked.
     """
-    opened = functools.partial(
-        RawImage.open,
-        path,
-        read_only=read_only,
-        direct=direct,
-        logical_block_size=logical_block_size,
-        engine=engine,
-        incoming=incoming,
-        workers=workers,
-        image_format=image_format,
-    )
+    opened = functools.partial(RawImage.open, path, opening)
     return await _patiently(
         lambda: _in_thread(opened), LINGER_LIMIT, unless=lambda busy: busy.holder_known
     )

@@ -15,6 +15,7 @@ import pytest
 from blkd.diagnosis import examine
 from blkd.errors import ImageBusy, ImageError
 from blkd.image import raw, store
+from blkd.image.base import Opening
 from harness.storage import DISK_BYTES, loop_device, mounted, run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and loop devices are root's")
@@ -31,9 +32,8 @@ async def disk(tmp_path):
 
 @contextlib.asynccontextmanager
 async def opened(path, *, read_only=False, direct=True, block=None):
-    image = await raw.open_raw(
-        str(path), read_only=read_only, direct=direct, logical_block_size=block
-    )
+    opening = Opening(read_only=read_only, direct=direct, logical_block_size=block)
+    image = await raw.open_raw(str(path), opening)
     with contextlib.closing(image):
         yield image
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from blkd.diagnosis import examine
 from blkd.errors import ImageBusy, ImageError
 from blkd.image import kernel, lock, raw, store
+from blkd.image.base import Opening
 from harness.daemon import image as image_of
 
 MIB = 1 << 20
@@ -41,13 +42,10 @@ def disk(tmp_path):
 
 @contextlib.asynccontextmanager
 async def opened(path, *, read_only=False, direct=False, block=None, image_format=None):
-    image = await raw.open_raw(
-        str(path),
-        read_only=read_only,
-        direct=direct,
-        logical_block_size=block,
-        image_format=image_format,
+    opening = Opening(
+        read_only=read_only, direct=direct, logical_block_size=block, image_format=image_format
     )
+    image = await raw.open_raw(str(path), opening)
     with contextlib.closing(image):
         yield image
 
@@ -252,9 +250,8 @@ async def test_a_refused_image_leaves_no_descriptor(disk):
 async def test_a_cancelled_opening_leaves_no_lock(disk):
     # With one thread the cancelled opening runs to its end before the next begins.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
-    opening = asyncio.ensure_future(
-        raw.open_raw(str(disk), read_only=False, direct=False, logical_block_size=None)
-    )
+    how = Opening(read_only=False, direct=False, logical_block_size=None)
+    opening = asyncio.ensure_future(raw.open_raw(str(disk), how))
     await asyncio.sleep(0)  # let it start
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -10,6 +10,7 @@ import pytest
 
 from blkd.errors import ImageBusy, ImageError, SyncFailed
 from blkd.image import raw
+from blkd.image.base import Opening
 from harness.daemon import image as image_of
 from harness.fuse import WRITE, FileSystem
 
@@ -23,24 +24,16 @@ def disk(tmp_path):
 
 @contextlib.asynccontextmanager
 async def opened(path, *, incoming=False, read_only=False):
-    image = await raw.open_raw(
-        str(path), read_only=read_only, direct=False, logical_block_size=None, incoming=incoming
-    )
+    opening = Opening(read_only=read_only, direct=False, logical_block_size=None, incoming=incoming)
+    image = await raw.open_raw(str(path), opening)
     with contextlib.closing(image):
         yield image
 
 
 def adopted(image, *, read_only=False, is_locked):
     """What another process makes of a copy of an image's descriptor."""
-    return raw.RawImage.adopt(
-        image.path,
-        os.dup(image.fd),
-        read_only=read_only,
-        direct=False,
-        logical_block_size=512,
-        engine="auto",
-        is_locked=is_locked,
-    )
+    opening = Opening(read_only=read_only, direct=False, logical_block_size=512)
+    return raw.RawImage.adopt(image.path, os.dup(image.fd), opening, is_locked=is_locked)
 
 
 @pytest.fixture

@@ -68,10 +68,6 @@ def summary(
     """What one measured stretch came to."""
     whole = Counted.merged(outcome.latencies.values())
     iops = whole.count / outcome.seconds if outcome.seconds else 0.0
-    per_io = target_seconds / whole.count if target_seconds is not None and whole.count else None
-    by_op = {
-        kind: Latency.of(counted) for kind, counted in outcome.latencies.items() if counted.count
-    }
     return Result(
         rw=str(work.rw),
         bs=work.bs,
@@ -88,16 +84,27 @@ def summary(
         bytes_per_second=0.0 if work.rw is Rw.FLUSH else round(iops * work.bs, 1),
         errors=outcome.errors,
         latency_ns=Latency.of(whole),
-        latency_ns_by_op=by_op if work.rw.mixed else None,
+        latency_ns_by_op=latency_by_kind(outcome) if work.rw.mixed else None,
         client_cpu_seconds=round(own_seconds, 6),
         target_cpu_seconds=None if target_seconds is None else round(target_seconds, 6),
-        target_cpu_us_per_io=None if per_io is None else round(per_io * 1e6, 4),
+        target_cpu_us_per_io=microseconds_each(target_seconds, whole.count),
         kicks=outcome.kicks,
         verified_blocks=outcome.intact,
         wrong_blocks=outcome.wrong_blocks,
         interrupted=outcome.interrupted,
         wrong=wrong_requests(outcome),
     )
+
+
+def latency_by_kind(outcome: Outcome) -> dict[str, Latency]:
+    """The latency of each kind of request that there was."""
+    counted = outcome.latencies.items()
+    return {kind: Latency.of(of_kind) for kind, of_kind in counted if of_kind.count}
+
+
+def microseconds_each(seconds: float | None, ios: int) -> float | None:
+    """What each request took of `seconds`; None where that is not known or there was none."""
+    return round(seconds / ios * 1e6, 4) if seconds is not None and ios else None
 
 
 def wrong_requests(outcome: Outcome) -> tuple[WrongRequest, ...]:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""blkd as a process of its own, for system tests."""
+"""blkd as a process of its own, for tests and drills whose steps block.
+
+Beside a guest, where nothing may block, it is `harness.server`.
+"""
 
 import json
 import os

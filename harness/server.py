@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`blkd` run as people run it: as a program, through its command line."""
+"""`blkd` run as people run it, beside guests: in asyncio, and it does not outlive us.
+
+Where steps may block, signals matter or what runs is no `blkd serve`, it is `harness.daemon`.
+"""
 
 import asyncio
 import contextlib

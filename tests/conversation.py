@@ -5,12 +5,9 @@ import struct
 from dataclasses import replace
 
 from blkd.errors import RequestRefused
-from blkd.vhost_user.commands import (
-    StopVring,
-)
-from blkd.vhost_user.requests import (
-    OFFERED_PROTOCOL_FEATURES,
-)
+from blkd.vhost_user.admission import accepted, admit, refused
+from blkd.vhost_user.commands import StopVring
+from blkd.vhost_user.requests import OFFERED_PROTOCOL_FEATURES
 from blkd.vhost_user.session import Session
 from blkd.vhost_user.wire import (
     NEED_REPLY,
@@ -52,16 +49,16 @@ class Conversation:
         header = Header(request, VERSION | (NEED_REPLY if need_reply else 0), len(payload))
         self.commands = []
         try:
-            reply = self.session.accepted(header, self.run(header, payload, fds))
+            reply = accepted(self.session, header, self.run(header, payload, fds))
         except RequestRefused as error:
-            reply = self.session.refused(header, error)
+            reply = refused(self.session, header, error)
         if reply is None:
             return None
         assert struct.unpack("=III", reply[:12]) == (request, 0x5, len(reply) - 12)
         return reply[12:]
 
     def run(self, header, payload, fds):
-        plan = self.session.admit(header, payload, fds)
+        plan = admit(self.session, header, payload, fds)
         result = None
         while True:
             try:
@@ -88,12 +85,12 @@ class Conversation:
 
     def refuses(self, request, payload=b"", fds=0):
         """Whether a request is declined: by a number that is not 0, and by that alone."""
-        before = self.session.features, self.session.regions, repr(self.session.rings)
-        refused = self.say(request, payload, fds, need_reply=True) != bytes(8)
-        assert not refused or not self.commands
-        assert not refused or before == (
+        before = self.session.features, self.session.regions, repr(self.session.vrings)
+        is_refused = self.say(request, payload, fds, need_reply=True) != bytes(8)
+        assert not is_refused or not self.commands
+        assert not is_refused or before == (
             self.session.features,
             self.session.regions,
-            repr(self.session.rings),
+            repr(self.session.vrings),
         )
-        return refused
+        return is_refused

@@ -8,7 +8,7 @@ from typing import Literal
 from blkd.dataplane import DataPlane
 from blkd.export.config import ExportConfig
 from blkd.export.disk import Disk
-from blkd.vhost_user.connection import FrontEndState
+from blkd.vhost_user.front_end_state import FrontEndState
 
 Announced = Literal["fetched", "not-connected", "pending"]
 

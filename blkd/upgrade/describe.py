@@ -20,7 +20,7 @@ from blkd.vhost_user.backchannel import BackChannelSnapshot
 from blkd.vhost_user.channel import PartialMessage
 from blkd.vhost_user.connection import ConnectionSnapshot
 from blkd.vhost_user.data_path import VringSnapshot
-from blkd.vhost_user.session import SessionVring
+from blkd.vhost_user.session_vring import SessionVring
 from blkd.vhost_user.wire import VringAddr
 
 
@@ -167,7 +167,7 @@ def rings(
 ) -> tuple[messages.Ring, ...]:
     """Every ring that differs from a new one."""
     used = {vring.index: vring for vring in plane.vring_snapshots()}
-    known = snapshot.session.rings if snapshot else [SessionVring(index) for index in used]
+    known = snapshot.session.vrings if snapshot else [SessionVring(index) for index in used]
     return tuple(
         _ring(vring, used.get(vring.index, VringSnapshot(vring.index)), out)
         for vring in known

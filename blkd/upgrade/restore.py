@@ -19,8 +19,8 @@ from blkd.vhost_user.checks import refuse_no_rings, refuse_unfit
 from blkd.vhost_user.connection import ConnectionSnapshot
 from blkd.vhost_user.data_path import RestoredVring
 from blkd.vhost_user.inflight import Inflight, part_entries
-from blkd.vhost_user.session import SessionVring
 from blkd.vhost_user.session_snapshot import SessionSnapshot
+from blkd.vhost_user.session_vring import SessionVring
 from blkd.vhost_user.vring_setup import VringSetup
 from blkd.vhost_user.wire import LogBase, MemoryRegion, VirtioFeature, VringAddr
 from blkd.virtio.blk import SECTOR_BYTES, Shown
@@ -121,7 +121,7 @@ def connection(
             for r in front_end.regions
         ),
         log=None if (log := front_end.log) is None else LogBase(log.size, log.offset),
-        rings=tuple(map(_ring, rings)),
+        vrings=tuple(map(_session_vring, rings)),
     )
     return ConnectionSnapshot(
         fd=fds.take(front_end.socket),
@@ -143,7 +143,7 @@ def _partial(begun: messages.Begun | None, fds: Incoming) -> PartialMessage | No
     return PartialMessage(begun.data, tuple(fds.take(place) for place in begun.descriptors))
 
 
-def _ring(ring: messages.Ring) -> SessionVring:
+def _session_vring(ring: messages.Ring) -> SessionVring:
     where = ring.addresses
     return SessionVring(
         index=ring.index,

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One front end's session: what it negotiated, what its rings are like, what it may ask now.
+"""One front end's session: what it has negotiated and shared, and what each request changes.
 
-No I/O happens here.  A request is admitted as a *plan*: a generator that yields the commands
-to carry out, is sent their results, and returns the answer.  What stands after a `yield`
-happens only if the command succeeded, so a session never records what is not so.
+No I/O happens here.  What a request does is a *plan*: a generator that yields the commands to
+carry out, is sent their results, and returns the answer.  The lines after a `yield` run only if
+the command succeeded, so that the session never records a change that did not happen.
 """
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
-from typing import cast
+from dataclasses import replace
 
-from blkd.errors import ProtocolError, RequestRefused
+from blkd.errors import RequestRefused
 from blkd.vhost_user.checks import (
     refuse_misaligned,
     refuse_no_log,
@@ -40,170 +39,91 @@ from blkd.vhost_user.commands import (
     UseInflight,
 )
 from blkd.vhost_user.inflight import Inflight, part_bytes
-from blkd.vhost_user.requests import (
-    MAX_MEM_SLOTS,
-    NOT_ZERO,
-    OFFERED_PROTOCOL_FEATURES,
-    REQUESTS,
-    Declaration,
-    Support,
-    declared,
-)
+from blkd.vhost_user.requests import MAX_MEM_SLOTS, OFFERED_PROTOCOL_FEATURES
+from blkd.vhost_user.session_vring import SessionVring
 from blkd.vhost_user.vring_setup import VringSetup
 from blkd.vhost_user.wire import (
     U64,
     Config,
     Empty,
-    Header,
     LogBase,
     MemoryRegion,
     MemoryTable,
     Payload,
     ProtocolFeature,
-    Request,
     SingleRegion,
     VirtioFeature,
     VringAddr,
     VringFd,
     VringState,
-    reply,
 )
 from blkd.virtio.device import Device
 
-TRANSPORT_OFFSET = 0x100  # where virtio-mmio has the config space; some front ends add it
-MAX_INDEX = 0xFFFF  # of a split ring
-PACKED_START = 0x80008000  # avail and used at 0, both wrap counters 1 (virtio 1.3, 2.8.1)
+TRANSPORT_OFFSET = 0x100  # of virtio-mmio's configuration space (virtio 1.3, 4.2.2)
+MAX_INDEX = 0xFFFF  # of a split vring
 MAX_STATUS = 0xFF  # virtio 1.3, 2.1: eight bits
 
 OURS = int(VirtioFeature.PROTOCOL_FEATURES | VirtioFeature.LOG_ALL)
-"""Features that are the back end's, not the device's.  A number, since the complement of a flag
+"""Features of the back end itself, whatever its device.  A number, since the complement of a flag
 ends at the highest bit that is known."""
 
-DONE = U64(0)  # an acknowledgement
+DONE = U64(0)
+"""An acknowledgement."""
 
 Answer = U64 | VringState | Config | Inflight
+"""The payload of a reply."""
 Steps = Generator[Command, int | None, None]
+"""A part of a plan: commands without an answer."""
 Plan = Generator[Command, int | None, Answer | None]
+"""Commands, each sent its result where it has one; then the answer, or None where none is due."""
 Handler = Callable[[Payload], Plan | Answer | None]
-
-
-@dataclass(slots=True)
-class SessionVring:
-    """What is known of one ring."""
-
-    index: int
-    size: int = 0
-    """Descriptors; 0 until SET_VRING_NUM."""
-    addresses: VringAddr | None = None
-    base: int | None = None
-    """What to serve first when it starts, or where it stopped; None for its beginning."""
-    has_kick: bool = False
-    started: bool = False
-    enabled: bool = False
-
-    def setup(self, features: int) -> VringSetup | None:
-        """All that it takes to start the ring; None while something is missing."""
-        if not (self.size and self.addresses and self.has_kick):
-            return None
-        where, base = self.addresses, self.position(features)
-        return VringSetup(
-            self.size, where.desc, where.avail, where.used, base, features, where.logged_at
-        )
-
-    @property
-    def is_logged(self) -> bool:
-        """Whether writes to its own areas are."""
-        return self.addresses is not None and self.addresses.logged_at is not None
-
-    def position(self, features: int) -> int:
-        """The base, with that of a fresh ring where none was ever given."""
-        if self.base is not None:
-            return self.base
-        return PACKED_START if features & VirtioFeature.RING_PACKED else 0
+"""What one request does: a plan, or the answer itself where nothing has to be carried out."""
 
 
 class Session:
-    """The protocol's state for one connection, and what each request does to it.
+    """The protocol's state of one connection, and what each request does to it.
 
-    The method named like a request answers it; `requests` says everything else about it.
+    A request is handled by the method of its name: its docstring is for what blkd does, the
+    declaration in `requests` for payload, descriptors and features, and the vhost-user document,
+    "Front-end message types", for the request as such.  Where a request cannot be granted, the
+    method raises RequestRefused, at once or as a plan, and the session stays as it was but for
+    the commands that have succeeded.
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.features = 0
         self.based_on = 0
-        """The driver's features that the rings' bases are of."""
+        """The features that the vrings' bases belong to; RESET_DEVICE does not change them."""
         self.protocol_features = ProtocolFeature(0)
         self.status = 0
+        """The virtio device status, as it was last set (virtio 1.3, 2.1)."""
         self.regions: tuple[MemoryRegion, ...] = ()
         self.log: LogBase | None = None
-        self.rings = tuple(SessionVring(index) for index in range(device.queues))
+        self.vrings = tuple(SessionVring(index) for index in range(device.queues))
         self.fetched: int | None = None
         """The device's generation when what changes with it was last read; None before."""
 
     @property
     def serving(self) -> frozenset[int]:
-        """The rings that are started and enabled; without any we may not call on the peer."""
-        return frozenset(ring.index for ring in self.rings if ring.started and ring.enabled)
+        """The vrings that are started and enabled, by their indices.
+
+        While there are none, no request goes out on the back-end channel.
+        """
+        return frozenset(vring.index for vring in self.vrings if vring.started and vring.enabled)
 
     def setups(self) -> dict[int, VringSetup]:
-        """What each started ring, by its index, runs with; its base is where it was started."""
-        started = (ring for ring in self.rings if ring.started)
-        return {ring.index: setup for ring in started if (setup := ring.setup(self.features))}
+        """How each started vring was set up, by its index; the base is that of its start."""
+        started = (vring for vring in self.vrings if vring.started)
+        return {vring.index: setup for vring in started if (setup := vring.setup(self.features))}
 
     @property
     def is_stale(self) -> bool:
-        """Whether the front end has not read the configuration as it is now."""
+        """Whether the device's configuration has changed since the front end read it."""
         return self.fetched != self.device.generation
 
-    # Admission and answers
-
-    def admit(self, header: Header, payload: bytes, fd_count: int) -> Plan:
-        """Check a request against its declaration and plan it.
-
-        Raises ProtocolError on a malformed request and RequestRefused on one that cannot be
-        granted, when the plan is begun or between its commands.
-        """
-        request, declaration = declared(header)
-        if declaration.support is not Support.YES:
-            raise RequestRefused(f"{request.name}: {declaration.note}")
-        try:
-            content = declaration.payload.decode(payload)
-        except ProtocolError as error:
-            raise ProtocolError(f"{request.name}: {error}") from error
-        if not declaration.fds.allow(content, fd_count):
-            raise ProtocolError(
-                f"{request.name}: {fd_count} descriptors, not {declaration.fds.text}"
-            )
-        if declaration.needs is not None and not self._has(declaration.needs):
-            raise RequestRefused(f"{request.name}: {declaration.needs.name} is not negotiated")
-        handler = cast("Handler", getattr(self, request.name.lower()))
-        outcome = handler(content)
-        return (yield from outcome) if isinstance(outcome, Generator) else outcome
-
-    def accepted(self, header: Header, answer: Answer | None) -> bytes | None:
-        """The reply to a request that was carried out, whole; None where none is due."""
-        if answer is None and not self._owes_acknowledgement(header):
-            return None
-        return reply(header.request, (answer or DONE).encode())
-
-    def refused(self, header: Header, error: RequestRefused) -> bytes:
-        """The reply that says no.  Raises ProtocolError where the front end would not hear it.
-
-        Left in the dark, it would go on with a state that we do not have.
-        """
-        declaration = REQUESTS.get(cast("Request", header.request), Declaration())
-        refusal = declaration.refusal
-        if not declaration.replies and self._owes_acknowledgement(header):
-            refusal = NOT_ZERO
-        if refusal is None:
-            raise ProtocolError(str(error), hint=error.hint) from error
-        return reply(header.request, refusal)
-
-    def _owes_acknowledgement(self, header: Header) -> bool:
-        return header.needs_reply and self._has(ProtocolFeature.REPLY_ACK)
-
-    def _has(self, feature: ProtocolFeature | VirtioFeature) -> bool:
+    def has_negotiated(self, feature: ProtocolFeature | VirtioFeature) -> bool:
+        """Whether the front end has accepted a feature that was offered."""
         if isinstance(feature, ProtocolFeature):
             return feature in self.protocol_features
         return bool(self.features & feature)
@@ -211,16 +131,16 @@ class Session:
     # Features
 
     def get_features(self, _: Empty) -> Answer:
-        """Offer what the device has, and ours."""
+        """Offer the features of the device and of the back end itself."""
         return U64(self.device.features | OURS)
 
     def set_features(self, wanted: U64) -> Steps:
-        """Take the driver's choice; under a running ring only LOG_ALL can change."""
+        """Take the driver's choice; while a vring is started only LOG_ALL can change."""
         features, changed = wanted.value, wanted.value ^ self.features
         if changed & ~int(VirtioFeature.LOG_ALL):
-            for ring in self.rings:
-                yield from self._end_disabled(ring)
-            if any(ring.started for ring in self.rings):
+            for vring in self.vrings:
+                yield from self._end_disabled(vring)
+            if any(vring.started for vring in self.vrings):
                 raise RequestRefused(
                     f"features {features:#x} while rings run with {self.features:#x}"
                 )
@@ -228,18 +148,18 @@ class Session:
         if changed & VirtioFeature.LOG_ALL:
             yield LogData(bool(features & VirtioFeature.LOG_ALL))
         if (features ^ self.based_on) & VirtioFeature.RING_PACKED:
-            for ring in self.rings:
-                ring.base = None  # of the other layout
+            for vring in self.vrings:
+                vring.base = None  # of the other layout
         self.features = self.based_on = features
         yield Configure()
         if changed & VirtioFeature.LOG_ALL:
             yield from self._forget_log()
-        if not self._has(VirtioFeature.PROTOCOL_FEATURES):
-            for ring in self.rings:
-                yield from self._enable(ring, enabled=True)
+        if not self.has_negotiated(VirtioFeature.PROTOCOL_FEATURES):
+            for vring in self.vrings:
+                yield from self._enable(vring, enabled=True)
 
     def get_protocol_features(self, _: Empty) -> Answer:
-        """Offer the extensions that work whole."""
+        """Offer the extensions of the protocol that blkd supports."""
         return U64(OFFERED_PROTOCOL_FEATURES)
 
     def set_protocol_features(self, wanted: U64) -> None:
@@ -252,20 +172,20 @@ class Session:
     # The device
 
     def set_owner(self, _: Empty) -> None:
-        """Know that a session starts: it did with the connection."""
+        """Do nothing: a session begins with its connection."""
 
     def reset_owner(self, _: Empty) -> Steps:
-        """Disable all rings, which is all that the specification still wants of it."""
-        for ring in self.rings:
-            yield from self._enable(ring, enabled=False)
+        """Disable all vrings, which is all that the document still asks for."""
+        for vring in self.vrings:
+            yield from self._enable(vring, enabled=False)
 
     def reset_device(self, _: Empty) -> Steps:
-        """Bring device and rings to their initial state, memory and channels aside."""
-        for ring in self.rings:
-            yield from self._stop(ring)
-            yield from self._enable(ring, enabled=False)
+        """Bring the device and its vrings to their initial state; memory and channels stay."""
+        for vring in self.vrings:
+            yield from self._stop(vring)
+            yield from self._enable(vring, enabled=False)
         self.device.reset()
-        if self._has(VirtioFeature.LOG_ALL):
+        if self.has_negotiated(VirtioFeature.LOG_ALL):
             yield LogData(on=False)
         self.features &= VirtioFeature.PROTOCOL_FEATURES
         self.status = 0
@@ -273,17 +193,17 @@ class Session:
         yield from self._forget_log()
 
     def get_status(self, _: Empty) -> Answer:
-        """Tell the device status as it was last set."""
+        """Answer the device status as it was last set."""
         return U64(self.status)
 
     def set_status(self, status: U64) -> None:
-        """Remember the device status."""
+        """Record the device status; nothing else depends on it."""
         if status.value > MAX_STATUS:
             raise RequestRefused(f"a device status of {status.value:#x}")
         self.status = status.value
 
     def get_config(self, wanted: Config) -> Answer:
-        """Read the configuration space."""
+        """Answer a part of the configuration space; zeroes beyond its end."""
         offset, size = config_offset(wanted), len(wanted.data)
         data = self.device.config(offset, size)
         changing = self.device.changing
@@ -292,12 +212,12 @@ class Session:
         return Config(wanted.offset, wanted.flags, data)
 
     def set_config(self, written: Config) -> Steps:
-        """Write the configuration space, where that can be written."""
+        """Write a part of the configuration space.  Raises RequestRefused where it is read-only."""
         self.device.write_config(config_offset(written), written.data)
         yield Configure()
 
     def set_backend_req_fd(self, _: Empty) -> Steps:
-        """Take the channel for our own requests."""
+        """Use a socket for requests to the front end ("Back-end communication")."""
         yield OpenBackChannel()
 
     # Memory
@@ -310,11 +230,11 @@ class Session:
         self.regions = table.regions
 
     def get_max_mem_slots(self, _: Empty) -> Answer:
-        """Tell how many regions we take."""
+        """Answer how many memory regions there can be."""
         return U64(MAX_MEM_SLOTS)
 
     def add_mem_reg(self, single: SingleRegion) -> Steps:
-        """Add a region."""
+        """Add a memory region."""
         if len(self.regions) >= MAX_MEM_SLOTS:
             raise RequestRefused(f"all {MAX_MEM_SLOTS} memory slots are in use")
         refuse_overlap(single.region, self.regions)
@@ -322,7 +242,7 @@ class Session:
         self.regions += (single.region,)
 
     def rem_mem_reg(self, single: SingleRegion) -> Steps:
-        """Remove a region, found by its addresses and size."""
+        """Remove the memory region of these addresses and this size."""
         for region in self.regions:
             if region.is_same(single.region):
                 yield RemoveMemory(region)
@@ -336,166 +256,175 @@ class Session:
     # Requests in flight
 
     def get_inflight_fd(self, wanted: Inflight) -> Plan:
-        """Make a region that has room for the requests in flight of all rings.
+        """Make a region with a part for each vring ("Inflight I/O tracking"): its description.
 
-        The front end may start larger rings than it names here: each part is for the largest.
+        Each part has room for the largest vring: the front end may start larger ones than it
+        names here.
         """
-        refuse_no_rings(wanted, len(self.rings), self.device.queue_size)
-        part = part_bytes(self.device.queue_size, packed=self._has(VirtioFeature.RING_PACKED))
+        refuse_no_rings(wanted, len(self.vrings), self.device.queue_size)
+        packed = self.has_negotiated(VirtioFeature.RING_PACKED)
+        part = part_bytes(self.device.queue_size, packed=packed)
         region = replace(wanted, mmap_size=wanted.queues * part, mmap_offset=0)
         yield OfferInflight(region)
         return region
 
     def set_inflight_fd(self, region: Inflight) -> Steps:
-        """Take a region, of an earlier back end or fresh: rings start from what it says."""
-        packed = self._has(VirtioFeature.RING_PACKED)
-        refuse_no_rings(region, len(self.rings), self.device.queue_size)
+        """Use a region, of an earlier back end or new: vrings start from what it says."""
+        packed = self.has_negotiated(VirtioFeature.RING_PACKED)
+        refuse_no_rings(region, len(self.vrings), self.device.queue_size)
         refuse_unfit(region)
-        for ring in self.rings:
-            yield from self._end_disabled(ring)
-            if ring.started:
-                raise RequestRefused(f"an in-flight region while ring {ring.index} runs")
+        for vring in self.vrings:
+            yield from self._end_disabled(vring)
+            if vring.started:
+                raise RequestRefused(f"an in-flight region while ring {vring.index} runs")
         yield UseInflight(region, packed)
 
     # The dirty log
 
     def set_log_base(self, log: LogBase) -> Plan:
-        """Mark in another log; one that is in use is not looked at before it is complete."""
+        """Mark dirty pages in this log ("Migration"); nothing uses an earlier one when answered."""
         refuse_no_log(log)
-        for ring in self.rings:
-            if ring.started and (setup := ring.setup(self.features)):
+        for vring in self.vrings:
+            if vring.started and (setup := vring.setup(self.features)):
                 refuse_unlogged(setup, log)
         yield SetLog(log)
         self.log = log
         return DONE
 
     def set_log_fd(self, _: Empty) -> None:
-        """Take an eventfd by which the front end could be told of marks."""
+        """Take an eventfd that would signal marks in the dirty log; it is closed, unused."""
 
     def _forget_log(self) -> Steps:
-        """Give up a log that nothing is marked in any more: a migration brings its own."""
-        marked = any(ring.started and ring.is_logged for ring in self.rings)
-        if self.log and not marked and not self._has(VirtioFeature.LOG_ALL):
+        """Unmap a log once nothing is marked in it any more: each migration brings its own."""
+        marked = any(vring.started and vring.is_logged for vring in self.vrings)
+        if self.log and not marked and not self.has_negotiated(VirtioFeature.LOG_ALL):
             yield SetLog(None)
             self.log = None
 
-    # Rings
+    # Vrings
 
     def get_queue_num(self, _: Empty) -> Answer:
-        """Tell how many rings there are."""
-        return U64(len(self.rings))
+        """Answer how many vrings there are ("Multiple queue support")."""
+        return U64(len(self.vrings))
 
     def set_vring_num(self, state: VringState) -> Steps:
-        """Size a ring."""
-        ring, size = self._ring(state.index), state.num
-        refuse_size(ring.index, size, self.device.queue_size, self.features)
-        yield from self._end_disabled(ring)
-        if ring.started and size != ring.size:
-            raise RequestRefused(f"ring {ring.index} runs with {ring.size} descriptors")
-        ring.size = size
-        if ring.enabled:
-            yield from self._start(ring)
+        """Set a vring's size, in descriptors."""
+        vring, size = self._vring(state.index), state.num
+        refuse_size(vring.index, size, self.device.queue_size, self.features)
+        yield from self._end_disabled(vring)
+        if vring.started and size != vring.size:
+            raise RequestRefused(f"ring {vring.index} runs with {vring.size} descriptors")
+        vring.size = size
+        if vring.enabled:
+            yield from self._start(vring)
 
     def set_vring_addr(self, addresses: VringAddr) -> Steps:
-        """Place a ring, and say whether its own areas are logged; a running one moves."""
-        ring = self._ring(addresses.index)
+        """Set a vring's addresses, and whether its used ring is logged; a started one moves."""
+        vring = self._vring(addresses.index)
         if addresses.flags & ~VringAddr.LOG:
-            raise RequestRefused(f"ring {ring.index} with flags {addresses.flags:#x}")
+            raise RequestRefused(f"ring {vring.index} with flags {addresses.flags:#x}")
         refuse_misaligned(addresses, self.features)
-        setup = replace(ring, addresses=addresses).setup(self.features)
-        if ring.started and setup and addresses != ring.addresses:
+        setup = replace(vring, addresses=addresses).setup(self.features)
+        if vring.started and setup and addresses != vring.addresses:
             refuse_unlogged(setup, self.log)
-            yield MoveVring(ring.index, setup)
-        was_logged, ring.addresses = ring.is_logged, addresses
-        if was_logged and not ring.is_logged:
+            yield MoveVring(vring.index, setup)
+        was_logged, vring.addresses = vring.is_logged, addresses
+        if was_logged and not vring.is_logged:
             yield from self._forget_log()
-        if ring.enabled:
-            yield from self._start(ring)
+        if vring.enabled:
+            yield from self._start(vring)
 
     def set_vring_base(self, state: VringState) -> Steps:
-        """Say where a ring's service begins."""
-        ring = self._ring(state.index)
-        yield from self._end_disabled(ring)
-        if ring.started:
-            raise RequestRefused(f"ring {ring.index} runs: its base cannot change")
-        if state.num > MAX_INDEX and not self._has(VirtioFeature.RING_PACKED):
-            raise RequestRefused(f"ring {ring.index} from {state.num:#x}: no split ring's index")
-        ring.base = state.num
+        """Set where a vring is to start."""
+        vring = self._vring(state.index)
+        yield from self._end_disabled(vring)
+        if vring.started:
+            raise RequestRefused(f"ring {vring.index} runs: its base cannot change")
+        if state.num > MAX_INDEX and not self.has_negotiated(VirtioFeature.RING_PACKED):
+            raise RequestRefused(f"ring {vring.index} from {state.num:#x}: no split ring's index")
+        vring.base = state.num
 
     def get_vring_base(self, state: VringState) -> Plan:
-        """Stop a ring and tell where."""
-        ring = self._ring(state.index)
-        yield from self._stop(ring)
-        return VringState(ring.index, ring.position(self.features))
+        """Stop a vring: its base, where it is to start next time."""
+        vring = self._vring(state.index)
+        yield from self._stop(vring)
+        return VringState(vring.index, vring.position(self.features))
 
-    def set_vring_kick(self, vring: VringFd) -> Steps:
-        """Take a ring's kick, which starts it if nothing else is missing."""
-        ring = self._ring(vring.index)
-        if not vring.has_fd:
-            raise RequestRefused(f"ring {ring.index} without a kick: polling is not supported")
-        yield SetKick(ring.index)
-        ring.has_kick = True
-        yield from self._start(ring)
+    def set_vring_kick(self, eventfd: VringFd) -> Steps:
+        """Take a vring's kick eventfd, which starts it if nothing else is missing.
 
-    def set_vring_call(self, vring: VringFd) -> Steps:
-        """Take a ring's call, long before the ring has addresses if need be."""
-        yield SetCall(self._ring(vring.index).index)
+        The document has a vring start at its first kick; here what is available already is
+        served right away.
+        """
+        vring = self._vring(eventfd.index)
+        if not eventfd.has_fd:
+            raise RequestRefused(f"ring {vring.index} without a kick: polling is not supported")
+        yield SetKick(vring.index)
+        vring.has_kick = True
+        yield from self._start(vring)
 
-    def set_vring_err(self, vring: VringFd) -> Steps:
-        """Take a ring's error eventfd."""
-        yield SetError(self._ring(vring.index).index)
+    def set_vring_call(self, eventfd: VringFd) -> Steps:
+        """Take a vring's call eventfd; it may come before anything else of the vring."""
+        yield SetCall(self._vring(eventfd.index).index)
+
+    def set_vring_err(self, eventfd: VringFd) -> Steps:
+        """Take a vring's error eventfd."""
+        yield SetError(self._vring(eventfd.index).index)
 
     def set_vring_enable(self, state: VringState) -> Steps:
-        """Let a ring be served or have it wait."""
-        ring = self._ring(state.index)
+        """Serve a vring, or pause it; it stays started ("Ring states")."""
+        vring = self._vring(state.index)
         if state.num not in (0, 1):
-            raise RequestRefused(f"ring {ring.index} enabled by {state.num}, not 0 or 1")
-        yield from self._enable(ring, enabled=bool(state.num))
+            raise RequestRefused(f"ring {vring.index} enabled by {state.num}, not 0 or 1")
+        yield from self._enable(vring, enabled=bool(state.num))
 
-    def _ring(self, index: int) -> SessionVring:
-        if index >= len(self.rings):
-            raise RequestRefused(f"ring {index} of {len(self.rings)}")
-        return self.rings[index]
+    def _vring(self, index: int) -> SessionVring:
+        if index >= len(self.vrings):
+            raise RequestRefused(f"ring {index} of {len(self.vrings)}")
+        return self.vrings[index]
 
-    def _start(self, ring: SessionVring) -> Steps:
-        """Start a ring that is stopped and lacks nothing."""
-        setup = ring.setup(self.features)
-        if setup and not ring.started:
-            assert ring.addresses is not None
-            # Other features, and a log, may have come since they were checked before.
-            refuse_size(ring.index, ring.size, self.device.queue_size, self.features)
-            refuse_misaligned(ring.addresses, self.features)
+    def _start(self, vring: SessionVring) -> Steps:
+        """Start a vring that is stopped, if nothing is missing."""
+        setup = vring.setup(self.features)
+        if setup and not vring.started:
+            assert vring.addresses is not None
+            # Features and log may have changed since the requests that set these were checked.
+            refuse_size(vring.index, vring.size, self.device.queue_size, self.features)
+            refuse_misaligned(vring.addresses, self.features)
             refuse_unlogged(setup, self.log)
-            yield StartVring(ring.index, setup)
-            ring.started = True
+            yield StartVring(vring.index, setup)
+            vring.started = True
 
-    def _stop(self, ring: SessionVring) -> Steps:
-        """Stop a ring that is started; it loses its kick and keeps its place."""
-        if ring.started:
-            base = yield StopVring(ring.index)
+    def _stop(self, vring: SessionVring) -> Steps:
+        """Stop a vring, if it is started; it loses its kick and keeps its base."""
+        if vring.started:
+            base = yield StopVring(vring.index)
             assert base is not None
-            ring.base, ring.started = base, False
-        ring.has_kick = False
+            vring.base, vring.started = base, False
+        vring.has_kick = False
 
-    def _end_disabled(self, ring: SessionVring) -> Steps:
-        """Stop a ring that was disabled and is now set up anew.
+    def _end_disabled(self, vring: SessionVring) -> Steps:
+        """Stop a disabled vring that is about to be set up anew.
 
-        Some front ends never send GET_VRING_BASE: a disabled ring is all they leave behind.
+        Some front ends never send GET_VRING_BASE: they disable a vring and set it up again.
         """
-        if ring.started and not ring.enabled:
-            yield from self._stop(ring)
+        if vring.started and not vring.enabled:
+            yield from self._stop(vring)
 
-    def _enable(self, ring: SessionVring, *, enabled: bool) -> Steps:
-        """Enable or disable a ring; enabled at last, it starts if it lacks nothing."""
-        if ring.enabled != enabled:
-            yield EnableVring(ring.index, enabled)
-            ring.enabled = enabled
+    def _enable(self, vring: SessionVring, *, enabled: bool) -> Steps:
+        """Enable or disable a vring; one that is enabled starts if nothing is missing."""
+        if vring.enabled != enabled:
+            yield EnableVring(vring.index, enabled)
+            vring.enabled = enabled
         if enabled:
-            yield from self._start(ring)
+            yield from self._start(vring)
 
 
 def config_offset(access: Config) -> int:
-    """Where in the device's own configuration space an access begins."""
+    """Where in the device's configuration space an access begins, in bytes.
+
+    Some front ends count from the beginning of virtio-mmio's registers.
+    """
     if access.offset >= TRANSPORT_OFFSET:
         return access.offset - TRANSPORT_OFFSET
     return access.offset

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A session as a value, to go on with elsewhere; and a session made of such a value.
+"""A session as a value, for another process to go on with; and a session restored from one.
 
-What is restored is checked as what a front end says is.
+What is restored is checked like the requests of a front end.
 """
 
 import itertools
@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from blkd.errors import RequestRefused
 from blkd.vhost_user.checks import refuse_misaligned, refuse_no_log, refuse_size, refuse_unlogged
 from blkd.vhost_user.requests import MAX_MEM_SLOTS, OFFERED_PROTOCOL_FEATURES
-from blkd.vhost_user.session import MAX_INDEX, MAX_STATUS, OURS, Session, SessionVring
+from blkd.vhost_user.session import MAX_INDEX, MAX_STATUS, OURS, Session
+from blkd.vhost_user.session_vring import SessionVring
 from blkd.vhost_user.wire import LogBase, MemoryRegion, ProtocolFeature, VirtioFeature, VringAddr
 
 
@@ -25,8 +26,8 @@ class SessionSnapshot:
     fetched: int | None
     regions: tuple[MemoryRegion, ...]
     log: LogBase | None
-    rings: tuple[SessionVring, ...]
-    """All of them, or in one to restore those that differ from new ones."""
+    vrings: tuple[SessionVring, ...]
+    """All of them; in a snapshot to restore, those that differ from new ones are enough."""
 
 
 def session_snapshot(session: Session) -> SessionSnapshot:
@@ -39,12 +40,12 @@ def session_snapshot(session: Session) -> SessionSnapshot:
         fetched=session.fetched,
         regions=session.regions,
         log=session.log,
-        rings=tuple(replace(ring) for ring in session.rings),
+        vrings=tuple(replace(vring) for vring in session.vrings),
     )
 
 
 def restore_session(session: Session, snapshot: SessionSnapshot) -> None:
-    """Bring a new session to where another one was.
+    """Bring a new session to the state of another one.
 
     Raises RequestRefused or ProtocolError on a state that no session could be in.
     """
@@ -53,8 +54,8 @@ def restore_session(session: Session, snapshot: SessionSnapshot) -> None:
     if snapshot.log is not None:
         refuse_no_log(snapshot.log)
     session.regions, session.log = snapshot.regions, snapshot.log
-    for ring in snapshot.rings:
-        _restore_ring(session, ring)
+    for vring in snapshot.vrings:
+        _restore_vring(session, vring)
 
 
 def _negotiate(session: Session, snapshot: SessionSnapshot) -> None:
@@ -79,24 +80,24 @@ def _refuse_odd_memory(regions: tuple[MemoryRegion, ...]) -> None:
             raise RequestRefused(f"memory regions overlap at {next_one.guest_address:#x}")
 
 
-def _restore_ring(session: Session, ring: SessionVring) -> None:
-    """Take one ring, which is started as far as the session is concerned."""
-    if ring.index >= len(session.rings):
-        raise RequestRefused(f"ring {ring.index} of {len(session.rings)}")
+def _restore_vring(session: Session, vring: SessionVring) -> None:
+    """Take one vring; where it is started, the data path has yet to start it."""
+    if vring.index >= len(session.vrings):
+        raise RequestRefused(f"ring {vring.index} of {len(session.vrings)}")
     packed = bool(session.based_on & VirtioFeature.RING_PACKED)
-    if ring.base is not None and ring.base > (0xFFFFFFFF if packed else MAX_INDEX):
-        raise RequestRefused(f"ring {ring.index} from {ring.base:#x}")
-    if ring.size:
-        refuse_size(ring.index, ring.size, session.device.queue_size, session.features)
-    if ring.addresses is not None:
-        if ring.addresses.flags & ~VringAddr.LOG:
-            raise RequestRefused(f"ring {ring.index} with flags {ring.addresses.flags:#x}")
-        refuse_misaligned(ring.addresses, session.features)
-    if ring.started:
-        setup = ring.setup(session.features)
+    if vring.base is not None and vring.base > (0xFFFFFFFF if packed else MAX_INDEX):
+        raise RequestRefused(f"ring {vring.index} from {vring.base:#x}")
+    if vring.size:
+        refuse_size(vring.index, vring.size, session.device.queue_size, session.features)
+    if vring.addresses is not None:
+        if vring.addresses.flags & ~VringAddr.LOG:
+            raise RequestRefused(f"ring {vring.index} with flags {vring.addresses.flags:#x}")
+        refuse_misaligned(vring.addresses, session.features)
+    if vring.started:
+        setup = vring.setup(session.features)
         if setup is None:
-            raise RequestRefused(f"ring {ring.index} runs without all that a ring needs")
+            raise RequestRefused(f"ring {vring.index} runs without all that a ring needs")
         refuse_unlogged(setup, session.log)
-    session.rings = tuple(
-        replace(ring) if known.index == ring.index else known for known in session.rings
+    session.vrings = tuple(
+        replace(vring) if known.index == vring.index else known for known in session.vrings
     )

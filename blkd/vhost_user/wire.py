@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """vhost-user on the wire: numbers and byte layouts, to and from frozen dataclasses.
 
-Everything is in the machine's own byte order, as the vhost-user specification has it.
-A `decode` raises ProtocolError on bytes that are not what the layout says, and nothing else.
+They are those of the vhost-user document ("Message Specification", "Front-end message types",
+"Back-end message types"), in the machine's own byte order.  Sizes and offsets are in bytes.  A
+`decode` raises ProtocolError on bytes that do not fit the layout, and nothing else.
 """
 
 import enum
@@ -29,7 +30,7 @@ LARGEST_OFFSET = 1 << 63  # off_t is signed
 
 
 class Request(enum.IntEnum):
-    """What a front end can ask, VHOST_USER_ left out."""
+    """The requests of a front end, without VHOST_USER_."""
 
     GET_FEATURES = 1
     SET_FEATURES = 2
@@ -77,7 +78,7 @@ class Request(enum.IntEnum):
 
 
 class BackendRequest(enum.IntEnum):
-    """What a back end can ask on the back-end channel, VHOST_USER_BACKEND_ left out."""
+    """The requests of a back end on the back-end channel, without VHOST_USER_BACKEND_."""
 
     IOTLB_MSG = 1
     CONFIG_CHANGE_MSG = 2
@@ -90,7 +91,7 @@ class BackendRequest(enum.IntEnum):
 
 
 class ProtocolFeature(enum.IntFlag):
-    """Extensions of the protocol, VHOST_USER_PROTOCOL_F_ left out."""
+    """Extensions of the protocol, without VHOST_USER_PROTOCOL_F_ ("Protocol features")."""
 
     MQ = 1 << 0
     LOG_SHMFD = 1 << 1
@@ -115,7 +116,10 @@ class ProtocolFeature(enum.IntFlag):
 
 
 class VirtioFeature(enum.IntFlag):
-    """Virtio feature bits that belong to no one device: rings, transport, vhost's own two."""
+    """Feature bits that belong to no one kind of device (virtio 1.3, 6).
+
+    LOG_ALL and PROTOCOL_FEATURES are not virtio's, but vhost's and vhost-user's.
+    """
 
     NOTIFY_ON_EMPTY = 1 << 24
     LOG_ALL = 1 << 26
@@ -136,7 +140,7 @@ class VirtioFeature(enum.IntFlag):
 
 
 def exactly(layout: struct.Struct, payload: bytes) -> tuple[int, ...]:
-    """The fields of a payload that is one `layout` long."""
+    """The fields of a payload.  Raises ProtocolError unless it is as long as `layout`."""
     if len(payload) != layout.size:
         raise ProtocolError(f"a payload of {len(payload)} bytes, not {layout.size}")
     return layout.unpack(payload)
@@ -144,7 +148,7 @@ def exactly(layout: struct.Struct, payload: bytes) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What precedes every payload, in both directions and on both channels."""
+    """What precedes every payload, in both directions and on both channels ("Header")."""
 
     LAYOUT: ClassVar = struct.Struct("=III")
 
@@ -155,7 +159,7 @@ class Header:
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        """Read a header of this protocol's version."""
+        """Read a header, which is of this version of the protocol."""
         header = cls(*exactly(cls.LAYOUT, data))
         if header.flags & VERSION_MASK != VERSION:
             raise ProtocolError(f"protocol version {header.flags & VERSION_MASK}, not {VERSION}")
@@ -174,19 +178,20 @@ class Header:
 
     @property
     def needs_reply(self) -> bool:
-        """Whether the sender asks for an acknowledgement (REPLY_ACK)."""
+        """Whether the sender asks for an acknowledgement (VHOST_USER_PROTOCOL_F_REPLY_ACK)."""
         return bool(self.flags & NEED_REPLY)
 
 
 def reply(request: int, payload: bytes) -> bytes:
-    """A whole reply; its flags are compared for equality by QEMU."""
+    """A whole reply.  No other flag is set: QEMU accepts only this value of `flags`."""
     return Header(request, VERSION | REPLY, len(payload)).encode() + payload
 
 
 class Payload(Protocol):
-    """What follows a header: a layout that knows how long it can get."""
+    """A layout of what follows a header."""
 
     LONGEST: ClassVar[int]
+    """Bytes."""
 
     @classmethod
     def decode(cls, payload: bytes) -> Self:
@@ -209,20 +214,20 @@ class Empty:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """A payload that nobody looks at, since the request is declined."""
+    """A payload that is not read, since its request is always refused."""
 
     LONGEST: ClassVar = 0
 
     @classmethod
     def decode(cls, payload: bytes) -> Self:
-        """Pass over whatever it is."""
+        """Accept any bytes."""
         del payload
         return cls()
 
 
 @dataclass(frozen=True, slots=True)
 class U64:
-    """One number."""
+    """A number ("A single 64-bit integer")."""
 
     LAYOUT: ClassVar = struct.Struct("=Q")
     LONGEST: ClassVar = LAYOUT.size
@@ -241,7 +246,7 @@ class U64:
 
 @dataclass(frozen=True, slots=True)
 class VringState:
-    """A ring and one number about it."""
+    """A vring and a number, such as its size or base ("A vring state description")."""
 
     LAYOUT: ClassVar = struct.Struct("=II")
     LONGEST: ClassVar = LAYOUT.size
@@ -251,7 +256,7 @@ class VringState:
 
     @classmethod
     def decode(cls, payload: bytes) -> Self:
-        """Read a ring's state."""
+        """Read a vring's state."""
         return cls(*exactly(cls.LAYOUT, payload))
 
     def encode(self) -> bytes:
@@ -261,7 +266,7 @@ class VringState:
 
 @dataclass(frozen=True, slots=True)
 class VringAddr:
-    """Where one ring lives, in the front end's own virtual addresses."""
+    """Where a vring lies, in the front end's virtual addresses ("A vring address description")."""
 
     LAYOUT: ClassVar = struct.Struct("=IIQQQQ")
     LONGEST: ClassVar = LAYOUT.size
@@ -273,16 +278,16 @@ class VringAddr:
     used: int
     avail: int
     log: int
-    """Guest physical; meaningful under VHOST_VRING_F_LOG."""
+    """A guest physical address; it counts only with the flag LOG."""
 
     @property
     def logged_at(self) -> int | None:
-        """The guest address under which writes to the used ring are logged; None for not."""
+        """The guest address that `used` has in the dirty log; None where it is not logged."""
         return self.log if self.flags & self.LOG else None
 
     @classmethod
     def decode(cls, payload: bytes) -> Self:
-        """Read a ring's addresses."""
+        """Read a vring's addresses."""
         return cls(*exactly(cls.LAYOUT, payload))
 
     def encode(self) -> bytes:
@@ -292,7 +297,7 @@ class VringAddr:
 
 @dataclass(frozen=True, slots=True)
 class VringFd:
-    """A ring, and whether an eventfd for it comes along."""
+    """A vring, and whether an eventfd comes with the message (VHOST_USER_SET_VRING_KICK)."""
 
     LAYOUT: ClassVar = struct.Struct("=Q")
     LONGEST: ClassVar = LAYOUT.size
@@ -304,7 +309,7 @@ class VringFd:
 
     @classmethod
     def decode(cls, payload: bytes) -> Self:
-        """Read a ring's number and flag."""
+        """Read a vring's number and flag."""
         (word,) = exactly(cls.LAYOUT, payload)
         if word & ~(cls.INDEX | cls.NO_FD):
             raise ProtocolError(f"unknown flags in {word:#x}")
@@ -317,13 +322,12 @@ class VringFd:
 
 @dataclass(frozen=True, slots=True)
 class LogBase:
-    """A dirty log, as it lies in the file that comes along."""
+    """A dirty log in the file that comes with the message ("Log description")."""
 
     LAYOUT: ClassVar = struct.Struct("=QQ")
     LONGEST: ClassVar = LAYOUT.size
 
     size: int
-    """Bytes."""
     offset: int
     """Where it begins in its file."""
 
@@ -338,26 +342,26 @@ class LogBase:
 
     @property
     def covered(self) -> int:
-        """The guest addresses that it has bits for, as their end."""
+        """The end of the guest addresses that it has bits for: from 0 on."""
         return self.size * 8 * LOG_PAGE
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryRegion:
-    """A piece of guest memory and where it lies in each address space."""
+    """A part of guest memory in three address spaces ("Memory region description")."""
 
     LAYOUT: ClassVar = struct.Struct("=QQQQ")
 
     guest_address: int
-    """Where the guest sees it; descriptors speak of this."""
+    """Where it begins for the guest; descriptors have such addresses."""
     size: int
     user_address: int
-    """Where the front end sees it; ring addresses speak of this."""
+    """Where it begins for the front end; `VringAddr` has such addresses."""
     mmap_offset: int
     """Where it begins in its file."""
 
     def check(self) -> None:
-        """Raise ProtocolError unless the region lies whole in each address space."""
+        """Raise ProtocolError where it is empty, or does not fit into an address space."""
         if not self.size:
             raise ProtocolError(f"an empty memory region at {self.guest_address:#x}")
         for start, end in (
@@ -370,7 +374,7 @@ class MemoryRegion:
 
     @classmethod
     def decode(cls, payload: bytes) -> Self:
-        """Read a region, which then is known to be sound."""
+        """Read a region; it is checked."""
         region = cls(*exactly(cls.LAYOUT, payload))
         region.check()
         return region
@@ -380,14 +384,14 @@ class MemoryRegion:
         return self.LAYOUT.pack(self.guest_address, self.size, self.user_address, self.mmap_offset)
 
     def overlaps(self, other: Self) -> bool:
-        """Whether a guest address lies in both."""
+        """Whether some guest address lies in both."""
         return (
             self.guest_address < other.guest_address + other.size
             and other.guest_address < self.guest_address + self.size
         )
 
     def is_same(self, other: Self) -> bool:
-        """Whether REM_MEM_REG of one means the other: the mmap offset does not count."""
+        """Whether REM_MEM_REG of one removes the other; the mmap offset does not count."""
         return (self.guest_address, self.size, self.user_address) == (
             other.guest_address,
             other.size,
@@ -397,7 +401,7 @@ class MemoryRegion:
 
 @dataclass(frozen=True, slots=True)
 class SingleRegion:
-    """One region, after padding."""
+    """A region after padding ("Single memory region description")."""
 
     PADDING: ClassVar = 8
     LONGEST: ClassVar = PADDING + MemoryRegion.LAYOUT.size
@@ -418,7 +422,7 @@ class SingleRegion:
 
 @dataclass(frozen=True, slots=True)
 class MemoryTable:
-    """All of guest memory at once."""
+    """All of guest memory ("Multiple Memory regions description")."""
 
     COUNT: ClassVar = struct.Struct("=II")  # and padding
     LONGEST: ClassVar = COUNT.size + MAX_REGIONS * MemoryRegion.LAYOUT.size
@@ -447,7 +451,7 @@ class MemoryTable:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A piece of the device's configuration space, read or written."""
+    """A part of the configuration space, read or written ("Virtio device config space")."""
 
     HEAD: ClassVar = struct.Struct("=III")  # offset, size, flags
     LONGEST: ClassVar = HEAD.size + MAX_CONFIG
@@ -471,10 +475,10 @@ class Config:
 
 
 class ConfigWrite(Config):
-    """A piece of the configuration space to be written."""
+    """A part of the configuration space to be written."""
 
     @classmethod
     def decode(cls, payload: bytes) -> Self:
-        """Read a write; DPDK's front end sends room for the whole space, whatever it writes."""
+        """Read a write.  Bytes beyond its size are ignored: DPDK always sends the whole space."""
         _, size, _ = exactly(cls.HEAD, payload[: cls.HEAD.size])
         return super().decode(payload[: cls.HEAD.size + size])

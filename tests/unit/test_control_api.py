@@ -19,7 +19,7 @@ from blkd.control.client import call, switch
 from blkd.control.server import control_api
 from blkd.export.views import ExportState, ExportStats, PauseResult, ResizeResult, RingStats
 from blkd.host import unix_socket
-from blkd.vhost_user.connection import FrontEndState, FrontEndVring
+from blkd.vhost_user.front_end_state import FrontEndState, FrontEndVring
 from blkd.vhost_user.wire import MemoryRegion
 
 NOBODY = 65534

@@ -54,7 +54,7 @@ def test_a_migration_begins_in_the_order_of_qemu(talk):
     assert talk.commands == [LogData(on=True), Configure()]
     assert talk.say(Request.SET_VRING_ADDR, LOGGED, need_reply=True) == DONE
     assert moved_to(talk).logged_at == 0x3000
-    assert talk.session.rings[0].started
+    assert talk.session.vrings[0].started
 
 
 def test_its_end_gives_the_log_up_once_nothing_is_marked_any_more(migrating):
@@ -110,7 +110,7 @@ def test_a_disabled_ring_outlives_the_switch(talk):
     talk.start_ring()
     talk.say(Request.SET_VRING_ENABLE, VringState(0, 0))
     talk.say(Request.SET_FEATURES, U64(FEATURES | LOG_ALL))
-    assert talk.session.rings[0].started
+    assert talk.session.vrings[0].started
 
 
 def test_a_reset_device_logs_nothing(migrating):
@@ -159,7 +159,7 @@ def test_a_ring_whose_size_comes_later_does_not_start_beyond_the_log(talk):
     talk.say(Request.SET_VRING_KICK, VringFd(0, has_fd=True), 1)
     assert talk.say(Request.SET_VRING_NUM, VringState(0, 128), need_reply=True) == DONE
     assert talk.say(Request.SET_VRING_ENABLE, VringState(0, 1), need_reply=True) != DONE
-    assert not talk.session.rings[0].started
+    assert not talk.session.vrings[0].started
 
 
 def test_the_log_s_eventfd_is_taken(talk):

@@ -120,7 +120,7 @@ def test_reset_owner_disables_and_does_not_stop(talk):
     talk.start_ring(1)
     talk.say(Request.RESET_OWNER)
     assert talk.commands == [EnableVring(1, enabled=False)]
-    assert talk.session.rings[1].started
+    assert talk.session.vrings[1].started
 
 
 def test_a_running_ring_moves_with_its_addresses(talk):
@@ -136,7 +136,7 @@ def test_a_ring_that_cannot_move_stays(talk):
     talk.start_ring()
     talk.fails = (MoveVring,)
     assert talk.refuses(Request.SET_VRING_ADDR, replace(ADDRESSES, used=0x4000))
-    assert talk.session.rings[0].addresses == ADDRESSES
+    assert talk.session.vrings[0].addresses == ADDRESSES
 
 
 def test_a_ring_that_cannot_start_is_not_started(talk):
@@ -144,7 +144,7 @@ def test_a_ring_that_cannot_start_is_not_started(talk):
     talk.fails = (StartVring,)
     reply = talk.say(Request.SET_VRING_KICK, VringFd(0, has_fd=True), 1, need_reply=True)
     assert reply != bytes(8)
-    assert not talk.session.rings[0].started
+    assert not talk.session.vrings[0].started
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_ring_that_was_only_disabled_can_be_set_up_again(talk, request_, paylo
     talk.say(Request.SET_VRING_ENABLE, VringState(0, 0))
     assert talk.say(request_, payload, need_reply=True) == bytes(8)
     assert talk.commands[0] == StopVring(0)
-    assert not talk.session.rings[0].started
+    assert not talk.session.vrings[0].started
 
 
 def test_a_kick_does_not_outlive_a_stop_before_the_start(talk):
@@ -294,4 +294,4 @@ def test_a_size_that_only_a_packed_ring_may_have_does_not_start_a_split_one(pack
     packed.say(Request.SET_FEATURES, U64(BIT_30 | VERSION_1))
     kick = VringFd(0, has_fd=True)
     assert packed.say(Request.SET_VRING_KICK, kick, 1, need_reply=True) != bytes(8)
-    assert not packed.session.rings[0].started
+    assert not packed.session.vrings[0].started

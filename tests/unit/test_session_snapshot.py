@@ -42,7 +42,7 @@ class SessionDataPath:
     def vring_snapshots(self):
         return [
             VringSnapshot(r.index, self.base, fds={"kick": 100 + r.index}, **self.ring)
-            for r in self.session.rings
+            for r in self.session.vrings
             if r.has_kick
         ]
 
@@ -85,7 +85,7 @@ def known(session):
         session.log,
         session.fetched,
         session.device.accepted,
-        [repr(r).replace(f"base={r.base}", "") if r.started else repr(r) for r in session.rings],
+        [repr(r).replace(f"base={r.base}", "") if r.started else repr(r) for r in session.vrings],
     )
 
 
@@ -177,7 +177,7 @@ def test_a_packed_ring_keeps_both_its_positions():
     device = ToyDevice()
     device.features |= PACKED
     session = restored(front_end, rings, device)
-    assert session.rings[0].base == 0x80018001
+    assert session.vrings[0].base == 0x80018001
 
 
 @pytest.mark.parametrize(

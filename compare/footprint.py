@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from blkd.loadgen.conversation import BackEnd, Ring
+from blkd.loadgen.conversation import BackEnd, DriverVring
 from blkd.loadgen.guest_memory import GUEST_ADDRESS, QueueLayout
 from blkd.vhost_user.wire import MemoryRegion
 from compare.cases import CLIENT_CPUS, TARGET_CPUS, Plan, Subject
@@ -84,9 +84,9 @@ def _front_end(target: Target, guest_bytes: int) -> Iterator[None]:
         yield
 
 
-def _ring(layout: QueueLayout, kick: int, call: int, error: int) -> Ring:
+def _ring(layout: QueueLayout, kick: int, call: int, error: int) -> DriverVring:
     desc, avail, used = (GUEST_ADDRESS + at for at in (layout.desc, layout.avail, layout.used))
-    return Ring(RING, desc, avail, used, 0, kick, call, error)
+    return DriverVring(RING, desc, avail, used, 0, kick, call, error)
 
 
 async def _watch(subject: Subject, number: int, size: Size, pid: int, seconds: float) -> Footprint:

@@ -43,7 +43,7 @@ class Verdict(enum.StrEnum):
 
     MET = "met"
     NOISE = "within noise"
-    """No better than was asked for, but no difference that could be told from none either."""
+    """No better than the goal, but the difference is within what chance makes."""
     MISSED = "**missed**"
     UNKNOWN = "not measured"
 

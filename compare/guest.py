@@ -54,7 +54,7 @@ async def _run(guest: Guest, target: Target, which: Which) -> Sample:
 
 @contextlib.contextmanager
 def _on_processor(number: int) -> Iterator[None]:
-    """What is started in this context runs there, unless it is told otherwise."""
+    """What is started in this context runs on that processor, unless it is pinned elsewhere."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {number})
     try:

@@ -3,7 +3,7 @@
 
 callgrind runs `compare.hot_loop` and counts only in the loop's function and below.  The kernel's
 share of a request does not count, and neither does the time that a cache miss takes.  Where the
-processor's counters can be read, its cycles are told too.
+processor's counters can be read, its cycles are shown too.
 """
 
 import shutil

@@ -62,7 +62,7 @@ class Session:
             if isinstance(error, SubjectMissing):
                 self._missing.add((case, subject.key))
             return None
-        self.say(number, case, subject, _told(seen))
+        self.say(number, case, subject, _described(seen))
         return seen
 
     def pending(self, case: str, subjects: Sequence[Subject], number: int) -> list[Subject]:
@@ -85,7 +85,7 @@ class Session:
         save(self.run, self._path)
 
 
-def _told(seen: object) -> str:
+def _described(seen: object) -> str:
     samples = seen if isinstance(seen, list) else [seen]
     return "; ".join(
         f"{s.iops:>10,.0f} IOPS {s.p50_ns / 1000:8.1f} us {s.cpu_us or 0:8.3f} us CPU"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A host that crashes under load: a flush that was acknowledged before is on the disk after.
 
-The crash is the kernel's own: a file system is told to shut down without writing its log, and
+The crash is the kernel's own: a file system is shut down without writing its log, and
 from then on nothing reaches its disk.  What had only come as far as the page cache or the
 journal in memory is gone once it is mounted again, as after a power failure.  A loop device on
 a file of it is a disk whose volatile write cache is lost.
@@ -126,7 +126,7 @@ class Load:
     """Writes, zeroes and flushes on all rings, until the host crashes.
 
     An answer counts if it was seen before.  What comes later nobody would have seen: while the
-    file system goes down, of two flushes of one file only one is told of a write that failed.
+    file system goes down, of two flushes of one file only one gets a failed write's error.
     """
 
     def __init__(

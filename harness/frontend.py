@@ -369,7 +369,7 @@ class FrontEnd:
         self.set(Request.SET_FEATURES, struct.pack("=Q", self.features))
 
     def open_backend_channel(self) -> None:
-        """Hand over one end of a socket pair; ours is `backend_requests`."""
+        """Send one end of a socket pair; the other is `backend_requests`."""
         ours, theirs = socket.socketpair()
         with theirs:
             self.set(Request.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
@@ -392,7 +392,7 @@ class FrontEnd:
         return request, config
 
     def share_memory(self, *, table: bool | None = None) -> None:
-        """Hand over guest memory: one table, or region by region where that is negotiated."""
+        """Share guest memory: one table, or region by region where that is negotiated."""
         if table is None:
             table = not self.protocol_features & Protocol.CONFIGURE_MEM_SLOTS
         regions = self.memory.regions

@@ -45,7 +45,7 @@ class Message:
 
 
 class Cut(Exception):
-    """Raised by a test's hook: neither side hears anything more."""
+    """Raised by a test's hook: neither side receives anything more."""
 
 
 class Relay:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`blkd connect`: how each VMM is told to attach a served disk."""
+"""`blkd connect`: what makes each VMM attach a served disk."""
 
 import re
 import shutil

@@ -45,7 +45,7 @@ def run(config: ExportConfig, announce: Announce, fd: int | None = None) -> None
 
     Args:
         config: What is served, and how.
-        announce: Told the export's state once front ends can connect.
+        announce: Called with the export's state once front ends can connect.
         fd: A socket left open by the parent, listening or connected, to serve instead of
             one at `config.socket`.
     """
@@ -69,7 +69,7 @@ def take_over(control: str, limit: float, announce: Announce) -> None:
     Args:
         control: Path of that process's control socket.
         limit: Seconds that it has to answer the call.
-        announce: Told the export's state once this process serves it.
+        announce: Called with the export's state once this process serves it.
     """
     # Only this needs a client of the API, and only once: nobody else has it in memory.
     from blkd.control import client, models  # noqa: PLC0415
@@ -121,7 +121,7 @@ def _first(error: BaseException) -> BaseException:
 async def _listen_for_control(
     config: ExportConfig, stack: contextlib.AsyncExitStack
 ) -> socket.socket | None:
-    """Claim the control socket early: what can be refused is refused before serving."""
+    """Listen for the control API, before anything is served: failures are found first."""
     if config.control is None:
         return None
     group = unix_socket.group_number(config.control_group)

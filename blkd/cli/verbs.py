@@ -15,7 +15,7 @@ class Verbs(click.Group):
     """A group of commands whose errors are JSON for a program, and one line and a hint else."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Note whether a program is to read what is printed; a wrong option is told so."""
+        """Note whether a program reads the output, before a wrong option is reported."""
         note_for_programs(ctx, args)
         words = [word for word in args if word != "--json"]
         with self._errors(ctx):

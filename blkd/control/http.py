@@ -60,8 +60,8 @@ async def serve_one(
     """Serve the one call that a connection is for.
 
     Args:
-        reader: What the caller says.
-        writer: What it hears; closed.
+        reader: Where the request comes from.
+        writer: Where the response goes; closed.
         answer: Makes the response to a request, in the time that it takes.
         refuse: Makes the response to what is no request, from a status and the reason.
     """
@@ -79,7 +79,7 @@ async def serve_one(
         async with asyncio.timeout(TRANSFER_LIMIT):
             await call.send(response)
     except (ConnectionError, TimeoutError):
-        pass  # the caller has left, or does not go on: nobody is there to be told
+        pass  # the caller has left or does not go on: nobody receives a response
     finally:
         writer.transport.abort()
 

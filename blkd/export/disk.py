@@ -116,7 +116,7 @@ class Disk:
 
     @property
     def serial(self) -> str:
-        """The serial that the guest is told."""
+        """The serial that the guest sees."""
         return self.device.serial.rstrip(b"\0").decode()
 
     # ---- size ----

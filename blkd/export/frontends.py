@@ -131,9 +131,10 @@ class FrontEnds:
         return bool(poll.poll(0))
 
     async def announce_config(self) -> Announced:
-        """Tell the present front end that the device's configuration changed: what came of it.
+        """Announce to the front end that the device's configuration changed: what came of it.
 
-        One that has not fetched it in time, or cannot be told now, is told when its rings start.
+        `pending` where it has not fetched it in time, or cannot be reached now: it is announced
+        again when the next vring is served.
         """
         if self.connection is None:
             return "not-connected"

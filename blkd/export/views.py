@@ -20,7 +20,7 @@ class ResizeResult:
     size: int
     previous: int
     announced: Announced
-    """`pending`: a front end is connected and has not fetched the size yet; it is told again."""
+    """`pending`: a front end is connected, but has not fetched the size yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """File descriptors: waited for, passed along sockets, closed.
 
-What another process handed over is closed by `close_foreign` and nothing else.  The close of a file
-on FUSE or NFS asks a server, which may fail it or never answer; that of a socket closes whatever
-descriptors still lie in it.
+A descriptor that came from another process is closed by `close_foreign` and nothing else.  The
+close of a file on FUSE or NFS asks a server, which may fail it or never answer; that of a socket
+closes whatever descriptors still lie in it.
 """
 
 import array
@@ -83,7 +83,7 @@ def is_eventfd(fd: int) -> bool:
 
 
 def close_foreign(fds: Iterable[int], kept: list[Any] | None = None) -> None:
-    """Close descriptors that another process handed over; never blocks and never raises.
+    """Close descriptors that came from another process; never blocks and never raises.
 
     What may wait for somebody is closed on another thread.  There `kept` is emptied after that: the
     last references to mappings of memory, say, which take their time to go.
@@ -103,11 +103,11 @@ async def wait_closed(
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
 
-    def tell() -> None:
+    def when_done() -> None:
         with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
             loop.call_soon_threadsafe(done.set)
 
-    _closer_of(kept).add(_Closing(slow, kept or [], tell))
+    _closer_of(kept).add(_Closing(slow, kept or [], when_done))
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(limit):
             await done.wait()
@@ -142,18 +142,18 @@ def _close_if_harmless(fd: int) -> bool:
 
 @dataclass(slots=True)
 class _Closing:
-    """What is to be closed and let go of, and who is told afterwards."""
+    """What is to be closed and released, and what to call afterwards."""
 
     fds: list[int]
     kept: list[Any]
-    tell: Callable[[], None] = lambda: None
+    when_done: Callable[[], None] = lambda: None
 
     def carry_out(self) -> None:
         for fd in self.fds:
             with contextlib.suppress(OSError):  # closed all the same
                 os.close(fd)
         self.kept.clear()
-        self.tell()
+        self.when_done()
 
 
 class _Closer:

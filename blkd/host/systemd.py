@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What systemd wants to hear from a service (sd_notify(3)); silent where it does not listen."""
+"""Notifications of a service to systemd (sd_notify(3)); none where systemd does not run it."""
 
 import contextlib
 import os

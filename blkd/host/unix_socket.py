@@ -58,7 +58,7 @@ def listen(path: str, mode: int, group: int | None = None, *, alone: bool = True
         _clear(path)
         sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         sock.setblocking(False)
-        # bind() takes the mode from here: never open to more than told, not for a moment.
+        # bind() takes the mode from here: never open to more than `mode`, not for a moment.
         os.fchmod(sock.fileno(), mode if group is None else mode & OWNERS)
         try:
             sock.bind(path)
@@ -229,7 +229,7 @@ def _clear(path: str) -> None:
 
 
 def _listener(path: str) -> int | None:
-    """The process that listens at `path`, 0 if it cannot be told, None if there is none."""
+    """The process that listens at `path`, 0 if it is not known, None if there is none."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds of images, told apart by how their name begins; a path is a raw image.
+"""The kinds of images, distinguished by how their name begins; a path is a raw image.
 
 Another kind is a file that plays `base.Image`, and a line in KINDS.
 """

@@ -2,7 +2,7 @@
 """The front end's conversation with a back end: negotiate, share memory, start rings.
 
 Each request that changes something is acknowledged where the back end can, so that a refusal
-is heard where it happens.
+is known at once.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ LONGEST_REPLY: Final = wire.Config.LONGEST
 
 
 @dataclass(frozen=True, slots=True)
-class Ring:
-    """One ring as the back end is told of it; addresses are the front end's."""
+class DriverVring:
+    """A vring as the back end is to serve it; addresses are the front end's."""
 
     size: int
     desc: int
@@ -90,7 +90,7 @@ class BackEnd:
             agreed = self._wanted & known
             self._send(Request.SET_PROTOCOL_FEATURES, wire.U64(agreed).encode())
             self.protocol_features = ProtocolFeature(agreed)
-        self._tell(Request.SET_OWNER)
+        self._command(Request.SET_OWNER)
         if self.protocol_features & ProtocolFeature.MQ:
             self.queues = self._ask_number(Request.GET_QUEUE_NUM)
 
@@ -113,7 +113,7 @@ class BackEnd:
 
     def accept(self, features: int) -> None:
         """Choose features out of the offered ones."""
-        self._tell(Request.SET_FEATURES, wire.U64(features).encode())
+        self._command(Request.SET_FEATURES, wire.U64(features).encode())
 
     def record(self, queues: int, queue_size: int) -> None:
         """Have requests in flight recorded in a region that lasts as long as we do."""
@@ -129,32 +129,32 @@ class BackEnd:
                 raise self._nonsense(Request.GET_INFLIGHT_FD, "no descriptor of a region")
             self._region = payload, self._received.pop()
         payload, fd = self._region
-        self._tell(Request.SET_INFLIGHT_FD, payload, [fd])
+        self._command(Request.SET_INFLIGHT_FD, payload, [fd])
 
     def share(self, region: wire.MemoryRegion, memory: int) -> None:
-        """Hand over the memory behind the descriptor `memory`, which is borrowed."""
+        """Share the memory behind the descriptor `memory`, which is borrowed."""
         if self.protocol_features & ProtocolFeature.CONFIGURE_MEM_SLOTS:
-            self._tell(Request.ADD_MEM_REG, wire.SingleRegion(region).encode(), [memory])
+            self._command(Request.ADD_MEM_REG, wire.SingleRegion(region).encode(), [memory])
         else:
-            self._tell(Request.SET_MEM_TABLE, wire.MemoryTable((region,)).encode(), [memory])
+            self._command(Request.SET_MEM_TABLE, wire.MemoryTable((region,)).encode(), [memory])
 
-    def start_ring(self, index: int, ring: Ring) -> None:
+    def start_ring(self, index: int, ring: DriverVring) -> None:
         """Let the back end serve a ring."""
         where = wire.VringAddr(index, 0, ring.desc, ring.used, ring.avail, 0)
         name = wire.VringFd(index, has_fd=True).encode()
-        self._tell(Request.SET_VRING_NUM, wire.VringState(index, ring.size).encode())
-        self._tell(Request.SET_VRING_BASE, wire.VringState(index, ring.base).encode())
-        self._tell(Request.SET_VRING_ADDR, where.encode())
-        self._tell(Request.SET_VRING_ERR, name, [ring.error])
-        self._tell(Request.SET_VRING_CALL, name, [ring.call])
-        self._tell(Request.SET_VRING_KICK, name, [ring.kick])
+        self._command(Request.SET_VRING_NUM, wire.VringState(index, ring.size).encode())
+        self._command(Request.SET_VRING_BASE, wire.VringState(index, ring.base).encode())
+        self._command(Request.SET_VRING_ADDR, where.encode())
+        self._command(Request.SET_VRING_ERR, name, [ring.error])
+        self._command(Request.SET_VRING_CALL, name, [ring.call])
+        self._command(Request.SET_VRING_KICK, name, [ring.kick])
         if self.offered & wire.VirtioFeature.PROTOCOL_FEATURES:  # a ring starts disabled then
-            self._tell(Request.SET_VRING_ENABLE, wire.VringState(index, 1).encode())
+            self._command(Request.SET_VRING_ENABLE, wire.VringState(index, 1).encode())
 
     # One message
 
-    def _tell(self, request: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
-        """Send what has no reply of its own."""
+    def _command(self, request: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
+        """Send a request without a reply of its own.  Raises BenchError where it is refused."""
         ack = bool(self.protocol_features & ProtocolFeature.REPLY_ACK)
         self._send(request, payload, fds, wire.NEED_REPLY if ack else 0)
         if ack and (refusal := self._number(request, self._receive(request))):

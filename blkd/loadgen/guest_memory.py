@@ -80,7 +80,7 @@ class Memory:
 
     @property
     def region(self) -> MemoryRegion:
-        """What the back end is told of it."""
+        """As the back end is sent it."""
         return MemoryRegion(GUEST_ADDRESS, self.size, GUEST_ADDRESS, 0)
 
     def fill(self, start: int, end: int, seed: int) -> None:

@@ -8,7 +8,7 @@ from typing import Final, Self
 
 BUCKET_BITS: Final = 7  # SUB_BITS of loadgen/histogram.pxd: 128 buckets a power of two
 BUCKET_ERROR: Final = 1 / (1 << BUCKET_BITS)
-"""How much larger than the true value a percentile may be told: a bucket's relative width."""
+"""How far a reported percentile may exceed the true one: a bucket's relative width."""
 
 WHOLE: Final = 10_000
 PERCENTILES: Final = {  # in hundredths of a percent, so that nothing is rounded
@@ -68,7 +68,7 @@ def highest(lowest: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """What is told of latencies, in ns; all 0 where there were none."""
+    """Latencies in ns; all 0 where there were none."""
 
     mean: float
     min: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The polling thread and what it is told: the only importer of `blkd.loadgen.native`."""
+"""The polling thread and its commands: the only importer of `blkd.loadgen.native`."""
 
 import contextlib
 import os
@@ -110,9 +110,9 @@ class Outcome:
 
 
 Watch = Callable[[int], None]
-"""Is told now and then how many requests came back so far."""
+"""Called now and then with the number of requests that came back so far."""
 
-GoOn = Callable[[], socket.socket]
+Reconnect = Callable[[], socket.socket]
 """Finds another back end for one that went away: the socket to it."""
 
 
@@ -167,11 +167,11 @@ class Loader:
         errors: Sequence[int],
         watch: Watch,
         interval: float,
-        go_on: GoOn | None = None,
+        reconnect: Reconnect | None = None,
     ) -> Outcome:
         """Do a stretch of work while the back end's socket and error eventfds are watched.
 
-        Where it goes away `go_on` may find another, and say how to hear of that one's end.
+        Where it goes away `reconnect` may find another, whose socket is watched from then on.
 
         Raises:
             BenchError: The back end went away, hangs, or is not to be trusted.
@@ -187,7 +187,7 @@ class Loader:
             stack.callback(thread.join)
             stack.callback(generator.stop, abandon=True)
             thread.start()
-            watcher = _Watcher(done, sock, errors, go_on)
+            watcher = _Watcher(done, sock, errors, reconnect)
             try:
                 watcher.wait(generator, watch, interval)
             except KeyboardInterrupt:
@@ -239,10 +239,10 @@ class _Watcher:
     """What the main thread waits for while another polls."""
 
     def __init__(
-        self, done: int, sock: socket.socket, errors: Sequence[int], go_on: GoOn | None
+        self, done: int, sock: socket.socket, errors: Sequence[int], reconnect: Reconnect | None
     ) -> None:
         self._done, self._sock, self._errors = done, sock, list(errors)
-        self._go_on = go_on
+        self._reconnect = reconnect
         self._poll = select.poll()
         for fd in (done, sock.fileno(), *errors):
             self._poll.register(fd, select.POLLIN)
@@ -275,10 +275,10 @@ class _Watcher:
 
     def _lose(self, generator: native.Generator) -> None:
         """Watch the next back end instead of one that went away, if there may be one."""
-        if self._go_on is None:
+        if self._reconnect is None:
             raise self._closed(generator)
         self._poll.unregister(self._sock)
-        self._sock = self._go_on()
+        self._sock = self._reconnect()
         self._poll.register(self._sock, select.POLLIN)
 
     def _closed(self, generator: native.Generator) -> BenchError:

@@ -8,7 +8,7 @@ from typing import Final
 
 from blkd.loadgen.conversation import BackEnd
 from blkd.loadgen.cpu_time import Processor, require_cpu
-from blkd.loadgen.driver_rings import Rings
+from blkd.loadgen.driver_vrings import DriverVrings
 from blkd.loadgen.loader import Outcome, Stretch
 from blkd.loadgen.result import Result, judge_passings, summary, wrong_requests
 from blkd.loadgen.workload import PERCENT, Rw, Workload
@@ -35,7 +35,7 @@ Watch = Callable[[Progress], None]
 
 
 def bench(path: str, work: Workload, watch: Watch | None = None) -> Result:
-    """Load the back end at `path`; `watch` is told now and then how far it is.
+    """Load the back end at `path`; `watch` is called now and then with the progress.
 
     Raises:
         BenchError: It cannot do what is asked, or broke its word.
@@ -47,7 +47,7 @@ def bench(path: str, work: Workload, watch: Watch | None = None) -> Result:
         require_cpu(work.cpu)
     with (
         BackEnd.connect(path, work.timeout, reconnect=work.reconnect) as backend,
-        Rings.start(backend, work) as rings,
+        DriverVrings.start(backend, work) as rings,
     ):
         result = _Run(rings, work, target, watch).whole()
         return replace(result, reconnections=rings.reconnections)
@@ -57,7 +57,7 @@ class _Run:
     """The phases of one run."""
 
     def __init__(
-        self, rings: Rings, work: Workload, target: Processor, watch: Watch | None
+        self, rings: DriverVrings, work: Workload, target: Processor, watch: Watch | None
     ) -> None:
         self._rings, self._work, self._target, self._watch = rings, work, target, watch
         self._own_seconds = self._target_seconds = 0.0

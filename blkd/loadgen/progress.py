@@ -25,7 +25,7 @@ def describe(progress: Progress, before: Progress | None) -> str:
 
 @contextlib.contextmanager
 def line() -> Iterator[Callable[[Progress], None]]:
-    """A line on standard error that goes away in the end; what it is told, it shows."""
+    """A line on standard error that shows the latest progress, and is cleared in the end."""
     from rich.console import Console  # noqa: PLC0415 - slow, and only a terminal needs it
 
     before: Progress | None = None

@@ -188,7 +188,7 @@ class Log(
 class FrontEnd(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
-    """A connected front end: its socket and all that it has told."""
+    """A connected front end: its socket, and all that it has set."""
 
     socket: Descriptor
     features: Number

@@ -30,7 +30,7 @@ They cover the specification up to QEMU 10.2.
   *n.a.*: means nothing to a block device.
 - A request that is refused is answered with a non-zero number if the front end asked for an
   acknowledgement (REPLY_ACK and NEED_REPLY), or in the form its own reply has for that; the
-  connection goes on.  Where the front end would not hear of it, the connection ends: it would
+  connection goes on.  Where no answer can say so, the connection ends: the front end would
   go on with a state that blkd does not have.  Requests of no specification count as refused.
 - A malformed message ends the connection: another version, unknown flags, a wrong size, a wrong
   number of descriptors, more than {MAX_FDS} of them, more than {MAX_PAYLOAD} bytes, half a message.

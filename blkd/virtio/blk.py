@@ -160,7 +160,7 @@ class Shown:
     """What a driver was shown and counts on until the device is started anew; bytes unless said.
 
     It follows from the host, the image and the version of blkd that started the device, so a
-    process that takes the device over has to be told.
+    process that takes the device over needs it from the one that served it.
     """
 
     features: int

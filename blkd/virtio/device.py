@@ -25,7 +25,7 @@ class Device(Protocol):
     """Virtio feature bits offered, ring features included, vhost-user's bit 30 not."""
 
     generation: int
-    """Rises whenever the configuration space changes in a way the driver must hear of."""
+    """Rises whenever the configuration space changes in a way that the driver must learn of."""
 
     changing: range
     """The bytes of the configuration space that a new generation may have changed."""

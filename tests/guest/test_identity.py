@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a guest is told of its disk."""
+"""What a guest sees of its disk."""
 
 import contextlib
 import hashlib

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A running guest hears of every new size, whatever it is doing."""
+"""A running guest learns of every new size, whatever it is doing."""
 
 import asyncio
 import os

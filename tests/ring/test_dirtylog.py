@@ -100,7 +100,7 @@ def test_buffers_are_marked_by_where_they_are_mapped(buffers, touched):
     assert pages(bits) == [0, *touched]
 
 
-def test_a_buffer_beyond_the_log_is_told_and_the_others_are_marked():
+def test_a_buffer_beyond_the_log_is_reported_and_the_others_are_marked():
     ring, bits = Ring(), bytearray(4)
     ring.describe((FAR, 1, WRITE | NEXT, 1), (DATA, 1, WRITE, 0))
     assert not ring.guest.log_chain(0, Log(bits))
@@ -122,6 +122,6 @@ def test_descriptors_and_device_area_of_a_packed_ring_are_marked():
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-def test_areas_beyond_the_log_are_told(packed):
+def test_areas_beyond_the_log_are_reported(packed):
     bits = bytearray(BYTES)
     assert not Ring(packed=packed).guest.log_areas(0, 8 * BYTES * PAGE - 2, Log(bits))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests in flight: whatever a back end dies of, its heir does the rest, once and in order."""
+"""Requests in flight: whatever kills a back end, the next does the rest, once and in order."""
 
 import contextlib
 import errno

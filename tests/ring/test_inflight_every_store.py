@@ -74,31 +74,31 @@ class Life:
         return bytes(region.memory), bytes(self.region)
 
     def recovered(self, state):
-        """What an heir to that state finds in flight, and where it would go on.
+        """What a device finds in flight in that state, and where it would go on.
 
         Whichever of that it gives back first, the driver must see that and nothing else.
         """
         seen = self.seen_by_driver(state)
-        heir, guest, found = self.heir_to(state)
+        successor, guest, found = self.successor_of(state)
         assert self.seen_by_driver([guest]) == seen
         for n, chain in enumerate(found):
-            other, its_guest, _ = self.heir_to(state)
+            other, its_guest, _ = self.successor_of(state)
             other.walk_again(n)
             other.give_back(chain)
             assert self.seen_by_driver([its_guest]) == [*seen, chain[0]]
-        return found, heir.base()
+        return found, successor.base()
 
-    def heir_to(self, state):
+    def successor_of(self, state):
         """A device that goes on with a copy of that state, the copy, and what it is to do again."""
         guest, record = map(bytearray, state)
         (region,) = self.memory.regions
-        heir = self.device_on([(region.gpa, guest)], record)
+        successor = self.device_on([(region.gpa, guest)], record)
         base = START
         if not self.packed:
             at = self.ring.used - region.gpa + 2
             base = int.from_bytes(guest[at : at + 2], "little")
-        again = range(len(heir.recover(base)))
-        return heir, guest, [heir.walk_again(n)[:2] for n in again]
+        again = range(len(successor.recover(base)))
+        return successor, guest, [successor.walk_again(n)[:2] for n in again]
 
     def seen_by_driver(self, state):
         """The ids that the driver would take from the used ring in that state."""
@@ -201,15 +201,15 @@ def test_no_moment_of_fetching_loses_or_repeats_a_request(life, before):
     assert outcomes == {1, 2}
 
 
-def test_the_heir_of_an_heir_loses_nothing_either(life):
+def test_the_successor_of_a_successor_loses_nothing_either(life):
     life.go_round(11)
     for _ in range(5):
         life.fetch()
     life.device.give_back(*life.fetched[1:4], steps=2)
     left = [life.fetched[0], life.fetched[4]]
     (region,) = life.memory.regions
-    heir = life.device_on([(region.gpa, region.memory)], life.region)
+    successor = life.device_on([(region.gpa, region.memory)], life.region)
     base = START if life.packed else life.ring.used_idx
-    for state in states(life, lambda: heir.recover(base)):
+    for state in states(life, lambda: successor.recover(base)):
         found, _ = life.recovered(state)
         assert found == left

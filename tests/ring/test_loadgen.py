@@ -68,7 +68,7 @@ def test_damage_shows_where_it_is_when_the_generation_is_not_known(at, flip):
         pytest.param({"offset": 0, "generation": 2}, STALE, 2, 3, id="older"),
     ],
 )
-def test_a_whole_block_in_the_wrong_place_is_told_from_damage(made, what, found, expected):
+def test_a_whole_block_in_the_wrong_place_is_distinguished_from_damage(made, what, found, expected):
     verdict = judge_block(make_block(4096, **{"generation": 3} | made), offset=0, generation=3)
     assert (verdict[0], *verdict[2:]) == (what, found, expected)
 

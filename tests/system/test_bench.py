@@ -104,7 +104,7 @@ def test_qemu_keeps_what_was_written(qemu):
     assert load(qemu, "--verify-only", "--bs", "64K")["verified_blocks"] == 64
 
 
-def test_qemu_has_no_packed_rings_and_that_is_told(qemu):
+def test_qemu_has_no_packed_rings_and_the_error_says_so(qemu):
     done = run("bench", qemu.socket, "--packed")
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
@@ -170,7 +170,7 @@ def test_a_corrupt_byte_is_found_where_it_is(daemon, tmp_path):
     assert "damaged" in for_people.stdout
 
 
-def test_another_runs_blocks_are_told_apart(daemon):
+def test_another_runs_blocks_are_distinguished(daemon):
     load(daemon, "--rw", "write", "--verify", "--size", "64K")
     shown = load(daemon, "--verify-only", "--size", "64K", "--seed", "2", status=1)
     assert {wrong["what"] for wrong in shown["wrong"]} == {"other-seed"}

@@ -240,7 +240,7 @@ def test_nobody_there_is_an_error(tmp_path):
 # Wrong answers
 
 
-def test_a_failed_request_is_counted_and_told(backend):
+def test_a_failed_request_is_counted_and_reported(backend):
     backend.on_status = lambda kind, status: 1 if kind == IN else status
     result = run(backend, iodepth=4)
     assert result.errors == result.ios
@@ -261,8 +261,12 @@ def test_a_wrong_used_length_is_an_error(backend, written, packed):
     backend.carry_out = lambda pieces: (obey(pieces), written)[1]
     result = run(backend, packed=packed)
     assert result.errors == result.ios
-    told = result.wrong[0]
-    assert (told.what, int(told.found, 16), told.expected) == ("bad-length", written, "0x1001")
+    found = result.wrong[0]
+    assert (found.what, int(found.found, 16), found.expected) == (
+        "bad-length",
+        written,
+        "0x1001",
+    )
 
 
 def test_a_lost_write_is_found_where_it_was_lost(backend):
@@ -395,7 +399,7 @@ def test_memory_cannot_be_taken_away_under_us(backend):
     ],
     ids=lambda request: request.name,
 )
-def test_a_refusal_is_told_by_its_message(backend, request_):
+def test_a_refusal_is_reported_by_its_message(backend, request_):
     backend.on_request = lambda request, _: (
         (7).to_bytes(8, "little") if request is request_ else None
     )
@@ -413,7 +417,7 @@ def test_a_refusal_is_told_by_its_message(backend, request_):
         pytest.param(Request.GET_CONFIG, bytes(8000), id="endless-config"),
     ],
 )
-def test_an_answer_of_the_wrong_form_is_told(backend, request_, reply):
+def test_an_answer_of_the_wrong_form_is_reported(backend, request_, reply):
     backend.on_request = lambda request, _: reply if request is request_ else None
     with pytest.raises(BenchError, match=f"not an answer to {request_.name}"):
         run(backend)

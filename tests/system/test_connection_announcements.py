@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a front end hears that the configuration changed."""
+"""How a front end learns that the configuration changed."""
 
 import contextlib
 import os
@@ -100,7 +100,7 @@ def test_a_change_that_was_acknowledged_but_not_read_is_announced_at_the_next_st
     assert not is_called(front_end)
 
 
-def test_a_front_end_that_has_never_read_is_told_at_ring_start(served):
+def test_a_front_end_that_has_never_read_gets_an_announcement_at_ring_start(served):
     """QEMU does not read the configuration again after a reconnect."""
     front_end = served.front_end
     front_end.negotiate()
@@ -111,7 +111,7 @@ def test_a_front_end_that_has_never_read_is_told_at_ring_start(served):
     assert front_end.answer_backend()[0] == CONFIG_CHANGE_MSG
 
 
-def test_a_front_end_that_is_up_to_date_is_not_told(served):
+def test_a_front_end_that_is_up_to_date_gets_no_announcement(served):
     assert not is_called(started(served.front_end))
 
 

@@ -50,7 +50,7 @@ def test_json_may_be_asked_for_before_the_command(disk, tmp_path):
         assert [json.loads(line)["event"] for line in process.errors().splitlines()]
 
 
-def test_people_are_told_in_a_table_that_it_is_ready(disk, tmp_path):
+def test_people_see_in_a_table_that_it_is_ready(disk, tmp_path):
     command = ["blkd", "serve", disk, "--socket", tmp_path / "disk.sock"]
     with Process(command, tmp_path / "log") as process:
         assert process.line() == "serving\n"
@@ -96,7 +96,7 @@ def test_only_the_owner_may_control(daemon):
     assert stat.S_IMODE(daemon.control.stat().st_mode) == 0o600
 
 
-def test_who_may_connect_is_as_told_also_after_a_crash(disk, tmp_path):
+def test_who_may_connect_is_as_configured_also_after_a_crash(disk, tmp_path):
     options = ["--socket-group", "12345", "--socket-mode", "0620"]
     options += ["--control-group", "daemon", "--control-mode", "660"]
     for _ in range(2):
@@ -107,7 +107,7 @@ def test_who_may_connect_is_as_told_also_after_a_crash(disk, tmp_path):
             daemon.end(signal.SIGKILL)
 
 
-def test_who_may_connect_unless_told(daemon):
+def test_who_may_connect_by_default(daemon):
     daemon.ready()
     modes = [path.stat().st_mode & 0o777 for path in daemon.sockets]
     assert modes == [0o660, 0o600]
@@ -130,7 +130,7 @@ def test_a_mode_is_three_octal_digits(disk, tmp_path, mode):
     assert "0660" in refused.stderr
 
 
-def test_the_manager_is_told_once_it_is_ready(disk, tmp_path):
+def test_the_manager_is_notified_once_it_is_ready(disk, tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(10)

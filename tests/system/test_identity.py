@@ -112,8 +112,8 @@ def test_an_upgrade_keeps_what_the_guest_was_shown(backings, tmp_path):
             assert not any(config[36:])
 
 
-def test_a_process_that_is_told_nothing_shows_what_the_first_version_did(backings, tmp_path):
-    """The old process is of a version that tells neither serial nor features."""
+def test_a_process_that_gets_no_device_shows_what_the_first_version_did(backings, tmp_path):
+    """The old process is of a version that sends neither serial nor features."""
 
     def hook(message):
         if message.name == "offer":
@@ -130,7 +130,7 @@ def test_a_process_that_is_told_nothing_shows_what_the_first_version_did(backing
             assert new.end() == 0
 
 
-def test_a_process_of_the_first_version_is_told_only_what_it_understands(backings, tmp_path):
+def test_a_process_of_the_first_version_is_sent_only_what_it_understands(backings, tmp_path):
     offers = []
 
     def hook(message):

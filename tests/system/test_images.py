@@ -111,7 +111,7 @@ async def test_a_block_device_being_served_cannot_be_mounted(device, tmp_path):
             pass
 
 
-async def test_a_second_writer_of_a_block_device_is_told_who_the_first_is(device):
+async def test_a_second_writer_of_a_block_device_learns_who_the_first_is(device):
     async with opened(device):
         error = await refusal(device)
         assert isinstance(error, ImageBusy)

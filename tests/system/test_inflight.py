@@ -22,8 +22,8 @@ both = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 
 
 @dataclass
-class Heir:
-    """Serves the same image once more after a kill."""
+class BackEnds:
+    """Serves the same image by one back end after another."""
 
     serve: object
     path: object
@@ -34,7 +34,7 @@ class Heir:
         return self.front_end
 
     def next(self, *options, rules=None):
-        """Kill the present back end; another goes on, with other faults or none."""
+        """Kill the present back end and start the next, with other faults or none."""
         self.daemon.end(signal.SIGKILL)
         path = f"faulty:{rules}:{self.path}" if rules else self.path
         self.daemon, spare = self.serve(path, *options)
@@ -44,8 +44,8 @@ class Heir:
 
 
 @pytest.fixture
-def heir(serve, tmp_path):
-    return Heir(serve, image(tmp_path / "a.img", SIZE))
+def backends(serve, tmp_path):
+    return BackEnds(serve, image(tmp_path / "a.img", SIZE))
 
 
 def recorded(front_end, *, packed, rings=1, size=128):
@@ -56,30 +56,30 @@ def recorded(front_end, *, packed, rings=1, size=128):
 
 
 @both
-def test_what_was_overtaken_when_the_back_end_died_is_done_by_the_next(heir, packed):
-    (disk,) = recorded(heir.first(), packed=packed)
+def test_what_was_overtaken_when_the_back_end_died_is_done_by_the_next(backends, packed):
+    (disk,) = recorded(backends.first(), packed=packed)
     slow, after = [], []
     for n in range(12):
         slow.append(disk.submit(OUT, n * 8, bytes([n + 1]) * 4096))
         after.append(disk.submit(OUT, (16 + n) * 8, bytes([n + 101]) * 4096))
     assert all(done.status == OK for done in disk.wait(*after))
-    heir.next()
+    backends.next()
     assert all((done.status, done.written) == (OK, 1) for done in disk.wait(*slow))
     assert disk.write(8 * 40, b"n" * 4096) == OK
-    found = heir.path.read_bytes()
+    found = backends.path.read_bytes()
     assert [found[n * 4096] for n in range(12)] == list(range(1, 13))
     assert [found[(16 + n) * 4096] for n in range(12)] == list(range(101, 113))
 
 
 @both
-def test_how_much_was_recovered_is_in_the_log(heir, packed):
-    disks = recorded(heir.first("--queues", 2), packed=packed, rings=2)
+def test_how_much_was_recovered_is_in_the_log(backends, packed):
+    disks = recorded(backends.first("--queues", 2), packed=packed, rings=2)
     assert all(disk.write(256, bytes(512)) == OK for disk in disks)
     heads = [
         [disk.submit(OUT, n, b"r" * 512) for n in range(3 + i)] for i, disk in enumerate(disks)
     ]
-    heir.daemon.wait_for("in_flight", 7)
-    daemon = heir.next("--queues", 2)
+    backends.daemon.wait_for("in_flight", 7)
+    daemon = backends.next("--queues", 2)
     for disk, some in zip(disks, heads, strict=True):
         assert all(done.status == OK for done in disk.wait(*some))
     for ring, count in enumerate((3, 4)):
@@ -89,60 +89,60 @@ def test_how_much_was_recovered_is_in_the_log(heir, packed):
 
 
 @both
-def test_reads_are_answered_with_what_the_disk_holds_then(heir, packed):
-    (disk,) = recorded(heir.first(), packed=packed)
-    heir.path.write_bytes(b"".join(bytes([n]) * 4096 for n in range(256)))
+def test_reads_are_answered_with_what_the_disk_holds_then(backends, packed):
+    (disk,) = recorded(backends.first(), packed=packed)
+    backends.path.write_bytes(b"".join(bytes([n]) * 4096 for n in range(256)))
     slow = [disk.submit(IN, n * 8, size=4096) for n in range(3, 16)]
     assert disk.read(20 * 8, 4096) == (OK, bytes([20]) * 4096)
-    heir.next()
+    backends.next()
     for n, done in enumerate(disk.wait(*slow), 3):
         assert (done.status, done.data, done.written) == (OK, bytes([n]) * 4096, 4097)
 
 
 @both
-def test_a_request_is_carried_from_one_death_to_the_next(heir, packed):
-    (disk,) = recorded(heir.first(), packed=packed)
+def test_a_request_is_carried_from_one_death_to_the_next(backends, packed):
+    (disk,) = recorded(backends.first(), packed=packed)
     oldest = disk.submit(OUT, 0, b"o" * 4096)
     for n in range(5):
         assert disk.write(8 * (20 + n), bytes([n]) * 4096) == OK
-        heir.next(rules=SLOW)
+        backends.next(rules=SLOW)
     newest = disk.submit(OUT, 8, b"n" * 4096)
-    heir.daemon.wait_for("in_flight", 2)
-    heir.next()
+    backends.daemon.wait_for("in_flight", 2)
+    backends.next()
     assert [done.status for done in disk.wait(oldest, newest)] == [OK, OK]
-    assert heir.path.read_bytes()[:8192] == b"o" * 4096 + b"n" * 4096
+    assert backends.path.read_bytes()[:8192] == b"o" * 4096 + b"n" * 4096
 
 
 @both
-def test_rings_go_round_with_an_old_request_in_flight(heir, packed):
-    (disk,) = recorded(heir.first(), packed=packed, size=16)
+def test_rings_go_round_with_an_old_request_in_flight(backends, packed):
+    (disk,) = recorded(backends.first(), packed=packed, size=16)
     oldest = disk.submit(OUT, 0, b"o" * 4096)
     for n in range(40):  # several rounds: of a packed ring, its descriptors are written over
         assert disk.write(8 * (20 + n % 8), bytes([n]) * 4096) == OK
-    heir.next()
+    backends.next()
     assert disk.wait(oldest)[0].status == OK
-    assert heir.path.read_bytes()[:4096] == b"o" * 4096
+    assert backends.path.read_bytes()[:4096] == b"o" * 4096
     for _ in range(40):
         assert disk.flush() == OK
 
 
 @both
-def test_every_ring_has_its_own_record(heir, packed):
-    disks = recorded(heir.first("--queues", 3, "--workers", 2), packed=packed, rings=3)
+def test_every_ring_has_its_own_record(backends, packed):
+    disks = recorded(backends.first("--queues", 3, "--workers", 2), packed=packed, rings=3)
     slow = [disk.submit(OUT, 8 * n, bytes([n + 1]) * 4096) for n, disk in enumerate(disks)]
     for n, disk in enumerate(disks):
         assert disk.write(8 * (20 + n), b"f" * 4096) == OK
-    heir.next("--queues", 3)
+    backends.next("--queues", 3)
     for disk, head in zip(disks, slow, strict=True):
         assert disk.wait(head)[0].status == OK
-    assert [heir.path.read_bytes()[4096 * n] for n in range(3)] == [1, 2, 3]
+    assert [backends.path.read_bytes()[4096 * n] for n in range(3)] == [1, 2, 3]
 
 
 @both
-def test_a_flush_waits_for_what_its_driver_waited_for(heir, packed):
-    (disk,) = recorded(heir.first(), packed=packed)
+def test_a_flush_waits_for_what_its_driver_waited_for(backends, packed):
+    (disk,) = recorded(backends.first(), packed=packed)
     heads = [disk.submit(OUT, 0, b"w" * 4096), disk.submit(FLUSH)]
-    heir.next()
+    backends.next()
     assert [done.status for done in disk.wait(*heads)] == [OK, OK]
 
 
@@ -150,59 +150,59 @@ def test_a_flush_waits_for_what_its_driver_waited_for(heir, packed):
 @pytest.mark.parametrize("image_name", ["null:1M", "memory"])
 def test_what_is_answered_at_once_is_recorded_as_well(tmpfs, serve, image_name, packed):
     path = image_name if image_name.startswith("null") else image(tmpfs / "a.img", SIZE)
-    heir = Heir(serve, path)
-    (disk,) = recorded(heir.first(), packed=packed)
+    backends = BackEnds(serve, path)
+    (disk,) = recorded(backends.first(), packed=packed)
     slow = disk.submit(OUT, 0, b"s" * 4096)
     for n in range(300):
         assert disk.write(8 * (20 + n % 50), bytes([n % 256]) * 4096) == OK
-    heir.next()
+    backends.next()
     assert disk.wait(slow)[0].status == OK
     assert disk.get_id()[0] == OK
 
 
 @both
-def test_a_back_end_that_ends_in_good_order_leaves_behind_what_does_not_end(heir, packed):
-    (disk,) = recorded(heir.first(), packed=packed)
+def test_a_back_end_that_ends_in_good_order_leaves_behind_what_does_not_end(backends, packed):
+    (disk,) = recorded(backends.first(), packed=packed)
     slow = disk.submit(OUT, 0, b"s" * 4096)
     assert disk.write(8 * 20, b"f" * 4096) == OK
-    assert heir.daemon.end(signal.SIGTERM, timeout=10) == 0
-    heir.daemon, spare = heir.serve(heir.path)
+    assert backends.daemon.end(signal.SIGTERM, timeout=10) == 0
+    backends.daemon, spare = backends.serve(backends.path)
     spare.close()
-    heir.front_end.resume(heir.daemon.socket)
+    backends.front_end.resume(backends.daemon.socket)
     assert disk.wait(slow)[0].status == OK
 
 
 @both
-def test_a_pause_that_runs_out_leaves_the_rest_recorded(heir, packed):
-    (disk,) = recorded(heir.first(), packed=packed)
+def test_a_pause_that_runs_out_leaves_the_rest_recorded(backends, packed):
+    (disk,) = recorded(backends.first(), packed=packed)
     slow = disk.submit(OUT, 0, b"s" * 4096)
-    heir.daemon.wait_for("in_flight", 1)
-    assert heir.daemon.pause(0.1) == 1
+    backends.daemon.wait_for("in_flight", 1)
+    assert backends.daemon.pause(0.1) == 1
     waiting = disk.submit(OUT, 8 * 20, b"w" * 4096)
-    heir.next()
+    backends.next()
     assert [done.status for done in disk.wait(slow, waiting)] == [OK, OK]
 
 
 @pytest.mark.parametrize("cache", ["none", "writethrough"])
-def test_write_through_that_a_driver_chose_outlives_the_back_end(heir, cache):
-    recorded(heir.first("--cache", cache), packed=False)
-    heir.front_end.write_config(32, b"\0")
+def test_write_through_that_a_driver_chose_outlives_the_back_end(backends, cache):
+    recorded(backends.first("--cache", cache), packed=False)
+    backends.front_end.write_config(32, b"\0")
     for _ in range(2):
-        heir.next("--cache", "none")
-        assert heir.front_end.config(32, 1) == b"\0"
+        backends.next("--cache", "none")
+        assert backends.front_end.config(32, 1) == b"\0"
 
 
 @pytest.mark.parametrize("chosen", [None, b"\1"], ids=["nothing", "write-back"])
-def test_write_through_that_is_ordered_counts_more_than_write_back_that_was_chosen(heir, chosen):
-    recorded(heir.first("--cache", "none"), packed=False)
+def test_write_through_that_is_configured_outweighs_write_back_that_was_chosen(backends, chosen):
+    recorded(backends.first("--cache", "none"), packed=False)
     if chosen:
-        heir.front_end.write_config(32, chosen)
-    heir.next("--cache", "writethrough")
-    assert heir.front_end.config(32, 1) == b"\0"
+        backends.front_end.write_config(32, chosen)
+    backends.next("--cache", "writethrough")
+    assert backends.front_end.config(32, 1) == b"\0"
 
 
-def test_a_file_that_takes_no_note_ends_nobody(heir):
-    front_end = heir.first()
+def test_a_file_that_takes_no_note_ends_nobody(backends):
+    front_end = backends.first()
     front_end.prepare()
     front_end.get_inflight(1, 128)
     payload, ours = front_end.inflight
@@ -215,8 +215,8 @@ def test_a_file_that_takes_no_note_ends_nobody(heir):
     os.close(fd)
 
 
-def test_a_region_in_huge_pages_is_taken_or_refused_and_ends_nobody(heir):
-    front_end = heir.first()
+def test_a_region_in_huge_pages_is_taken_or_refused_and_ends_nobody(backends):
+    front_end = backends.first()
     front_end.prepare()
     try:
         fd = os.memfd_create("region", os.MFD_HUGETLB)
@@ -229,8 +229,8 @@ def test_a_region_in_huge_pages_is_taken_or_refused_and_ends_nobody(heir):
     os.close(fd)
 
 
-def test_what_lies_behind_a_region_of_others_is_left_alone(heir):
-    front_end = heir.first()
+def test_what_lies_behind_a_region_of_others_is_left_alone(backends):
+    front_end = backends.first()
     front_end.prepare()
     fd = os.memfd_create("region")
     os.ftruncate(fd, 8192)
@@ -241,8 +241,8 @@ def test_what_lies_behind_a_region_of_others_is_left_alone(heir):
     os.close(fd)
 
 
-def test_a_region_of_another_back_end_is_not_made_longer(heir):
-    front_end = heir.first()
+def test_a_region_of_another_back_end_is_not_made_longer(backends):
+    front_end = backends.first()
     front_end.prepare()
     fd = os.memfd_create("region")
     os.ftruncate(fd, 2112)
@@ -253,55 +253,55 @@ def test_a_region_of_another_back_end_is_not_made_longer(heir):
 
 
 @both
-def test_what_is_left_is_done_before_a_ring_stops_though_it_is_paused(heir, packed):
-    (disk,) = recorded(heir.first(), packed=packed)
+def test_what_is_left_is_done_before_a_ring_stops_though_it_is_paused(backends, packed):
+    (disk,) = recorded(backends.first(), packed=packed)
     slow = [disk.submit(OUT, 8 * n, b"s" * 4096) for n in range(3)]
     assert disk.write(8 * 20, b"f" * 4096) == OK
-    heir.daemon.end(signal.SIGKILL)
-    heir.daemon, spare = heir.serve(heir.path)
+    backends.daemon.end(signal.SIGKILL)
+    backends.daemon, spare = backends.serve(backends.path)
     spare.close()
-    heir.daemon.call("pause")
-    heir.front_end.resume(heir.daemon.socket)
+    backends.daemon.call("pause")
+    backends.front_end.resume(backends.daemon.socket)
     waiting = disk.submit(FLUSH)
-    base = heir.front_end.stop_ring()
+    base = backends.front_end.stop_ring()
     assert all(done.status == OK for done in disk.wait(*slow))
     if not packed:
         assert base == 4
-    heir.daemon.call("resume")
-    heir.front_end.start_ring(0, ring=disk.ring, base=base)
+    backends.daemon.call("resume")
+    backends.front_end.start_ring(0, ring=disk.ring, base=base)
     assert disk.wait(waiting)[0].status == OK
 
 
-def test_requests_given_back_after_the_front_end_looked_are_not_done_again(heir):
-    heir.rules = "delay=1s@write"
-    (disk,) = recorded(heir.first(), packed=False)
+def test_requests_given_back_after_the_front_end_looked_are_not_done_again(backends):
+    backends.rules = "delay=1s@write"
+    (disk,) = recorded(backends.first(), packed=False)
     heads = [disk.submit(OUT, 8 * n, bytes([n + 1]) * 4096) for n in range(4)]
     assert disk.read(0, 512)[0] == OK  # what came before it has been fetched
     early = disk.ring.used_idx
-    heir.front_end.sock.close()
-    heir.daemon.wait_for("front_end", None)
+    backends.front_end.sock.close()
+    backends.daemon.wait_for("front_end", None)
     assert all(done.status == OK for done in disk.wait(*heads))
-    heir.front_end.resume(heir.daemon.socket, base=early)
+    backends.front_end.resume(backends.daemon.socket, base=early)
     assert disk.write(8 * 20, b"n" * 4096) == OK
     assert disk.ring.used_idx == 6
-    assert heir.daemon.call("stats")["total"]["writes"] == 5
+    assert backends.daemon.call("stats")["total"]["writes"] == 5
 
 
 @both
-def test_a_ring_that_its_driver_broke_serves_again_after_stop_and_start(heir, packed):
-    (disk,) = recorded(heir.first(), packed=packed)
+def test_a_ring_that_its_driver_broke_serves_again_after_stop_and_start(backends, packed):
+    (disk,) = recorded(backends.first(), packed=packed)
     slow = disk.submit(OUT, 8 * 20, b"s" * 4096)
     assert disk.wait(slow)[0].status == OK
     disk.ring.publish(disk.ring.add([(b"no header", 9, 0)]))
     disk.ring.kick()
     assert disk.ring.broken()
-    base = heir.front_end.stop_ring()
-    heir.front_end.start_ring(0, ring=disk.ring, base=base)
+    base = backends.front_end.stop_ring()
+    backends.front_end.start_ring(0, ring=disk.ring, base=base)
     assert disk.write(8 * 21, b"n" * 4096) == OK
 
 
-def test_the_region_is_sealed_and_ours_alone_to_size(heir):
-    front_end = heir.first()
+def test_the_region_is_sealed_and_ours_alone_to_size(backends):
+    front_end = backends.first()
     front_end.negotiate()
     front_end.get_inflight(2, 128)
     payload, fd = front_end.inflight
@@ -316,15 +316,15 @@ def test_the_region_is_sealed_and_ours_alone_to_size(heir):
 
 
 @pytest.mark.parametrize("padding", [0, 4])
-def test_the_answer_is_as_long_as_the_question(heir, padding):
-    front_end = heir.first()
+def test_the_answer_is_as_long_as_the_question(backends, padding):
+    front_end = backends.first()
     front_end.negotiate()
     front_end.get_inflight(1, 64, padding)
     assert front_end.inflight
 
 
 def region(front_end, *, change=None, length=None, kind="memfd", negotiate=True):
-    """Hand over a region of two rings: the answer."""
+    """Send a region of two rings: the answer."""
     if negotiate:
         front_end.negotiate()
     front_end.get_inflight(2, 128)
@@ -346,8 +346,8 @@ def region(front_end, *, change=None, length=None, kind="memfd", negotiate=True)
     [{"length": 2 * 16448 - 1}, {"length": 0}, {"kind": "eventfd"}],
     ids=["short file", "no file", "no memory"],
 )
-def test_a_region_that_is_no_memory_is_refused(heir, part):
-    front_end = heir.first()
+def test_a_region_that_is_no_memory_is_refused(backends, part):
+    front_end = backends.first()
     assert region(front_end, **part) != 0
     assert front_end.capacity() == SIZE // 512  # the connection goes on
 
@@ -363,79 +363,79 @@ def test_a_region_that_is_no_memory_is_refused(heir, part):
     ],
     ids=["ours", "version", "entries", "second ring", "features"],
 )
-def test_a_region_of_another_kind_of_back_end_costs_no_guest_its_disk(heir, change, known):
-    front_end = heir.first()
+def test_a_region_of_another_kind_of_back_end_costs_no_guest_its_disk(backends, change, known):
+    front_end = backends.first()
     front_end.prepare()
     assert region(front_end, change=change, negotiate=False) == 0
     assert front_end.make_disk().flush() == OK
-    assert ("requests in flight not recorded" not in heir.daemon.errors()) is known
+    assert ("requests in flight not recorded" not in backends.daemon.errors()) is known
 
 
 @both
-def test_rings_that_are_larger_than_the_front_end_says_are_recorded(heir, packed, each_engine):
-    front_end = heir.first()  # as QEMU 10, whose rings are of 1024 descriptors whatever it asks
+def test_rings_that_are_larger_than_the_front_end_says_are_recorded(backends, packed, each_engine):
+    front_end = backends.first()  # as QEMU 10, whose rings are of 1024 descriptors whatever it asks
     front_end.prepare(packed=packed)
     front_end.track_inflight(1, 64)
     disk = front_end.make_disk(0, 1024)
     slow = [disk.submit(OUT, 0, bytes([n]) * 4096) for n in range(100)]
     assert disk.write(8 * 20, b"f" * 4096) == OK
-    heir.next()
+    backends.next()
     assert all(done.status == OK for done in disk.wait(*slow))
     last = [99] if each_engine == "kernel" else range(100)  # the late one begins any first
-    assert heir.path.read_bytes()[:4096] in [bytes([n]) * 4096 for n in last]
-    assert "not recorded" not in heir.daemon.errors()
+    assert backends.path.read_bytes()[:4096] in [bytes([n]) * 4096 for n in last]
+    assert "not recorded" not in backends.daemon.errors()
 
 
 @both
-def test_a_region_of_an_older_blkd_is_recovered(heir, packed):
-    front_end = heir.first()
+def test_a_region_of_an_older_blkd_is_recovered(backends, packed):
+    front_end = backends.first()
     front_end.prepare(packed=packed)
     front_end.track_inflight_as_of_old(packed=packed)
     disk = front_end.make_disk(1, 128)
     slow = disk.submit(OUT, 0, b"s" * 4096)
     assert disk.write(8 * 20, b"f" * 4096) == OK
-    heir.next()
+    backends.next()
     assert disk.wait(slow)[0].status == OK
     assert HEAD.unpack(os.pread(front_end.inflight[1], 4, VERSION_AT)) in {(0, 0), (1, 128)}
 
 
-def test_a_ring_that_the_region_has_no_room_for_is_served_and_that_is_said_once(heir):
-    front_end = heir.first()
+def test_a_ring_that_the_region_has_no_room_for_is_served_and_that_is_said_once(backends):
+    front_end = backends.first()
     front_end.prepare()
     front_end.track_inflight_as_of_old(packed=False)
     disks = [front_end.make_disk(index, 256) for index in range(2)]
     base = front_end.stop_ring(0)
     front_end.start_ring(0, ring=disks[0].ring, base=base)
     assert [disk.write(8 * 20, b"w" * 4096) for disk in disks] == [OK, OK]
-    assert heir.daemon.errors().count("requests in flight not recorded") == 1
+    assert backends.daemon.errors().count("requests in flight not recorded") == 1
 
 
 @both
-def test_a_small_ring_is_recorded_beside_one_that_has_no_room(heir, packed):
-    front_end = heir.first()
+def test_a_small_ring_is_recorded_beside_one_that_has_no_room(backends, packed):
+    front_end = backends.first()
     front_end.prepare(packed=packed)
     front_end.track_inflight_as_of_old(packed=packed)
     large, small = front_end.make_disk(0, 256), front_end.make_disk(1, 64)
     slow = small.submit(OUT, 0, b"s" * 4096)
     assert large.write(8 * 20, b"f" * 4096) == OK
-    heir.daemon.wait_for("in_flight", 1)
-    heir.next()
+    backends.daemon.wait_for("in_flight", 1)
+    backends.next()
     assert small.wait(slow)[0].status == OK
 
 
-def test_a_damaged_record_breaks_its_own_ring_only(heir):
-    disks = recorded(heir.first("--queues", 2), packed=True, rings=2)
+def test_a_damaged_record_breaks_its_own_ring_only(backends):
+    disks = recorded(backends.first("--queues", 2), packed=True, rings=2)
     assert [disk.write(8 * 20, b"f" * 4096) for disk in disks] == [OK, OK]
-    _, fd = heir.front_end.inflight
+    _, fd = backends.front_end.inflight
     os.pwrite(fd, b"\xff" * 64, 12)  # heads and positions of ring 0
-    heir.next("--queues", 2)
+    backends.next("--queues", 2)
     assert disks[0].ring.broken()
     assert disks[1].write(8 * 21, b"g" * 4096) == OK
-    assert "in-flight region damaged" in heir.daemon.errors()
+    assert "in-flight region damaged" in backends.daemon.errors()
 
 
-def test_a_region_whose_file_shrinks_ends_the_connection_and_not_the_process(heir):
-    front_end = heir.first("--queues", 1)
+def test_a_region_whose_file_shrinks_ends_the_connection_and_not_the_process(backends):
+    front_end = backends.first("--queues", 1)
     front_end.prepare()
     fd = os.memfd_create("region")
     os.ftruncate(fd, 2112)
@@ -447,14 +447,14 @@ def test_a_region_whose_file_shrinks_ends_the_connection_and_not_the_process(hei
     disk.submit(FLUSH)
     assert front_end.wait_closed()
     os.close(fd)
-    with FrontEnd.connect(heir.daemon.socket) as other:
+    with FrontEnd.connect(backends.daemon.socket) as other:
         assert other.disk().flush() == OK
 
 
 @both
-def test_a_region_that_says_nonsense_while_it_is_used_does_no_harm(heir, packed):
-    (disk,) = recorded(heir.first(), packed=packed)
-    _, fd = heir.front_end.inflight
+def test_a_region_that_says_nonsense_while_it_is_used_does_no_harm(backends, packed):
+    (disk,) = recorded(backends.first(), packed=packed)
+    _, fd = backends.front_end.inflight
     size = os.fstat(fd).st_size
     for n in range(50):
         os.pwrite(fd, bytes([n * 37 % 256]) * size, 0)

@@ -76,7 +76,7 @@ def test_a_ring_of_one_descriptor_is_served(front_end):
 
 
 def test_answers_come_back_in_the_order_in_which_they_are_ready(serve, tmp_path):
-    """Some requests are delayed, some bounced, some large: each is told by its id alone."""
+    """Some requests are delayed, some bounced, some large: each is known by its id alone."""
     path = image(tmp_path / "a.img", SIZE)
     _, front_end = serve(f"faulty:delay=3ms@any/3:{path}")
     disk = front_end.disk(size=61, packed=True)
@@ -239,7 +239,7 @@ def test_the_base_of_the_other_layout_is_forgotten(front_end):
 
 @pytest.mark.parametrize("served", [1, 4, 5, 9])
 def test_a_ring_whose_front_end_does_not_know_its_place_is_not_served(daemon, served):
-    """QEMU says that a ring is fresh when blkd has come again: nobody told it how far it was."""
+    """QEMU says that a ring is fresh when blkd has come again: it does not know how far it was."""
     with FrontEnd.connect(daemon.socket) as first:
         disk = first.disk(size=5, packed=True)
         disk.indirect = True

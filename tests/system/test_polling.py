@@ -28,10 +28,10 @@ def test_no_kick_is_lost_whatever_the_gap_before_it(serve, packed, without, poll
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "split"])
-def test_a_driver_that_goes_on_at_once_is_told_not_to_kick(serve, packed):
+def test_a_driver_that_goes_on_at_once_need_not_kick(serve, packed):
     daemon, front_end = serve("null:64M", "--poll-us", 1000)
     disk = front_end.disk(size=16, packed=packed)
     for n in range(REQUESTS):
         assert disk.read(n, 512)[0] == OK
-    # One each if it were not told; how many are spared is up to the machine's speed.
+    # One each if it always kicked; how many are spared is up to the machine's speed.
     assert daemon.call("stats")["total"]["kicks"] < REQUESTS

@@ -64,7 +64,7 @@ def test_a_block_device_that_grows_is_noticed(backing, device, serve):
     daemon.wait_for("size", before + MIB)
 
 
-def test_a_file_that_grows_is_noticed_and_the_front_end_told(serve, tmp_path):
+def test_a_file_that_grows_is_noticed_and_announced(serve, tmp_path):
     path = image(tmp_path / "disk.img")
     _, front_end = serve(path)
     front_end.disk()

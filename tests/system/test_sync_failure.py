@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Storage that loses what the page cache had for it: nobody is told that it is durable."""
+"""Storage that loses what the page cache had for it: no answer says that it is durable."""
 
 import errno
 import os
@@ -153,13 +153,13 @@ def test_a_failed_sync_is_known_after_an_upgrade(small, serve):
         new.wait_for_log("sync failed")
 
 
-def test_what_somebody_else_was_told_is_known_after_an_upgrade(small, serve):
+def test_an_error_that_another_program_got_is_known_after_an_upgrade(small, serve):
     daemon, front_end = serve(small.device, "--cache", "writeback")
     disk = front_end.disk()
     write_in_turns(disk, BLOCKS)
     fd = os.open(small.device, os.O_RDWR)
     with pytest.raises(OSError, match="Input/output error"):
-        os.fsync(fd)  # from now on no description that is opened is told
+        os.fsync(fd)  # no description that is opened from now on gets the error
     os.close(fd)
     with Taker(daemon) as new:
         new.ready()

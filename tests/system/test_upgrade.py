@@ -122,7 +122,7 @@ def test_a_disk_goes_from_hand_to_hand(daemon, front_end, upgrade):
     assert served.end() == 0
 
 
-def test_the_other_process_serves_as_the_first_was_told(path, tmp_path, upgrade, monkeypatch):
+def test_the_new_process_serves_with_the_settings_of_the_old(path, tmp_path, upgrade, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ["--name", "d", "--cache", "writeback", "--queues", 2, "--queue-size", 128]
     with Daemon(path.relative_to(tmp_path), tmp_path, *options) as old:
@@ -314,7 +314,7 @@ def test_a_disk_that_waits_for_its_guest_waits_in_the_new_process(path, tmp_path
             assert new.call("show")["image_locked"] is True
 
 
-def test_growth_is_told_over_the_same_back_channel(daemon, front_end, upgrade, background):
+def test_growth_is_announced_over_the_same_back_channel(daemon, front_end, upgrade, background):
     front_end.disk()
     front_end.config(0, 60)
     new = upgrade(daemon)
@@ -398,7 +398,7 @@ def test_the_image_is_locked_all_the_time(daemon, upgrade, path):
     assert new.end() == 0
 
 
-def test_the_service_manager_is_told_who_is_the_service_now(path, tmp_path, upgrade):
+def test_the_service_manager_learns_who_is_the_service_now(path, tmp_path, upgrade):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(10)
@@ -414,7 +414,7 @@ def test_the_service_manager_is_told_who_is_the_service_now(path, tmp_path, upgr
             assert manager.recv(4096) == b"STOPPING=1"
 
 
-def test_what_a_new_process_says_of_itself_is_not_told_to_the_service_manager(path, tmp_path):
+def test_what_a_new_process_says_of_itself_does_not_reach_the_service_manager(path, tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(10)

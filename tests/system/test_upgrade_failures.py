@@ -77,7 +77,7 @@ def cut(_message):
 def test_a_conversation_that_breaks_changes_nothing(daemon, front_end, attempt, name):
     disks = list(front_end.disks(3))
     heads = [disk.submit(OUT, 9, bytes(512)) for disk in disks]
-    if name == "go":  # too late: it was said, and the new process is not there to hear it
+    if name == "go":  # too late: it was sent, and the new process does not receive it
         new, _ = attempt(on(name, cut))
         assert new.status == 1
         assert daemon.end(None) == 0
@@ -143,7 +143,7 @@ def test_a_new_process_that_hangs_is_not_waited_for_long(daemon, front_end, tmp_
 
 @pytest.fixture(scope="module")
 def credulous(tmp_path_factory):
-    """A daemon that hears many lies, and two disks of its front end."""
+    """A daemon that is sent many lies, and two disks of its front end."""
     directory = tmp_path_factory.mktemp("credulous")
     with Daemon(image(directory / "disk.img", SIZE), directory, "--queues", 4) as daemon:
         daemon.ready()
@@ -295,7 +295,7 @@ def test_what_cannot_be_true_is_refused_with_a_reason(credulous, tmp_path, lie):
     assert daemon.wait_for_log("not handed over")
 
 
-def test_the_reason_is_told_to_the_other_side(daemon, attempt):
+def test_the_reason_is_sent_to_the_other_side(daemon, attempt):
     attempt(on("state", change(novelty=1)))
     assert "novelty" in daemon.wait_for_log("not handed over")["reason"]
     new, _ = attempt(on("hello", change(formats=[7])))
@@ -352,7 +352,7 @@ def test_nothing_can_be_changed_while_the_disk_changes_hands(daemon, front_end, 
 
 @pytest.mark.parametrize("name", ["ready", "state"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_old_process_that_is_told_to_end_ends(daemon, front_end, attempt, name, number):
+def test_an_old_process_that_gets_a_signal_to_end_ends(daemon, front_end, attempt, name, number):
     front_end.disk()
 
     def end(_message):

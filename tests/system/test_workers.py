@@ -35,7 +35,7 @@ def workers(daemon):
 
 
 @pytest.mark.parametrize(("count", "threads"), [(1, 1), (3, 3), (8, 4)])
-def test_queues_share_as_many_workers_as_told(serve, path, count, threads):
+def test_queues_share_as_many_workers_as_configured(serve, path, count, threads):
     daemon, front_end = serve(path, "--workers", count)
     disks = list(front_end.disks(4, 16))
     assert len(workers(daemon)) == threads

@@ -155,7 +155,7 @@ def test_an_interrupted_command_says_so_in_json(monkeypatch):
     assert json.loads(done.stderr) == {"error": "interrupted", "hint": None}
 
 
-def test_an_image_is_created_and_told_about(tmp_path):
+def test_an_image_is_created_and_shown(tmp_path):
     path = str(tmp_path / "a.img")
     created = run("image", "create", path, "1.5M", "--json")
     assert created.exit_code == 0, created.output

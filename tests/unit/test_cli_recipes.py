@@ -37,7 +37,7 @@ def test_every_recipe_names_the_socket_and_the_vmm(vmm):
 
 
 @pytest.mark.parametrize("vmm", ["qemu", "libvirt", "cloud-hypervisor", "crosvm"])
-def test_the_ring_is_256_where_the_vmm_can_be_told(vmm):
+def test_the_ring_is_256_where_the_vmm_has_an_option_for_it(vmm):
     assert "256" in recipe(vmm, DISK).text
 
 
@@ -51,7 +51,7 @@ def test_the_ring_is_256_where_the_vmm_can_be_told(vmm):
         (None, "reconnect-ms=1000"),
     ],
 )
-def test_qemu_is_told_to_reconnect_in_its_own_words(version, option):
+def test_qemu_reconnects_by_the_option_of_its_version(version, option):
     chardev = words("qemu", disk_with(socket="/a.sock", qemu=version))
     assert f"socket,id=blkd,path=/a.sock,{option}" in chardev
 

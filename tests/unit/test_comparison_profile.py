@@ -51,7 +51,7 @@ def test_each_line_s_own_costs_are_counted_without_those_of_calls():
     assert costs.total() == 5 + 7 + 3 + 1 + 2 + 40
 
 
-def test_inlined_code_of_another_file_is_told_apart():
+def test_inlined_code_of_another_file_is_distinguished():
     costs = own_costs(WRITTEN.splitlines())
     assert costs[Place("/usr/include/atomic.h", "serve", 90)] == 3
     assert costs[Place("/build/ring.c", "serve", 90)] == 1

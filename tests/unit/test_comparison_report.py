@@ -83,7 +83,7 @@ def test_an_idle_export_tells_its_memory():
     assert "| blkd | 1 TiB | 64 MiB | 0 | 0 | 3 | 20.0 |" in page()
 
 
-def test_the_same_failure_is_told_once():
+def test_the_same_failure_is_reported_once():
     assert page().count("not \\| here") == 1
 
 

@@ -28,7 +28,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "control-api.md"
 
 @dataclass
 class Played:
-    """An export that does as it is told, or fails as it is told."""
+    """An export that does what it is called for, or fails with `failure`."""
 
     size: int = 1 << 20
     failure: Exception | None = None
@@ -181,7 +181,7 @@ async def test_what_there_is_not_is_a_problem_too(api, method, target, status):
     assert problem["status"] == status
 
 
-async def test_a_wrong_method_is_told_the_right_ones(api):
+async def test_the_answer_to_a_wrong_method_names_the_right_ones(api):
     response, _ = await api("DELETE", models.RESIZE)
     assert response.headers["Allow"] == "POST"
 
@@ -213,7 +213,7 @@ async def test_a_body_in_pieces_is_put_together(api, export):
     assert export.calls == [("resize", 8192, False)]
 
 
-async def test_a_caller_that_asks_before_it_sends_its_body_is_told_to_go_on(path, export):
+async def test_a_caller_that_asks_before_it_sends_its_body_may_send_it(path, export):
     async with (
         served(path, export),
         aiohttp.ClientSession(
@@ -305,7 +305,7 @@ async def test_a_call_goes_on_with_another_protocol(path, export, tmp_path):
         assert await asyncio.to_thread(talk) == b"5"
 
 
-async def test_a_caller_that_does_not_know_the_other_protocol_is_told(api):
+async def test_a_caller_that_does_not_know_the_other_protocol_gets_its_name(api):
     response, problem = await api("POST", models.UPGRADE)
     assert (response.status, problem["status"]) == (426, 426)
     assert response.headers["Upgrade"] == models.UPGRADE_PROTOCOL

@@ -202,26 +202,26 @@ def test_each_descriptor_is_taken_once():
 
 
 class Scripted:
-    """Plays a channel: hears what the script has next, and writes down what is said."""
+    """Plays a channel: receives what the script has next, and writes down what is sent."""
 
     def __init__(self, *script):
         self.script, self.said = list(script), []
-        self.deaf = False
+        self.has_gone = False
 
     async def send(self, document, _fds=()):
-        if self.deaf:
+        if self.has_gone:
             raise UpgradeError("gone")
         self.said.append(type(document).__name__.lower())
         self.last = document
 
     async def receive(self, kind, limit):
         assert (limit is None) == (kind is messages.Go)
-        heard = self.script.pop(0)
-        if isinstance(heard, BaseException):
-            raise heard
-        if not isinstance(heard, kind):
-            raise UpgradeError(f"{heard} where {kind} was due")
-        return heard, Incoming(())
+        document = self.script.pop(0)
+        if isinstance(document, BaseException):
+            raise document
+        if not isinstance(document, kind):
+            raise UpgradeError(f"{document} where {kind} was due")
+        return document, Incoming(())
 
     def end_receiving(self, _last):
         return False
@@ -305,7 +305,7 @@ async def test_a_giver_that_cannot_says_why_and_serves_on(step, failure):
 
 async def test_a_giver_that_cannot_say_go_serves_on():
     channel, disk = Scripted(*TAKER_SAYS), PlayedDisk()
-    disk.require_rest = lambda: setattr(channel, "deaf", True)
+    disk.require_rest = lambda: setattr(channel, "has_gone", True)
     with pytest.raises(UpgradeError, match="gone"):
         await exchange.give(channel, disk)
     assert disk.calls[-1] == "thaw"

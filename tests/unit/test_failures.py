@@ -45,7 +45,7 @@ async def until(condition):
             await asyncio.sleep(0)
 
 
-async def test_the_first_of_a_kind_is_told_with_its_place_and_reason(worker, log):
+async def test_the_first_of_a_kind_is_logged_with_its_place_and_reason(worker, log):
     with capture_logs() as lines:
         worker.fail(READ, 1, offset=4096)
         log.report(READ)

@@ -113,7 +113,7 @@ async def test_a_file_of_another_format_is_refused_unless_it_is_said_to_be_raw(
 
 @pytest.mark.parametrize("direct", [False, True], ids=["cached", "direct"])
 @pytest.mark.parametrize("size", [1, 512, 1000, 4096, 196616])
-async def test_nobody_is_told_to_pad_an_image_of_another_format(disk, size, direct):
+async def test_no_hint_is_to_pad_an_image_of_another_format(disk, size, direct):
     disk.write_bytes(b"QFI\xfb".ljust(size, b"\0")[: max(size, 4)])
     error = await refusal(disk, direct=direct)
     assert "qcow2" in str(error)
@@ -205,7 +205,7 @@ async def test_a_file_of_somebody_else_is_refused(disk):
 # ---- who else may use it
 
 
-async def test_a_second_writer_is_told_who_the_first_is(disk):
+async def test_a_second_writer_learns_who_the_first_is(disk):
     async with opened(disk):
         with pytest.raises(ImageBusy) as refused:
             async with opened(disk):

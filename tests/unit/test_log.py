@@ -85,7 +85,7 @@ def test_what_comes_too_often_is_held_back_but_for_the_last():
     assert limiter.next_end() is None
 
 
-def test_every_ring_is_told_of():
+def test_every_ring_is_logged():
     limiter = Limiter(lambda: None)
     for ring in range(64):
         assert limiter(None, "info", {"event": "ring started", "ring": ring})["ring"] == ring

@@ -44,7 +44,7 @@ async def test_answers_find_their_commands_in_whatever_order(qmp):
     assert (first.result(), second.result()) == ("first", "second")
 
 
-async def test_a_refusal_is_told_in_qemu_s_words(qmp):
+async def test_a_refusal_is_reported_in_qemu_s_words(qmp):
     client, reader, writer = qmp
     async with asyncio.TaskGroup() as tasks:
         refused = tasks.create_task(expect_refusal(client.execute("device_del", id="gone")))

@@ -93,7 +93,7 @@ def test_no_message_raises_anything_but_our_own_errors(said):
 
 @settings(max_examples=300)
 @given(st.lists(messages, max_size=40))
-def test_the_rings_are_told_what_they_are_and_nothing_twice(said):
+def test_commands_of_a_ring_alternate(said):
     """Whatever is said, commands alternate: no ring is started twice or stopped when stopped."""
     talk = Conversation(features=None)
     started, enabled = set(), set()

@@ -177,7 +177,7 @@ def test_an_eventfd_for_no_ring_is_refused(talk, request_):
     assert talk.refuses(request_, VringFd(4, has_fd=True), 1)
 
 
-def test_where_a_ring_that_does_not_exist_stopped_cannot_be_told(talk):
+def test_a_ring_that_does_not_exist_has_no_base(talk):
     with pytest.raises(ProtocolError, match="ring 4 of 4"):
         talk.say(Request.GET_VRING_BASE, VringState(4, 0))
 
@@ -237,7 +237,7 @@ def where(talk):
     return VringState.decode(talk.say(Request.GET_VRING_BASE, VringState(0, 0))).num
 
 
-def test_a_packed_ring_of_any_size_starts_where_it_was_told(packed):
+def test_a_packed_ring_of_any_size_starts_where_its_base_says(packed):
     packed.say(Request.SET_VRING_NUM, VringState(0, 100))
     packed.say(Request.SET_VRING_BASE, VringState(0, 0x80018001))
     packed.say(Request.SET_VRING_ADDR, ADDRESSES)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The deadline that a signal sets, in a program that hears of it and does nothing."""
+"""The deadline that a signal sets, in a program that receives it and does nothing."""
 
 import signal
 import subprocess

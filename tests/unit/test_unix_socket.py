@@ -65,7 +65,7 @@ def test_the_file_belongs_to_the_group_and_before_that_to_the_owner_only(tmp_pat
     assert seen == [0o600]
 
 
-def test_a_group_is_told_by_name_or_number():
+def test_a_group_is_given_by_name_or_number():
     assert unix_socket.group_number(None) is None
     assert unix_socket.group_number("12345") == 12345
     assert unix_socket.group_number("root") == 0
@@ -139,7 +139,7 @@ def test_what_names_no_file_is_refused(path):
         unix_socket.listen(path, 0o600)
 
 
-def test_a_missing_directory_is_told(tmp_path):
+def test_a_missing_directory_is_reported(tmp_path):
     with pytest.raises(SocketError, match="No such file or directory"):
         unix_socket.listen(str(tmp_path / "none" / "a.sock"), 0o600)
 

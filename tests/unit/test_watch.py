@@ -22,7 +22,7 @@ MIB = 1 << 20
 
 
 class Looker:
-    """Looks at an image when it is told to; keeps what it saw."""
+    """Measures an image whenever a watch says so; keeps what it saw."""
 
     def __init__(self, file):
         self.file = file

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rings that a back end serves: from what is agreed on to a load that can be run."""
+"""The driver's vrings, which a back end serves: from what is agreed on to a load that can run."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from typing import Final, Self
 
 from blkd.errors import BenchError
 from blkd.loadgen.agreement import Agreement
-from blkd.loadgen.conversation import BackEnd, Ring
+from blkd.loadgen.conversation import BackEnd, DriverVring
 from blkd.loadgen.guest_memory import GUEST_ADDRESS, Memory, QueueLayout
 from blkd.loadgen.loader import Loader, Outcome, Stretch, Watch
 from blkd.loadgen.workload import Workload
@@ -21,12 +21,12 @@ USED_INDEX: Final = 2  # bytes from the beginning of a used ring
 RETRY_INTERVAL: Final = 0.01  # seconds between two tries to find the next back end
 
 
-class Rings:
-    """Rings in shared memory that a back end serves; a context that gives all back."""
+class DriverVrings:
+    """Vrings in shared memory that a back end serves; a context that releases all."""
 
     def __init__(self, backend: BackEnd, work: Workload, agreed: Agreement) -> None:
         self.backend, self.work, self.agreed = backend, work, agreed
-        self._shown: list[Ring] = []
+        self._shown: list[DriverVring] = []
         self.reconnections = 0
         self._stack = contextlib.ExitStack()
 
@@ -54,7 +54,7 @@ class Rings:
         self.close()
 
     def close(self) -> None:
-        """Give back memory and descriptors."""
+        """Release memory and descriptors."""
         self._stack.close()
 
     def _eventfd(self) -> int:
@@ -84,7 +84,7 @@ class Rings:
         self._memory = memory
         for layout in layouts:
             self._make_queue(layout)
-        self._introduce()
+        self._set_up()
 
     def _make_queue(self, layout: QueueLayout) -> None:
         agreed = self.agreed
@@ -98,7 +98,7 @@ class Rings:
             event_idx=agreed.event_idx,
             indirect=agreed.indirect,
         )
-        ring = Ring(
+        ring = DriverVring(
             size=agreed.ring_size,
             desc=GUEST_ADDRESS + layout.desc,
             avail=GUEST_ADDRESS + layout.avail,
@@ -110,8 +110,8 @@ class Rings:
         )
         self._shown.append(ring)
 
-    def _introduce(self) -> None:
-        """Tell the back end of all that it has not been told yet, up to running rings."""
+    def _set_up(self) -> None:
+        """Send the back end all that it needs, from features to running rings."""
         self.backend.accept(self.agreed.features)
         if self.work.reconnect:
             self.backend.record(self.work.queues, self.agreed.ring_size)
@@ -119,10 +119,10 @@ class Rings:
         for index, ring in enumerate(self._shown):
             self.backend.start_ring(index, ring)
 
-    def _go_on(self) -> socket.socket:
-        """Have the next back end go on where one went away: the socket to it.
+    def _reconnect(self) -> socket.socket:
+        """Connect to the next back end after one went away: the socket to it.
 
-        All that we know is the used index of a split ring; the rest was recorded.
+        Of a split vring it is sent the used index; the rest it finds in the in-flight region.
         """
         patience = time.monotonic() + self.work.timeout
         if not self.agreed.packed:
@@ -131,7 +131,7 @@ class Rings:
             try:
                 self.backend.reconnect()
                 self.backend.negotiate()
-                self._introduce()
+                self._set_up()
             except BenchError:
                 if time.monotonic() > patience:
                     raise
@@ -140,7 +140,7 @@ class Rings:
                 self.reconnections += 1
                 return self.backend.sock
 
-    def _used_index(self, ring: Ring) -> int:
+    def _used_index(self, ring: DriverVring) -> int:
         at = ring.used - GUEST_ADDRESS + USED_INDEX
         return int.from_bytes(self._memory.mapping[at : at + 2], sys.byteorder)
 
@@ -150,7 +150,7 @@ class Rings:
             stretch,
             sock=self.backend.sock,
             errors=[ring.error for ring in self._shown],
-            go_on=self._go_on if self.work.reconnect else None,
+            reconnect=self._reconnect if self.work.reconnect else None,
             watch=watch,
             interval=interval,
         )

@@ -32,7 +32,7 @@ def admit(session: Session, header: Header, payload: bytes, fd_count: int) -> Pl
         raise ProtocolError(f"{request.name}: {error}") from error
     if not declaration.fds.allow(content, fd_count):
         raise ProtocolError(f"{request.name}: {fd_count} descriptors, not {declaration.fds.text}")
-    if declaration.needs is not None and not session.has_negotiated(declaration.needs):
+    if declaration.needs is not None and not session.may_rely_on(declaration.needs):
         raise RequestRefused(f"{request.name}: {declaration.needs.name} is not negotiated")
     handler = cast("Handler", getattr(session, request.name.lower()))
     outcome = handler(content)

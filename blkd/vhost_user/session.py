@@ -128,6 +128,16 @@ class Session:
             return feature in self.protocol_features
         return bool(self.features & feature)
 
+    def may_rely_on(self, feature: ProtocolFeature | VirtioFeature) -> bool:
+        """Whether a request that needs a feature is in place.
+
+        QEMU's network devices enable their vrings before a driver has chosen features; that there
+        are protocol features was agreed upon by then all the same.
+        """
+        is_early = self.features == 0 and bool(self.protocol_features)
+        early = is_early and feature is VirtioFeature.PROTOCOL_FEATURES
+        return early or self.has_negotiated(feature)
+
     # Features
 
     def get_features(self, _: Empty) -> Answer:

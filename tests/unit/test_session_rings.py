@@ -295,3 +295,16 @@ def test_a_size_that_only_a_packed_ring_may_have_does_not_start_a_split_one(pack
     kick = VringFd(0, has_fd=True)
     assert packed.say(Request.SET_VRING_KICK, kick, 1, need_reply=True) != bytes(8)
     assert not packed.session.vrings[0].started
+
+
+def test_rings_are_enabled_before_the_driver_has_chosen_features():
+    talk = Conversation(features=None)
+    with pytest.raises(ProtocolError, match="PROTOCOL_FEATURES is not negotiated"):
+        talk.say(Request.SET_VRING_ENABLE, VringState(0, 1))
+    talk.say(Request.SET_PROTOCOL_FEATURES, U64(OFFERED_PROTOCOL_FEATURES))
+    talk.say(Request.SET_VRING_ENABLE, VringState(0, 1))
+    assert talk.commands == [EnableVring(0, enabled=True)]
+    talk.say(Request.SET_FEATURES, U64(BIT_30 | VERSION_1))
+    talk.place_ring()
+    talk.say(Request.SET_VRING_KICK, VringFd(0, has_fd=True), 1)
+    assert talk.session.serving == {0}

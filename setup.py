@@ -6,7 +6,11 @@ import os
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-RELEASED = {"blkd.ring": "src/ring.pyx", "blkd.loadgen.native": "src/loadgen.pyx"}
+RELEASED = {
+    "blkd.ring": "src/ring.pyx",
+    "blkd.block": "src/block.pyx",
+    "blkd.loadgen.native": "src/loadgen.pyx",
+}
 """Extensions, and the source of each."""
 PROBES = {
     "blkd.probes": "src/probes.pyx",

@@ -6,8 +6,10 @@ from libc.stdlib cimport calloc, free
 
 import os
 
-from blk.request cimport Request
-from engine.engine cimport ENGINE_NULL, Engine
+from blk.request cimport BlkVring, Request
+from blk.serving cimport be_blk
+from blk.state cimport Blk
+from engine.engine cimport ENGINE_NULL
 from inflight.recovery cimport recover
 from sys.uring cimport iovec
 from virtio.guestmem cimport GuestMemory, MemoryView, Region
@@ -20,7 +22,7 @@ from virtio.virtq cimport Segment, UsedChain
 from virtio.virtqueue cimport start
 from worker.serving cimport serve_rings
 from worker.state cimport Worker
-from worker.vring cimport Vring, reset_requests
+from worker.vring cimport Vring
 
 
 cdef enum:
@@ -44,7 +46,8 @@ cdef class HotLoop:
     """
 
     cdef Worker worker
-    cdef Engine engine
+    cdef Blk blk
+    cdef BlkVring part
     cdef Vring vring
     cdef MemoryView view
     cdef GuestMemory memory
@@ -70,16 +73,16 @@ cdef class HotLoop:
         self.region.size, self.region.base = size, self.base
         self.memory.regions, self.memory.count = &self.region, 1
         self.view.memory = &self.memory
-        self.engine.kind, self.engine.worker = ENGINE_NULL, &self.worker
-        self.worker.engine = &self.engine
-        self.worker.limits.capacity = LOOP_CAPACITY
-        self.worker.limits.block_mask = 511
+        be_blk(&self.blk.device)
+        self.worker.device = &self.blk.device
+        self.blk.engine.kind, self.blk.engine.iovecs = ENGINE_NULL, self.iovecs
+        self.blk.limits.capacity, self.blk.limits.block_mask = LOOP_CAPACITY, 511
         self.worker.view, self.worker.vrings, self.worker.count = &self.view, &self.vring, 1
         self.worker.segments, self.worker.segment_room = self.segments, 16
-        self.engine.iovecs = self.iovecs
-        self.vring.requests, self.vring.free, self.vring.used = (
+        self.part.requests, self.part.free, self.vring.used = (
             self.requests, self.free, self.used
         )
+        self.blk.vrings = &self.part
         self.vring.error = -1
         self.vring.started = self.vring.enabled = True
         self.worker.started[0], self.worker.started_count = &self.vring, 1
@@ -97,7 +100,8 @@ cdef class HotLoop:
             rc = recover(&self.vring.inflight, &self.vring.vq, first, False)
             if rc < 0:
                 raise OSError(-rc, os.strerror(-rc))
-        reset_requests(&self.vring)
+        self.worker.device.open(&self.worker)
+        self.worker.device.start(&self.worker, &self.vring)
         for i in range(LOOP_SIZE):
             self.lay_out(i, rings)
 
@@ -147,4 +151,4 @@ cdef class HotLoop:
         self.vring.wants_look = True
         with nogil:
             serve_rings(&self.worker)
-        return self.vring.counters.reads
+        return self.part.counters.reads

@@ -8,42 +8,34 @@ this file; `worker.loop.serve` is a worker's life.
 from cpython cimport Py_INCREF
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.errno cimport EBUSY, EINVAL, errno
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
-from blk.limits cimport BlkLimits, MAX_RANGES
-from blk.request cimport Request
-from engine.engine cimport (
-    BOUNCE_BUFFERS, BOUNCE_BYTES, ENGINE_CAPSULE, ENGINE_FOREIGN, ENGINE_INLINE, ENGINE_NULL,
-    ENGINE_URING, Engine as EngineState, EngineFunctions, FAULT_DELAY, FAULT_FAIL, FAULT_SHORTEN,
-    Fault, IO_DISCARD, IO_FLUSH, IO_READ, IO_WRITE, IO_ZEROES, Io, MAX_FAULTS, MAX_IOVECS,
-    REPEAT_DELAYS, ZERO_BYTES,
-)
 from inflight.region cimport Again
-from sys.atomics cimport load_acquire_i32, load_relaxed_u64, store_once, store_relaxed_u64
-from sys.faults cimport forget_mapping, install_fault_handler, watch_mapping
+from sys.atomics cimport load_relaxed_u64
+from sys.faults cimport fault_fd, forget_mapping, install_fault_handler, watch_mapping
 from sys.uring cimport (
     IORING_OP_ASYNC_CANCEL, IORING_OP_FALLOCATE, IORING_OP_FSYNC, IORING_OP_MSG_RING,
     IORING_OP_POLL_ADD, IORING_OP_READ, IORING_OP_READV, IORING_OP_WRITE, IORING_OP_WRITEV,
-    RWF_NOWAIT, io_uring, io_uring_cqe, io_uring_free_probe, io_uring_get_probe_ring,
-    io_uring_get_sqe, io_uring_opcode_supported, io_uring_peek_batch_cqe, io_uring_probe,
-    io_uring_queue_exit, io_uring_submit_and_wait, iovec, prep_discard,
+    io_uring, io_uring_free_probe, io_uring_get_probe_ring, io_uring_opcode_supported,
+    io_uring_probe, io_uring_queue_exit, iovec,
 )
 from virtio.dirtylog cimport DirtyLog
 from virtio.flaw cimport Flaw
 from virtio.guestmem cimport GuestMemory, MemoryView, Region
-from virtio.layouts cimport BlkRange
 from virtio.virtq cimport Segment, UsedChain
 from virtio.virtqueue cimport vring_base
 from worker.commands cimport MemoryChange, Placement, VringStart
 from worker.loop cimport open_uring, serve
 from worker.mailbox cimport (
-    Answer, CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_REGISTER, CMD_RESUME, CMD_SET_CALL,
-    CMD_SET_ERROR, CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP,
+    Answer, CMD_CONFIGURE, CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_REGISTER, CMD_RESUME,
+    CMD_SET_CALL, CMD_SET_ERROR, CMD_SET_KICK, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP,
     Command, CommandKind, MAILBOX_SLOTS, REPORT_RECOVERED, hear_answer, post_command,
 )
-from worker.state cimport FETCH_BUDGET, MAX_RINGS, REPORT_SYNC, Worker as WorkerState
+from worker.state cimport (
+    DEVICE_CAPSULE, Device, FETCH_BUDGET, MAX_RINGS, Worker as WorkerState,
+)
 from worker.vring cimport Vring
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -89,7 +81,8 @@ cdef extern from "<sys/prctl.h>" nogil:
 
 
 cdef enum:
-    DISK_PART = 4
+    BUSY_PART = 4               # of the longest poll, while something is in flight
+    SPARE_SEGMENTS = 16         # of buffers that cross from one region of memory into another
 
 
 # ---- Python face ----
@@ -97,7 +90,6 @@ cdef enum:
 import os
 
 RECOVERED = REPORT_RECOVERED    # as `Worker.answers` has it
-SYNC_FAILED = REPORT_SYNC
 
 
 # ---- guest memory ----
@@ -288,117 +280,38 @@ cdef Placement placement(where) noexcept:
     return p
 
 
-# ---- engines ----
-
-FAULT_ACTIONS = {"fail": FAULT_FAIL, "delay": FAULT_DELAY, "short": FAULT_SHORTEN}
-KINDS = {
-    "read": IO_READ, "write": IO_WRITE, "flush": IO_FLUSH, "discard": IO_DISCARD,
-    "zeroes": IO_ZEROES,
-}
-
-
-cdef Fault fault_of(rule):
-    """One rule of a faulty image."""
-    cdef Fault f
-    action, operations, every, start, end, delay = rule
-    f.action, f.every, f.start, f.end = FAULT_ACTIONS[action], every, start, end
-    f.kinds = sum(1 << KINDS[name] for name in operations)
-    f.delay.tv_sec, f.delay.tv_nsec = divmod(delay, 1000000000)
-    return f
-
-
-cdef class SyncState:
-    """What all workers of an image know of its syncs: the first failure, which stays."""
-
-    cdef int32_t state          # -errno, or 0; the first to write it is the last
-
-    @property
-    def error(self) -> int:
-        """The errno of the first sync that failed, 0 without one."""
-        return -load_acquire_i32(&self.state)
-
-    def fail(self, int32_t error) -> bool:
-        """Note that a sync failed with this errno: whether it is the first."""
-        return bool(store_once(&self.state, -error))
-
-
-cdef class Engine:
-    """How one worker is to do I/O on an image; a subclass says which way."""
-
-    cdef EngineState state      # as the worker's is to begin
-    cdef tuple kept             # what that points to
-
-
-cdef class FileEngine(Engine):
-    """A file or block device that the kernel reads and writes.
-
-    `fd` is the image; `sync_fd` the same, as no other worker has it open, and `syncs` is what all
-    of them know of their syncs.  `direct` says whether it is open for direct I/O.  With `at_once`
-    a worker tries first what cannot wait, and with `nowait` also asks the file not to.  A block
-    device is discarded on `discard_by_command`, else by punching a hole.
-    """
-
-    def __init__(self, *, int fd, int sync_fd, bint direct, bint at_once, bint nowait,
-                 uint32_t block_size, uint32_t memory_alignment, bint discard_by_command,
-                 SyncState syncs not None):
-        self.state.kind = ENGINE_INLINE if at_once else ENGINE_URING
-        self.state.fd, self.state.sync_fd, self.state.direct = fd, sync_fd, direct
-        self.state.inline_flags = RWF_NOWAIT if nowait else 0
-        self.state.block_mask, self.state.memory_mask = block_size - 1, memory_alignment - 1
-        self.state.discard_by_command = discard_by_command
-        self.state.sync_error = &syncs.state
-        self.kept = (syncs,)
-
-
-cdef class NullEngine(Engine):
-    """Nothing behind the disk."""
-
-    def __init__(self):
-        self.state.kind = ENGINE_NULL
-
-
-cdef class ForeignEngine(Engine):
-    """What another module gives: a capsule named ENGINE_CAPSULE around its `EngineFunctions`.
-
-    The capsule owns what they need, so it is kept until nothing is started any more.
-    """
-
-    def __init__(self, capsule):
-        cdef const EngineFunctions *functions = <const EngineFunctions *>PyCapsule_GetPointer(
-            capsule, ENGINE_CAPSULE
-        )
-        if functions.io_size != sizeof(Io):
-            raise ValueError(f"an engine made for Ios of {functions.io_size} bytes: build it anew")
-        self.state.kind = ENGINE_FOREIGN
-        self.state.functions = functions
-        self.kept = (capsule,)
-
-
-cdef class FaultyEngine(Engine):
-    """Another engine that is to go wrong by rules.
-
-    A rule is a tuple of action, operations, every, start, end and delay in nanoseconds, as
-    `image.base.Fault` has them.
-    """
-
-    def __init__(self, Engine inner not None, faults):
-        if len(faults) > MAX_FAULTS:
-            raise ValueError(f"{len(faults)} faults, not {MAX_FAULTS} at most")
-        self.state, self.kept = inner.state, (inner,)
-        self.state.fault_count = len(faults)
-        for i, fault in enumerate(faults):
-            self.state.faults[i] = fault_of(fault)
-
-
 # ---- workers ----
+
+cdef Device *device_of(capsule, uint32_t rings, uint32_t largest) except NULL:
+    """The device's part of a worker with this many rings, of up to `largest` descriptors."""
+    cdef Device *device = <Device *>PyCapsule_GetPointer(capsule, DEVICE_CAPSULE)
+    if device.worker_size != sizeof(WorkerState) or device.vring_size != sizeof(Vring):
+        raise ValueError("the device was made for another worker: build it anew")
+    if device.vrings < rings or device.largest < largest:
+        raise ValueError(
+            f"the device has room for {device.vrings} rings of {device.largest} descriptors"
+        )
+    return device
+
+
+cdef void lay_out(Vring *r, uint32_t number, uint8_t *at, uint32_t largest) noexcept:
+    """Give a vring its tables, out of what was reserved for it."""
+    r.number = number
+    r.kick = r.next_kick = r.error = -1
+    r.used = <UsedChain *>at
+    r.inflight.again = <Again *>(r.used + largest + FETCH_BUDGET)
+    r.inflight.next = <uint16_t *>(r.inflight.again + largest)
+    r.inflight.last = r.inflight.next + largest
+
 
 cdef class Worker:
     """A data path thread to be: `run` is its body, all else is for the control thread.
 
     Commands return a ticket; `answers` gives it back with its result once `answers_fd` is
-    readable.  A worker has `rings` rings, numbered from 0, of up to `largest` descriptors, and
-    does its I/O by `engine`, which is its alone.
-    Before it sleeps it looks on for up to `longest_poll` nanoseconds, where that pays.
+    readable.  A worker has `rings` vrings, numbered from 0, of up to `largest` descriptors, and
+    serves by `part`, the device's part of it, which is its alone: that has a `capsule` as
+    DEVICE_CAPSULE names it, and `counters(ring)`.
+    Before it sleeps it polls for up to `longest_poll` nanoseconds, where that pays.
     """
 
     cdef WorkerState state
@@ -408,88 +321,52 @@ cdef class Worker:
     cdef dict kept              # ticket -> what the worker may still point to
     cdef View view
     cdef Mapping log
-    cdef EngineState engine
-    cdef Engine given           # what `engine` points to
-    cdef readonly bint has_abandoned    # `run` has left Ios that a foreign engine is still at
+    cdef readonly object part
+    cdef object capsule         # what `state.device` points to
 
-    def __cinit__(self, uint32_t rings, uint32_t largest, uint32_t longest_chain,
-                  uint64_t longest_poll, Engine engine not None):
-        cdef uint32_t i, room = max(largest, longest_chain) + 16
-        cdef size_t of_ring = largest * (
-            sizeof(Request) + sizeof(uint32_t) + room * sizeof(iovec)
-            + MAX_RANGES * sizeof(BlkRange) + sizeof(Again) + 2 * sizeof(uint16_t)
-        ) + (largest + FETCH_BUDGET) * sizeof(UsedChain)
-        cdef size_t size = ZERO_BYTES + BOUNCE_BUFFERS * BOUNCE_BYTES + rings * of_ring
-        cdef uint8_t *at
+    def __cinit__(self, part not None, *, uint32_t rings, uint32_t largest,
+                  uint32_t longest_chain, uint64_t longest_poll):
         if not 0 < rings <= MAX_RINGS:
             raise ValueError(f"{rings} rings for one worker")
         self.kept = {}
         self.state.mailbox.commands_fd = self.state.mailbox.answers_fd = -1
         self.state.completions.fd = -1
+        self.part, self.capsule = part, part.capsule
+        self.state.device = device_of(self.capsule, rings, largest)
         self.state.count = rings
         self.state.longest_chain = longest_chain
-        self.state.with_driver.longest = longest_poll
-        # What a disk takes is no matter of some microseconds: a sleep costs less than to look on.
-        self.state.with_disk.longest = longest_poll // DISK_PART
-        self.state.submitted = self.state.failure_round = 1
-        self.given, self.engine = engine, engine.state
-        self.engine.worker = &self.state
-        self.state.engine = &self.engine
-        self.state.segment_room = room
+        self.state.when_idle.longest = longest_poll
+        # What a disk takes is no matter of some microseconds: a sleep costs less than to poll.
+        self.state.when_busy.longest = longest_poll // BUSY_PART
+        self.state.submitted = 1
+        self.state.fault_fd = fault_fd
+        self.state.segment_room = max(largest, longest_chain) + SPARE_SEGMENTS
         self.state.vrings = <Vring *>calloc(rings, sizeof(Vring))
-        self.state.segments = <Segment *>calloc(room, sizeof(Segment))
-        self.engine.iovecs = <iovec *>calloc(MAX_IOVECS, sizeof(iovec))
-        if (
-            self.state.vrings == NULL or self.state.segments == NULL
-            or self.engine.iovecs == NULL
-        ):
+        self.state.segments = <Segment *>calloc(self.state.segment_room, sizeof(Segment))
+        if self.state.vrings == NULL or self.state.segments == NULL:
             raise MemoryError
-        at = <uint8_t *>reserve(size)
-        self.reserved, self.bytes_reserved = at, size
-        at = self.lay_out_engine(at)
-        for i in range(rings):
-            self.lay_out(&self.state.vrings[i], i, at + i * of_ring, largest, room)
+        self.reserve_tables(largest)
         self.state.mailbox.commands_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.state.mailbox.answers_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        if self.engine.kind == ENGINE_FOREIGN:
+        if self.state.device.has_threads:
             self.state.completions.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
-    cdef uint8_t *lay_out_engine(self, uint8_t *at) noexcept:
-        """Give the engine its buffers, out of what was reserved at `at`: the end of them."""
-        cdef uint64_t delay
-        self.engine.zeros = at
-        at += ZERO_BYTES
-        self.engine.free_bounce_count = BOUNCE_BUFFERS
-        for i in range(<uint32_t>BOUNCE_BUFFERS):
-            self.engine.free_bounces[i] = at
-            at += BOUNCE_BYTES
-        for i in range(<uint32_t>REPEAT_DELAYS):
-            delay = <uint64_t>1000000 << i
-            self.engine.delays[i].tv_sec = delay // 1000000000
-            self.engine.delays[i].tv_nsec = delay % 1000000000
-        return at
-
-    cdef void lay_out(self, Vring *r, uint32_t number, uint8_t *at, uint32_t largest,
-                      uint32_t room) noexcept:
-        """Give a ring its tables, out of what was reserved for it."""
-        r.number = number
-        r.iov_room = room
-        r.kick = r.next_kick = r.error = -1
-        r.requests = <Request *>at
-        r.iovecs = <iovec *>(at + largest * sizeof(Request))
-        r.ranges = <BlkRange *>(r.iovecs + <size_t>largest * room)
-        r.used = <UsedChain *>(r.ranges + <size_t>largest * MAX_RANGES)
-        r.inflight.again = <Again *>(r.used + largest + FETCH_BUDGET)
-        r.free = <uint32_t *>(r.inflight.again + largest)
-        r.inflight.next = <uint16_t *>(r.free + largest)
-        r.inflight.last = r.inflight.next + largest
+    cdef void reserve_tables(self, uint32_t largest) except *:
+        """Give every vring its tables."""
+        cdef uint32_t i
+        cdef size_t of_ring = largest * (sizeof(Again) + 2 * sizeof(uint16_t)) + (
+            (largest + FETCH_BUDGET) * sizeof(UsedChain)
+        )
+        self.bytes_reserved = self.state.count * of_ring
+        self.reserved = reserve(self.bytes_reserved)
+        for i in range(self.state.count):
+            lay_out(&self.state.vrings[i], i, <uint8_t *>self.reserved + i * of_ring, largest)
 
     def __dealloc__(self):
         if self.reserved != NULL:
             munmap(self.reserved, self.bytes_reserved)
         free(self.state.vrings)
         free(self.state.segments)
-        free(self.engine.iovecs)
         for fd in (
             self.state.mailbox.commands_fd, self.state.mailbox.answers_fd,
             self.state.completions.fd,
@@ -513,8 +390,7 @@ cdef class Worker:
         prctl(PR_SET_NAME, title)
         with nogil:
             rc = serve(&self.state)
-        if self.engine.started != NULL:
-            self.has_abandoned = True
+        if self.state.abandoned:
             Py_INCREF(self)     # never freed, nor what it keeps, for as long as the process lives
         if rc < 0:
             raise OSError(-rc, os.strerror(-rc))
@@ -526,6 +402,11 @@ cdef class Worker:
             if isinstance(kept, View):
                 found.update((<View>kept).map.mappings)
         return found
+
+    @property
+    def has_abandoned(self) -> bool:
+        """Whether `run` has left chains whose memory somebody may still be at."""
+        return bool(self.state.abandoned)
 
     @property
     def answers_fd(self) -> int:
@@ -545,9 +426,8 @@ cdef class Worker:
     def answers(self) -> list:
         """What the worker has answered since: (ticket, ring, result) each.
 
-        Ticket 0 is a report: that the ring was broken, with the -errno that says why; SYNC_FAILED,
-        see SyncState; from RECOVERED on, how many requests were left in flight there; else, above
-        0, which kind of request failed, as `failures` numbers them.
+        Ticket 0 is a report: below 0 that the ring was broken, with the -errno that says why; from
+        RECOVERED on, how many requests were left in flight there; between them the device's own.
         """
         cdef Answer a
         heard = []
@@ -611,22 +491,9 @@ cdef class Worker:
         self.log = log          # the old one is kept under the ticket until the answer
         return ticket
 
-    def set_limits(self, *, uint64_t capacity, uint32_t block_size, uint32_t max_discard_sectors,
-                   uint32_t max_zero_sectors, uint32_t max_ranges, bint read_only,
-                   bint write_through, bytes serial) -> int:
-        """Replace what the device allows; capacity in bytes.  Holds from the next request on."""
-        cdef BlkLimits limits
-        if max_ranges > MAX_RANGES:
-            raise ValueError(f"{max_ranges} segments for a discard, not {MAX_RANGES} at most")
-        memset(&limits, 0, sizeof(limits))
-        limits.capacity, limits.block_mask = capacity, block_size - 1
-        limits.max_discard_sectors = max_discard_sectors
-        limits.max_zero_sectors = max_zero_sectors
-        limits.max_ranges = max_ranges
-        limits.read_only, limits.write_through = read_only, write_through
-        for i, byte in enumerate(serial[:sizeof(limits.serial)]):
-            limits.serial[i] = byte
-        return self.post(CMD_SET_LIMITS, 0, 0, (<char *>&limits)[:sizeof(limits)])
+    def configure(self, bytes what not None) -> int:
+        """Give the device other parameters, as bytes of its own, from the next request on."""
+        return self.post(CMD_CONFIGURE, 0, 0, what)
 
     def start(self, uint32_t ring, place, *, uint32_t size, uint32_t base, bint packed,
               bint event_idx, bint indirect, uint64_t inflight=0, uint32_t entries=0,
@@ -687,28 +554,15 @@ cdef class Worker:
         """Leave `run` at once; what is in flight is abandoned to the kernel."""
         return self.post(CMD_QUIT, 0, 0, None)
 
-    @property
-    def failures(self) -> dict:
-        """What could not be carried out, by kind: name, count, and of the one last reported the
-        byte offset and the errno, 0 where the image was at its end.
-        """
-        return {
-            kind: (
-                name, load_relaxed_u64(&self.state.failures[kind].count),
-                self.state.failures[kind].offset, -self.state.failures[kind].error,
-            )
-            for name, kind in KINDS.items()
-        }
-
-    def report_failures(self) -> None:
-        """Have the next request of each kind that fails reported again."""
-        store_relaxed_u64(&self.state.failure_round, self.state.failure_round + 1)
-
     def counters(self, uint32_t ring) -> dict:
         """The counters of one ring since the worker was made, by name."""
         if ring >= self.state.count:
             raise IndexError(f"ring {ring} of {self.state.count}")
-        return self.state.vrings[ring].counters
+        return {
+            **self.part.counters(ring),
+            "kicks": load_relaxed_u64(&self.state.vrings[ring].kicks),
+            "calls": load_relaxed_u64(&self.state.vrings[ring].calls),
+        }
 
     def ring_state(self, uint32_t ring) -> dict:
         """A moment's view of one ring; `base` is what `stop` would answer."""
@@ -732,39 +586,28 @@ cdef class Worker:
         return flaw.kind, flaw.where, flaw.value, flaw.limit
 
 
-# ---- what a foreign engine was left with ----
-
-cdef void copy_written(Worker worker, Mapping mapping, uint8_t *to) noexcept:
-    """Copy what abandoned writes still read from a mapping to the same places from `to` on."""
-    cdef const Io *io = worker.engine.started
-    cdef uint8_t *base = <uint8_t *>mapping.base
-    cdef uint8_t *piece
-    cdef uint32_t i
-    while io != NULL:
-        for i in range(io.iov_count if io.kind == IO_WRITE else 0):
-            piece = <uint8_t *>io.iov[i].iov_base
-            if base <= piece < base + mapping.length:
-                memcpy(to + (piece - base), piece, io.iov[i].iov_len)
-        io = io.older
-
+# ---- what a worker was left with ----
 
 def cut_off(workers) -> None:
-    """Put private memory in the place of all guest memory that abandoned Ios of `workers` name.
+    """Put private memory in the place of all guest memory that abandoned chains of `workers` name.
 
     A library that cannot be stopped may go on reading and writing there for as long as it likes:
-    writes find what they were to write, and what reads bring reaches no guest.  The threads of all
-    workers that know this memory have ended.
+    it reads what was there, and what it writes reaches no guest.  The threads of all workers that
+    know this memory have ended.
 
     Raises:
         OSError: There is no room for that.
     """
-    cdef Worker worker
+    cdef Device *device
     cdef Mapping mapping
     cdef void *private
     for mapping in set().union(*((<Worker>worker).mappings() for worker in workers)):
         private = reserve(mapping.length)
         for worker in workers:
-            copy_written(worker, mapping, <uint8_t *>private)
+            device = (<Worker>worker).state.device
+            device.copy_read(
+                device, <const uint8_t *>mapping.base, mapping.length, <uint8_t *>private
+            )
         if mremap(private, mapping.length, mapping.length, MREMAP_MAYMOVE | MREMAP_FIXED,
                   mapping.base) == MAP_FAILED:
             error = errno
@@ -804,25 +647,3 @@ def probe_io_uring() -> dict:
     finally:
         io_uring_free_probe(probe)
         io_uring_queue_exit(&ring)
-
-
-def probe_discard(int fd) -> bool:
-    """Whether this kernel's io_uring discards on the block device that `fd` is, open to write.
-
-    No byte is discarded: the kernel that knows the command refuses a range without any.
-
-    Raises:
-        OSError: There is no io_uring, or it is forbidden.
-    """
-    cdef io_uring ring
-    cdef io_uring_cqe *cqe
-    cdef int32_t result = 0
-    cdef int rc = open_uring(&ring)
-    if rc < 0:
-        raise OSError(-rc, os.strerror(-rc))
-    prep_discard(io_uring_get_sqe(&ring), fd, 0, 0)
-    rc = io_uring_submit_and_wait(&ring, 1)
-    if rc >= 0 and io_uring_peek_batch_cqe(&ring, &cqe, 1) == 1:
-        result = cqe.res
-    io_uring_queue_exit(&ring)
-    return result == -EINVAL

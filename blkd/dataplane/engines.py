@@ -3,19 +3,19 @@
 
 from typing import assert_never
 
-from blkd import ring
+from blkd import block
 from blkd.errors import DataPlaneError
 from blkd.image.engine import FaultyIo, FileIo, ForeignIo, Io, NullIo
 
 
-def engine_for(io: Io, syncs: ring.SyncState) -> ring.Engine:
+def engine_for(io: Io, syncs: block.SyncState) -> block.Engine:
     """One worker's engine; all workers of an image share what is known of its `syncs`.
 
     Raises DataPlaneError where io_uring cannot be used.
     """
     match io:
         case FileIo():
-            return ring.FileEngine(
+            return block.FileEngine(
                 fd=io.fd,
                 sync_fd=io.sync_fd,
                 direct=io.direct,
@@ -27,11 +27,11 @@ def engine_for(io: Io, syncs: ring.SyncState) -> ring.Engine:
                 syncs=syncs,
             )
         case NullIo():
-            return ring.NullEngine()
+            return block.NullEngine()
         case ForeignIo():
-            return ring.ForeignEngine(io.functions)
+            return block.ForeignEngine(io.functions)
         case FaultyIo():
-            return ring.FaultyEngine(engine_for(io.inner, syncs), io.faults)
+            return block.FaultyEngine(engine_for(io.inner, syncs), io.faults)
         case _:
             assert_never(io)
 
@@ -46,6 +46,6 @@ def discards_by_command(io: Io) -> bool:
     if not (isinstance(io, FileIo) and io.may_discard_by_command):
         return False
     try:
-        return ring.probe_discard(io.fd)
+        return block.probe_discard(io.fd)
     except OSError as error:
         raise DataPlaneError(f"io_uring cannot be used: {error.strerror}") from error

@@ -7,7 +7,7 @@ from typing import Final
 
 import structlog
 
-from blkd import ring
+from blkd import block
 
 log = structlog.get_logger()
 
@@ -16,17 +16,17 @@ PERIOD: Final = 10.0
 
 
 class FailureLog:
-    """Logs the requests that one worker could not carry out."""
+    """Logs the requests that one worker could not carry out on a block device."""
 
-    def __init__(self, worker: ring.Worker, image: str) -> None:
-        self._worker = worker
+    def __init__(self, part: block.BlkPart, image: str) -> None:
+        self._part = part
         self._image = image
         self._logged: dict[int, int] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def report(self, kind: int) -> None:
         """Log that a request of a kind failed, the first of late."""
-        name, _, offset, error = self._worker.failures[kind]
+        name, _, offset, error = self._part.failures[kind]
         self._logged[kind] = self._logged.get(kind, 0) + 1
         log.error(
             "image failed a request",
@@ -49,7 +49,7 @@ class FailureLog:
     def _look(self) -> None:
         """Log how many more have failed; after a while without any the next one is news again."""
         more = {}
-        for kind, (name, count, _, _) in self._worker.failures.items():
+        for kind, (name, count, _, _) in self._part.failures.items():
             if count > self._logged.get(kind, 0):
                 more[name] = count - self._logged.get(kind, 0)
                 self._logged[kind] = count
@@ -58,4 +58,4 @@ class FailureLog:
             self._wait()
         else:
             self._timer = None
-            self._worker.report_failures()
+            self._part.report_failures()

@@ -2,21 +2,28 @@
 """What the data path asks of the device whose vrings it serves, whatever its kind.
 
 Guest memory, vrings, eventfds, the in-flight region and the dirty log are the data path's own.
-What a request means is the device's: how a worker thread is made for it and configured, and what
-the worker reports of it.
+What a request means is the device's: its part of each worker thread carries requests out, is
+configured with bytes that only it reads, and reports what only it understands.
 """
 
+from collections.abc import Mapping
 from typing import Protocol
 
-from blkd import ring
 from blkd.virtio.device import Device
 
 
-class DeviceReports(Protocol):
-    """Logs what one worker reports of its device."""
+class DevicePart(Protocol):
+    """A device's part of one worker thread."""
+
+    @property
+    def capsule(self) -> object:
+        """A capsule around what the worker calls: `Device` of src/worker/state.pxd."""
+
+    def counters(self, ring: int) -> Mapping[str, int]:
+        """What the device counts of the worker's vring `ring`, by name, from 0 on."""
 
     def report(self, code: int) -> None:
-        """Log a report that is the device's own; the device's kind gives the code a meaning."""
+        """Log a report of the worker that is the device's own: the code is, too."""
 
     def close(self) -> None:
         """Log no more: the worker is to end."""
@@ -33,17 +40,19 @@ class ServedDevice(Protocol):
     def name(self) -> str:
         """What to call it in the log."""
 
-    def make_worker(self, number: int, rings: int, longest_poll: int) -> ring.Worker:
-        """Worker `number`, with room for `rings` vrings of this device, not running yet.
+    @property
+    def longest_chain(self) -> int:
+        """Descriptors of the longest chain that is served, where the vring is not longer itself."""
 
-        It polls for up to `longest_poll` nanoseconds before it sleeps.  Raises OSError.
+    def make_part(self, number: int, vrings: int) -> DevicePart:
+        """The device's part of worker `number`, which has up to `vrings` vrings of the device.
+
+        Each is of up to MAX_QUEUE_SIZE descriptors.  Raises OSError.
         """
 
-    def configure(self, worker: ring.Worker) -> int:
-        """Give a worker the device's present parameters: the ticket of the command."""
-
-    def reports(self, worker: ring.Worker) -> DeviceReports:
-        """What logs this worker's reports of the device."""
+    @property
+    def configuration(self) -> bytes:
+        """The device's present parameters, as its parts of the workers take them."""
 
     @property
     def note(self) -> bytes | None:

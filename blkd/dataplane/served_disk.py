@@ -2,11 +2,12 @@
 """A block device and its image, as worker threads serve them: all that the data path has of blk."""
 
 import os
+from collections.abc import Mapping
 from typing import Final
 
 import structlog
 
-from blkd import ring
+from blkd import block
 from blkd.dataplane.engines import engine_for
 from blkd.dataplane.failures import FailureLog
 from blkd.image.base import Image
@@ -28,27 +29,33 @@ class ServedDisk:
         self.device = device
         self._image = image
         self._longest_chain = longest_chain
-        self._syncs = ring.SyncState()
+        self._syncs = block.SyncState()
 
     @property
     def name(self) -> str:
         """The image's name."""
         return self._image.path
 
-    def make_worker(self, number: int, rings: int, longest_poll: int) -> ring.Worker:
-        """A worker of block requests; all of them share what is known of the image's syncs."""
-        return ring.Worker(
-            rings=rings,
+    @property
+    def longest_chain(self) -> int:
+        """As many descriptors as the front end is expected to have in a vring."""
+        return self._longest_chain
+
+    def make_part(self, number: int, vrings: int) -> "DiskPart":
+        """A worker's requests and engine; all workers share what is known of the image's syncs."""
+        part = block.BlkPart(
+            engine_for(self._image.io(number), self._syncs),
+            rings=vrings,
             largest=MAX_QUEUE_SIZE,
             longest_chain=self._longest_chain,
-            longest_poll=longest_poll,
-            engine=engine_for(self._image.io(number), self._syncs),
         )
+        return DiskPart(self, part, FailureLog(part, self._image.path))
 
-    def configure(self, worker: ring.Worker) -> int:
-        """Give a worker the capacity, the cache mode and the limits of requests."""
+    @property
+    def configuration(self) -> bytes:
+        """The capacity, the cache mode and the limits of requests."""
         device, limits = self.device, self._image.limits
-        return worker.set_limits(
+        return block.limits(
             capacity=device.capacity * SECTOR_BYTES,
             block_size=limits.logical_block_size,
             max_discard_sectors=device.max_discard_sectors,
@@ -58,10 +65,6 @@ class ServedDisk:
             write_through=not device.write_back,
             serial=device.serial,
         )
-
-    def reports(self, worker: ring.Worker) -> "DiskReports":
-        """What logs this worker's failed syncs and requests."""
-        return DiskReports(self, FailureLog(worker, self._image.path))
 
     @property
     def note(self) -> bytes | None:
@@ -102,16 +105,22 @@ class ServedDisk:
         )
 
 
-class DiskReports:
-    """Logs what one worker reports of a disk; plays `served.DeviceReports`."""
+class DiskPart:
+    """A disk's part of one worker thread; plays `served.DevicePart`."""
 
-    def __init__(self, disk: ServedDisk, failures: FailureLog) -> None:
+    def __init__(self, disk: ServedDisk, part: block.BlkPart, failures: FailureLog) -> None:
+        self.capsule = part.capsule
         self._disk = disk
+        self._part = part
         self._failures = failures
+
+    def counters(self, ring: int) -> Mapping[str, int]:
+        """Requests by type, bytes and errors."""
+        return self._part.counters(ring)
 
     def report(self, code: int) -> None:
         """Log a failed sync, or a failed request, whose kind is the code."""
-        if code == ring.SYNC_FAILED:
+        if code == block.SYNC_FAILED:
             self._disk.log_sync_failure()
         else:
             self._failures.report(code)

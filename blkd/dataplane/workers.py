@@ -19,6 +19,7 @@ from blkd.dataplane.placement import Place, place
 from blkd.dataplane.served import ServedDevice
 from blkd.errors import DataPlaneError
 from blkd.vhost_user.vring_setup import VringSetup
+from blkd.virtio.device import MAX_QUEUE_SIZE
 
 log = structlog.get_logger()
 
@@ -163,7 +164,14 @@ class WorkerThread:
         Raises OSError or RuntimeError where the host has no room for another.
         """
         self.number = number
-        self.worker = served.make_worker(number, vrings, plan.poll_us * NANOSECONDS)
+        self._part = served.make_part(number, vrings)
+        self.worker = ring.Worker(
+            self._part,
+            rings=vrings,
+            largest=MAX_QUEUE_SIZE,
+            longest_chain=served.longest_chain,
+            longest_poll=plan.poll_us * NANOSECONDS,
+        )
         self.setups = dict[int, VringSetup]()
         """How each of its vrings was started, by its number; one that is stopped is not there."""
         self.reports: dict[int, Callable[[int], None]] = {}
@@ -175,7 +183,6 @@ class WorkerThread:
         self._has_quit = False
         self._on_failure = on_failure
         self._served = served
-        self._device_reports = served.reports(self.worker)
         self._loop.add_reader(self.worker.answers_fd, self._take_answers)
         name = f"blkd-io-{number}"
         self._thread = threading.Thread(
@@ -194,7 +201,7 @@ class WorkerThread:
 
     def configure(self) -> Answer:
         """Serve the device as it is now."""
-        return self.answer_to(self._served.configure(self.worker))
+        return self.answer_to(self.worker.configure(self._served.configuration))
 
     def set_memory(self, memory: ring.MemoryMap | None) -> Answer:
         """Serve from another memory map; answered when the old one is unused."""
@@ -206,7 +213,7 @@ class WorkerThread:
     def quit(self) -> None:
         """End the thread at once; every answer that is still awaited is cancelled."""
         self._has_quit = True
-        self._device_reports.close()
+        self._part.close()
         self._loop.remove_reader(self.worker.answers_fd)
         self.worker.quit()
         for answer in self._waiting.values():
@@ -230,7 +237,7 @@ class WorkerThread:
             if ticket:
                 self._settle(self._waiting.pop(ticket), result)
             elif 0 < result < ring.RECOVERED:
-                self._device_reports.report(result)
+                self._part.report(result)
             else:
                 self.reports[vring](result)
 

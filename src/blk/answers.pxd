@@ -4,10 +4,12 @@
 from libc.errno cimport EOPNOTSUPP
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
+from blk.counters cimport count_answer
 from blk.failures cimport note_failure
 from blk.logged cimport give_back_logged
 from blk.operation cimport Operation
-from blk.request cimport Request, give_request_back, take_range
+from blk.request cimport Request, blk_vring, give_request_back, take_range
+from blk.state cimport blk_of
 from engine.dispatch cimport start
 from engine.engine cimport Engine, IO_DISCARD, IO_READ, IO_WRITE, IoKind, make_whole, take_first
 from sys.hints cimport unlikely
@@ -16,7 +18,7 @@ from virtio.guestmem cimport GuestMemory
 from virtio.layouts cimport BLK_S_IOERR, BLK_S_OK, BLK_S_UNSUPP
 from virtio.virtq cimport Chain
 from worker.state cimport Worker
-from worker.vring cimport Vring, count_answer, give_back
+from worker.vring cimport Vring, give_back
 
 
 cdef inline uint8_t status_of(
@@ -47,11 +49,12 @@ cdef inline void answer_at_once(
     """Give the chain of an operation that needs no request its answer."""
     cdef uint32_t data = <uint32_t>op.io.length
     cdef uint32_t written = data if op.io.kind == IO_READ else op.written
-    count_answer(&r.counters, op.type, data, op.status)
+    count_answer(&blk_vring(r).counters, op.type, data, op.status)
     if unlikely(w.log.of_data):
         answer_logged(w, r, chain, op, written)
     else:
-        give_back(r, chain, op.status_byte, op.status, written)
+        op.status_byte[0] = op.status
+        give_back(r, chain, written + 1)        # and the status
 
 
 cdef inline void end_logged(
@@ -75,14 +78,15 @@ cdef inline void end_request(Worker *w, Request *q) noexcept nogil:
     if unlikely(w.log.of_data):
         end_logged(w, q, status, written)
     else:
-        give_back(q.vring, &q.chain, q.status_byte, status, written)
-    count_answer(&q.vring.counters, q.type, bytes, status)
-    give_request_back(q)
-    w.in_disk -= 1
+        q.status_byte[0] = status
+        give_back(q.vring, &q.chain, written + 1)
+    count_answer(&blk_vring(q.vring).counters, q.type, bytes, status)
+    give_request_back(w, q)
 
 
-cdef inline void answer_ended(Worker *w, Engine *e) noexcept nogil:
+cdef inline void answer_ended(Worker *w) noexcept nogil:
     """Go on with every request whose I/O has ended: its next range, or its answer."""
+    cdef Engine *e = &blk_of(w).engine
     cdef Request *q
     while e.ended.first != NULL:
         q = <Request *>take_first(&e.ended)

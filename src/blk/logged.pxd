@@ -21,6 +21,6 @@ cdef inline void give_back_logged(
     """
     status_byte[0] = status
     if marked and mark_mapped(&w.log, memory, status_byte, 1):
-        give_back(r, chain, status_byte, status, written)
+        give_back(r, chain, written + 1)    # and the status
     else:
         outrun_log(w, r)

@@ -6,7 +6,6 @@ Names no io_uring type: what comes out is a kind, an offset and segments.
 
 from libc.errno cimport EINVAL
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
 
 from blk.limits cimport BlkLimits
 from engine.engine cimport (
@@ -18,6 +17,7 @@ from virtio.layouts cimport (
     BLK_S_IOERR, BLK_S_OK, BLK_S_UNSUPP, BLK_T_DISCARD, BLK_T_FLUSH, BLK_T_GET_ID, BLK_T_IN,
     BLK_T_OUT, BLK_T_WRITE_ZEROES, BlkHeader, BlkRange, ID_BYTES, RANGE_F_UNMAP, SECTOR_SHIFT,
 )
+from virtio.segments cimport give_bytes, readable_of, take_bytes
 from virtio.virtq cimport Segment
 
 cdef enum:
@@ -37,37 +37,6 @@ cdef struct Operation:
     uint32_t ranges             # of DISCARD and WRITE_ZEROES
     uint32_t written            # data bytes already given to the guest (GET_ID)
     uint32_t type               # as the guest gave it, for accounting
-
-
-cdef inline uint32_t take_bytes(
-    Segment **segments, uint32_t *count, uint8_t *out, uint32_t length
-) noexcept nogil:
-    """Copy up to `length` bytes off the front of the segments; the number of bytes."""
-    cdef uint32_t done = 0, piece
-    cdef Segment *first
-    while done < length and count[0]:
-        first = segments[0]
-        piece = min(length - done, first.len)
-        copy_once(out + done, first.base, piece)
-        done += piece
-        first.base += piece
-        first.len -= piece
-        if first.len == 0:
-            segments[0] += 1
-            count[0] -= 1
-    return done
-
-
-cdef inline uint32_t give_bytes(
-    const Segment *segments, uint32_t count, const uint8_t *source, uint32_t length
-) noexcept nogil:
-    """Copy up to `length` bytes into the segments; the number of bytes."""
-    cdef uint32_t i, piece, done = 0
-    for i in range(count):
-        piece = min(length - done, segments[i].len)
-        memcpy(segments[i].base, source + done, piece)
-        done += piece
-    return done
 
 
 cdef inline void answer(Operation *op, uint8_t status) noexcept nogil:
@@ -163,9 +132,7 @@ cdef inline int take_frame(
     status the last writable one, however they are cut.  `op.io.data` becomes the readable
     rest; the writable one, of `writable` segments, stands right behind it.
     """
-    cdef uint32_t readable = 0, i
-    while readable < count and not segments[readable].device_writes:
-        readable += 1
+    cdef uint32_t readable = readable_of(segments, count), i
     for i in range(readable, count):
         if not segments[i].device_writes:
             return found_flaw(flaw, BLK_FLAW_ORDER, i, 0, 0, EINVAL)    # 2.6.4.2

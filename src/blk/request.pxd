@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A request in flight, out of its ring's fixed table: nothing is allocated on the way."""
+"""Requests in flight, out of a fixed table for each vring: nothing is allocated on the way."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from blk.counters cimport BlkCounters
 from blk.limits cimport MAX_RANGES
 from blk.operation cimport Operation
 from engine.engine cimport Io
@@ -10,6 +11,7 @@ from sys.uring cimport iovec
 from virtio.guestmem cimport MemoryView
 from virtio.layouts cimport BlkRange, RANGE_F_UNMAP, SECTOR_SHIFT
 from virtio.virtq cimport Chain
+from worker.state cimport Worker, hold, let_go
 from worker.vring cimport Vring
 
 
@@ -32,37 +34,55 @@ cdef struct Request:
     iovec few[FEW_IOVECS]
 
 
-cdef inline Request *requests_of(const Vring *r) noexcept nogil:
-    return <Request *>r.requests
+cdef struct BlkVring:
+    # The device's part of a vring, all of it the worker's; the control thread reads the counters.
+    Request *requests           # one a descriptor
+    uint32_t *free              # stack of the free requests' numbers, `Vring.wanted` of them
+    iovec *iovecs               # `iov_room` for each request that needs more than a few
+    BlkRange *ranges            # MAX_RANGES for each request
+    uint32_t iov_room
+    BlkCounters counters
+
+
+cdef inline BlkVring *blk_vring(const Vring *r) noexcept nogil:
+    return <BlkVring *>r.part
+
+
+cdef inline void free_requests(Vring *r) noexcept nogil:
+    """Have every request of a vring free, and a chain wanted for each."""
+    cdef uint32_t i
+    r.wanted = r.vq.size
+    for i in range(r.wanted):
+        blk_vring(r).free[i] = r.wanted - 1 - i
 
 
 cdef inline BlkRange *next_ranges(const Vring *r) noexcept nogil:
     """Room for the segments of the request that `take_request` will give next."""
-    return r.ranges + <size_t>r.free[r.free_count - 1] * MAX_RANGES
+    cdef const BlkVring *b = blk_vring(r)
+    return b.ranges + <size_t>b.free[r.wanted - 1] * MAX_RANGES
 
 
 cdef inline Request *take_request(
-    Vring *r, MemoryView *view, const Operation *op, const Chain *chain
+    Worker *w, Vring *r, const Operation *op, const Chain *chain
 ) noexcept nogil:
-    """Fill a free request from a parsed operation and pin the memory it points to."""
+    """Fill a free request from a parsed operation and keep the memory it points to."""
+    cdef BlkVring *b = blk_vring(r)
     cdef uint32_t number, i
     cdef Request *q
-    r.free_count -= 1
-    r.in_flight += 1
-    number = r.free[r.free_count]
-    q = requests_of(r) + number
-    q.pinned = view
-    view.pins += 1
+    r.wanted -= 1
+    number = b.free[r.wanted]
+    q = b.requests + number
+    q.pinned = hold(w, r)
     q.vring = r
     q.chain = chain[0]
     q.type = op.type
     q.status_byte = op.status_byte
-    q.range = r.ranges + <size_t>number * MAX_RANGES
+    q.range = b.ranges + <size_t>number * MAX_RANGES
     q.ranges_left = op.ranges
     q.durable = op.io.durable
     q.data = &q.few[0]
     if op.io.data_count > FEW_IOVECS:
-        q.data = r.iovecs + <size_t>number * r.iov_room
+        q.data = b.iovecs + <size_t>number * b.iov_room
     q.data_count = op.io.data_count
     for i in range(op.io.data_count):
         q.data[i].iov_base = op.io.data[i].base
@@ -99,10 +119,10 @@ cdef inline bint take_range(Request *q) noexcept nogil:
     return True
 
 
-cdef inline void give_request_back(Request *q) noexcept nogil:
+cdef inline void give_request_back(Worker *w, Request *q) noexcept nogil:
     """Make an answered request free again and let its memory go."""
     cdef Vring *r = q.vring
-    r.free[r.free_count] = <uint32_t>(q - requests_of(r))
-    r.free_count += 1
-    r.in_flight -= 1
-    q.pinned.pins -= 1
+    cdef BlkVring *b = blk_vring(r)
+    b.free[r.wanted] = <uint32_t>(q - b.requests)
+    r.wanted += 1
+    let_go(w, r, q.pinned)

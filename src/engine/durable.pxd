@@ -11,11 +11,11 @@ succeed all the same: the image's first failure is kept, and answers whatever co
 from libc.errno cimport EINVAL, ENOSYS, EPERM, ESPIPE, errno
 from libc.stdint cimport int32_t, int64_t
 
-from engine.engine cimport Engine, Io, STEP_SYNC
+from engine.engine cimport Engine, Io, REPORT_SYNC, STEP_SYNC
 from sys.atomics cimport load_acquire_i32, store_once
 from sys.uring cimport IORING_FSYNC_DATASYNC, io_uring_prep_fsync, io_uring_sqe
 from worker.mailbox cimport stage_answer
-from worker.state cimport REPORT_SYNC, TAG_REQUEST, next_sqe, tagged
+from worker.state cimport TAG_DEVICE, next_sqe, tagged
 
 cdef extern from "<fcntl.h>" nogil:
     enum:
@@ -63,7 +63,7 @@ cdef inline void submit_sync(Engine *e, Io *first) noexcept nogil:
     cdef io_uring_sqe *sqe = next_sqe(e.worker)
     io_uring_prep_fsync(sqe, e.sync_fd, IORING_FSYNC_DATASYNC)
     first.step = STEP_SYNC
-    sqe.user_data = tagged(first, TAG_REQUEST)
+    sqe.user_data = tagged(first, TAG_DEVICE)
 
 
 cdef inline void start_sync(Engine *e) noexcept nogil:

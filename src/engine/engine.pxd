@@ -40,6 +40,7 @@ cdef enum:
     REPEATS_AT_ONCE = 16        # of a step that the kernel gave up with EAGAIN or EINTR
     REPEAT_DELAYS = 12          # further ones, after 1, 2, 4 ... 2048 ms: 4 seconds in all
     PAST_END = 1                # a result: the image ends before the transfer does
+    REPORT_SYNC = 64            # a worker's report: a sync has failed, the image's first
 
 
 cdef enum IoKind:

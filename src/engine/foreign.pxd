@@ -8,9 +8,10 @@ abandoned: its slot and its buffers stay mapped for as long as the process lives
 are guest memory no more (`ring.cut_off`).
 """
 
-from libc.stdint cimport int32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
-from engine.engine cimport Engine, Io, end_io
+from engine.engine cimport Engine, IO_WRITE, Io, end_io
 from sys.atomics cimport pause
 from sys.clock cimport now
 from worker.completions cimport Completion, is_left, push_completion, take_completions
@@ -92,3 +93,18 @@ cdef inline void drain_foreign(Engine *e) noexcept nogil:
         collect_foreign(e)
     while e.started == NULL and not is_left(&e.worker.completions):
         pause()
+
+
+cdef inline void copy_written(
+    const Engine *e, const uint8_t *base, size_t length, uint8_t *to
+) noexcept nogil:
+    """Copy what abandoned writes read of `length` bytes at `base` to the same places in `to`."""
+    cdef const Io *io = e.started
+    cdef const uint8_t *piece
+    cdef uint32_t i
+    while io != NULL:
+        for i in range(io.iov_count if io.kind == IO_WRITE else 0):
+            piece = <const uint8_t *>io.iov[i].iov_base
+            if base <= piece < base + length:
+                memcpy(to + (piece - base), piece, io.iov[i].iov_len)
+        io = io.older

@@ -17,7 +17,7 @@ from sys.uring cimport (
     io_uring_prep_writev, io_uring_sqe, iovec, prep_discard,
 )
 from virtio.guestmem cimport chunk_of
-from worker.state cimport TAG_REQUEST, next_sqe, tagged
+from worker.state cimport TAG_DEVICE, next_sqe, tagged
 
 cdef extern from "<linux/falloc.h>" nogil:
     enum:
@@ -88,7 +88,7 @@ cdef inline void give_bounce_back(Engine *e, uint8_t *bounce) noexcept nogil:
 cdef inline void sent(Io *io, Step step, io_uring_sqe *sqe) noexcept nogil:
     """Remember which step of an Io an entry is, and whose."""
     io.step = step
-    sqe.user_data = tagged(io, TAG_REQUEST)
+    sqe.user_data = tagged(io, TAG_DEVICE)
 
 
 cdef inline void submit_bounced(Engine *e, Io *io, io_uring_sqe *sqe) noexcept nogil:

@@ -44,7 +44,7 @@ cdef extern from *:
         sigaction(number, &blkd_other_handler, NULL);   /* not ours: it strikes again there */
     }
 
-    /* The eventfd that tells of faults, or -1. Idempotent. */
+    /* The eventfd that is written to at each fault, or -1. Idempotent. */
     static int blkd_install_fault_handler(void) {
         struct sigaction handler;
         if (blkd_fault_fd >= 0)
@@ -57,13 +57,6 @@ cdef extern from *:
         handler.sa_flags = SA_SIGINFO;
         sigaction(SIGBUS, &handler, &blkd_other_handler);
         return blkd_fault_fd;
-    }
-
-    /* As if a fault had been caught: the kernel met one on our behalf. */
-    static void blkd_tell_fault(void) {
-        uint64_t one = 1;
-        ssize_t told = write(blkd_fault_fd, &one, sizeof(one));
-        (void)told;                     /* a full counter tells as much */
     }
 
     static void blkd_watch_mapping(void *base, size_t length, size_t page) {
@@ -84,6 +77,6 @@ cdef extern from *:
     }
     """
     int install_fault_handler "blkd_install_fault_handler"()
-    void tell_fault "blkd_tell_fault"() noexcept nogil
+    int fault_fd "blkd_fault_fd"
     void watch_mapping "blkd_watch_mapping"(void *base, size_t length, size_t page)
     void forget_mapping "blkd_forget_mapping"(void *base)

@@ -4,22 +4,21 @@
 from libc.errno cimport EBUSY, EFAULT
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
-from blk.limits cimport BlkLimits
 from sys.eventfds cimport bind_signal
 from virtio.dirtylog cimport DirtyLog, RingLog
 from virtio.flaw cimport FLAW_NONE
 from virtio.guestmem cimport MemoryView
 from virtio.virtqueue cimport start, vring_base
 from worker.mailbox cimport (
-    CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_REGISTER, CMD_RESUME, CMD_SET_CALL,
-    CMD_SET_ERROR, CMD_SET_KICK, CMD_SET_LIMITS, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP,
+    CMD_CONFIGURE, CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_REGISTER, CMD_RESUME,
+    CMD_SET_CALL, CMD_SET_ERROR, CMD_SET_KICK, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP,
     Command, stage_answer, take_command,
 )
 from worker.notify cimport arm_kick, call_driver, leave_call, leave_kick, lose_ring
 from worker.registration cimport leave_registered, register_memory
 from worker.serving cimport do_again
 from worker.state cimport MAX_RINGS, Worker
-from worker.vring cimport Vring, reset_requests
+from worker.vring cimport Vring
 
 cdef extern from "<errno.h>" nogil:
     enum:
@@ -91,7 +90,8 @@ cdef inline int start_ring(Worker *w, Vring *r, const VringStart *how) noexcept 
     rc = place_anew(w, r, how)
     if rc < 0:
         return rc
-    reset_requests(r)
+    r.in_flight = r.used_count = 0
+    w.device.start(w, r)
     r.started = r.kicks_wanted = True
     w.started[w.started_count] = r
     w.started_count += 1
@@ -224,8 +224,8 @@ cdef inline int64_t apply(Worker *w, const Command *c) noexcept nogil:
         return register_view(w, c.ticket)
     if c.kind == CMD_SET_LOG:
         w.log = (<const DirtyLog *>c.data)[0]
-    elif c.kind == CMD_SET_LIMITS:
-        w.limits = (<const BlkLimits *>c.data)[0]
+    elif c.kind == CMD_CONFIGURE:
+        w.device.configure(w, c.data)
     elif c.kind == CMD_PAUSE:
         return pause(w, c.ticket)
     elif c.kind == CMD_RESUME:
@@ -294,7 +294,7 @@ cdef inline void settle(Worker *w) noexcept nogil:
     for i in range(w.started_count, 0, -1):     # one that has stopped leaves its place
         if w.started[i - 1].stop_ticket:
             settle_stop(w, w.started[i - 1])
-    if w.pause_ticket and w.in_disk == 0:
+    if w.pause_ticket and w.in_flight == 0:
         stage_answer(&w.mailbox, w.pause_ticket, 0, 0)
         w.pause_ticket = 0
     settle_views(w)

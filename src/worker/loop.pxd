@@ -8,8 +8,6 @@ from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
-from engine.dispatch cimport complete, drain, end_turn
-from engine.engine cimport Engine, Io
 from sys.eventfds cimport end_signal
 from sys.uring cimport (
     IORING_CQE_F_MORE, IORING_SETUP_CQSIZE, IORING_SETUP_DEFER_TASKRUN, IORING_SETUP_SINGLE_ISSUER,
@@ -23,8 +21,8 @@ from worker.notify cimport end_kick_poll, watch
 from worker.polling cimport wait
 from worker.serving cimport serve_rings
 from worker.state cimport (
-    TAG_COMPLETIONS, TAG_KICK, TAG_MAILBOX, TAG_REQUEST, Worker as WorkerState, pointer_of,
-    submit_queued, tag_of,
+    TAG_COMPLETIONS, TAG_KICK, TAG_MAILBOX, Worker as WorkerState, pointer_of, submit_queued,
+    tag_of,
 )
 from worker.vring cimport Vring, bump
 
@@ -50,15 +48,13 @@ cdef inline int open_uring(io_uring *ring) noexcept nogil:
 
 
 cdef inline void dispatch(WorkerState *w, const io_uring_cqe *cqe) noexcept nogil:
-    """Bring one completion to what waits for it."""
+    """Bring one completion that is not the device's to what waits for it."""
     cdef uint64_t tag = tag_of(cqe.user_data)
     cdef Vring *r
-    if tag == TAG_REQUEST:
-        complete(<Engine *>w.engine, <Io *>pointer_of(cqe.user_data), cqe.res)
-    elif tag == TAG_KICK:
+    if tag == TAG_KICK:
         r = <Vring *>pointer_of(cqe.user_data)
         r.wants_look = True
-        bump(&r.counters.kicks, 1)
+        bump(&r.kicks, 1)
         if not cqe.flags & IORING_CQE_F_MORE:
             end_kick_poll(w, r, cqe.res)
     elif tag == TAG_MAILBOX and not cqe.flags & IORING_CQE_F_MORE:
@@ -73,6 +69,7 @@ cdef inline void reap(WorkerState *w) noexcept nogil:
     cdef unsigned n, i
     while True:
         n = io_uring_peek_batch_cqe(&w.uring, cqes, CQE_BATCH)
+        w.device.complete(w, cqes, n)
         for i in range(n):
             dispatch(w, cqes[i])
         io_uring_cq_advance(&w.uring, n)
@@ -80,22 +77,22 @@ cdef inline void reap(WorkerState *w) noexcept nogil:
             return
 
 
-cdef inline int turn(WorkerState *w, bint *more) noexcept nogil:
-    """Wait until something arrives unless there is `more` to do, and see to all of it."""
-    cdef int rc = wait(w, more[0])
+cdef inline int turn(WorkerState *w) noexcept nogil:
+    """Wait until something arrives unless there is more to do, and see to all of it."""
+    cdef int rc = wait(w)
     if rc < 0:
         return rc
     reap(w)
     take_commands(w)
-    more[0] = serve_rings(w)
-    end_turn(<Engine *>w.engine)
+    serve_rings(w)
+    w.device.end_turn(w)
     settle(w)
     if w.mailbox.staged != w.mailbox.delivered:
         # No answer may overtake a call or the use of a descriptor.
         if submit_queued(w) >= 0 and io_uring_sq_ready(&w.uring) == 0:
             deliver(&w.mailbox)
         else:
-            more[0] = True
+            w.unfinished = True
     return 0
 
 
@@ -109,16 +106,16 @@ cdef inline void end_signals(WorkerState *w) noexcept nogil:
 
 cdef inline int serve(WorkerState *w) noexcept nogil:
     """Own an io_uring on this thread until CMD_QUIT: 0, or -errno."""
-    cdef bint more = False
     cdef int rc = open_uring(&w.uring)
     if rc < 0:
         return rc
+    w.device.open(w)
     watch(w, w.mailbox.commands_fd, w, TAG_MAILBOX)
     if w.completions.fd >= 0:
         watch(w, w.completions.fd, w, TAG_COMPLETIONS)
     while rc == 0 and not w.quit:
-        rc = turn(w, &more)
-    drain(<Engine *>w.engine)
+        rc = turn(w)
+    w.abandoned = w.device.quit(w)
     io_uring_queue_exit(&w.uring)
     end_signals(w)
     return rc

@@ -22,7 +22,7 @@ cdef enum:
 cdef enum CommandKind:
     CMD_SET_MEMORY              # data: Placement[]; answered when the old map is unused
     CMD_REGISTER                # answered once that was tried, or another map has come
-    CMD_SET_LIMITS              # data: BlkLimits
+    CMD_CONFIGURE               # data: the device's own
     CMD_SET_LOG                 # data: DirtyLog; the old one is unused once answered
     CMD_START                   # data: VringStart
     CMD_MOVE                    # data: Placement

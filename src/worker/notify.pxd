@@ -17,6 +17,9 @@ cdef extern from "<poll.h>" nogil:
     enum:
         POLLIN
 
+cdef extern from "<unistd.h>" nogil:
+    ssize_t write(int fd, const void *buffer, size_t count)
+
 
 cdef inline void watch(Worker *w, int fd, void *owner, uint64_t tag) noexcept nogil:
     """Have every write to an eventfd arrive as a completion; its count is never read."""
@@ -49,7 +52,7 @@ cdef inline void send_signal(Worker *w, Signal *s) noexcept nogil:
 cdef inline void call_driver(Worker *w, Vring *r) noexcept nogil:
     """Notify the driver with the next submission."""
     if r.call.is_bound and not is_queued(w, &r.call):
-        bump(&r.counters.calls, 1)
+        bump(&r.calls, 1)
         send_signal(w, &r.call)
 
 
@@ -117,3 +120,9 @@ cdef inline void end_kick_poll(Worker *w, Vring *r, int result) noexcept nogil:
         r.kick_ticket = 0
         r.wants_look = True
     arm_kick(w, r)
+
+
+cdef inline void report_fault(Worker *w) noexcept nogil:
+    """Have it known that what the front end has mapped is memory no more: the kernel found that."""
+    cdef uint64_t one = 1
+    write(w.fault_fd, &one, sizeof(one))

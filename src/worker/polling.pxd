@@ -58,13 +58,13 @@ cdef inline int sleep(Worker *w, Patience *p) noexcept nogil:
     return rc
 
 
-cdef inline int wait(Worker *w, bint more) noexcept nogil:
-    """Submit what is queued; unless there is `more` to do, wait for something: 0, or -errno."""
-    # A disk takes its time and a driver its own: each is looked out for as long as it pays.
-    cdef Patience *p = &w.with_disk if w.in_disk else &w.with_driver
+cdef inline int wait(Worker *w) noexcept nogil:
+    """Submit what is queued; unless there is more to do, wait for something: 0, or -errno."""
+    # What is in flight takes its time and a driver its own: each is waited for as long as it pays.
+    cdef Patience *p = &w.when_busy if w.in_flight else &w.when_idle
     cdef int rc = 0
-    if more:
-        look_again(w)           # the others' drivers may have been told not to kick
+    if w.unfinished:
+        look_again(w)           # the others' drivers may have been asked not to kick
         rc = submit_queued(w)
     elif p.now:
         rc = submit_queued(w)

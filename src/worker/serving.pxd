@@ -1,101 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serving a ring: chains fetched and begun, answers published, a batch at a time."""
+"""Serving vrings: each has its turn to be fetched from, what was given back is published."""
 
-from libc.stdint cimport int32_t, uint32_t
+from libc.stdint cimport uint32_t
 
-from blk.answers cimport answer_at_once, answer_ended, status_of
-from blk.operation cimport Operation, parse_request
-from blk.request cimport Request, next_ranges, take_range, take_request
-from engine.dispatch cimport begin_turn, start, try_at_once
-from engine.engine cimport Engine, IO_NONE, end_io
-from inflight.packed cimport record_packed, unrecord_packed
 from inflight.record cimport link, settle, walk_again
 from inflight.recovery cimport recover
 from inflight.region cimport Again, has_again, is_recorded
-from inflight.split cimport record_split, unrecord_split
 from sys.hints cimport unlikely
 from virtio.dirtylog cimport seldom
-from virtio.packed cimport take_packed
-from virtio.split cimport take_split
 from virtio.virtq cimport Chain
 from virtio.virtqueue cimport has_more, publish, rearm, suppress
 from worker.logged cimport logged_areas
 from worker.mailbox cimport REPORT_RECOVERED, stage_answer
 from worker.notify cimport break_ring, call_driver
-from worker.state cimport FETCH_BUDGET, Worker
+from worker.state cimport Worker
 from worker.vring cimport Vring
 
 
 cdef inline bint served(const Worker *w, const Vring *r) noexcept nogil:
     """Whether new chains may be fetched from a ring."""
     return r.started and r.enabled and not (r.broken or r.lost or r.stop_ticket or w.paused)
-
-
-cdef inline void start_request(
-    Worker *w, Engine *e, Vring *r, const Operation *op, const Chain *chain
-) noexcept nogil:
-    """Have the engine do an operation; `answer_ended` answers it."""
-    cdef Request *q = take_request(r, w.view, op, chain)
-    w.in_disk += 1
-    if q.ranges_left and not take_range(q):
-        end_io(e, &q.io, 0)     # all of them are empty
-    else:
-        start(e, &q.io)
-
-
-cdef inline int begin(Worker *w, Vring *r, const Chain *chain) noexcept nogil:
-    """Start a chain's request: its share of the budget, or -errno if it breaks the ring."""
-    cdef Operation op
-    cdef Engine *e = <Engine *>w.engine
-    cdef int32_t result
-    cdef int share = 1
-    cdef int rc = parse_request(
-        &w.limits, w.segments, chain.segments, &op, next_ranges(r), &r.vq.flaw
-    )
-    if rc < 0:
-        return rc
-    if op.io.kind != IO_NONE:
-        share = try_at_once(e, &op.io, &result)
-        if share == 0:
-            start_request(w, e, r, &op, chain)
-            return 1
-        op.status = status_of(w, op.io.kind, op.io.offset, result)
-    answer_at_once(w, r, chain, &op)
-    return share
-
-
-# Two loops that differ in one call: neither has a branch on the layout.
-
-cdef inline int fetch_split(Worker *w, Vring *r) noexcept nogil:
-    """Start what is available, up to this ring's turn: 1 if there may be more, 0, or -errno."""
-    cdef Chain chain
-    cdef int budget = FETCH_BUDGET, rc = 1
-    while rc > 0 and budget > 0 and r.free_count:
-        rc = take_split(&r.vq, w.view.memory, w.segments, w.segment_room, &chain)
-        if rc > 0:
-            if is_recorded(&r.inflight):
-                record_split(&r.inflight, &chain)
-            rc = begin(w, r, &chain)
-            if rc < 0 and is_recorded(&r.inflight):
-                unrecord_split(&r.inflight, &chain)
-            budget -= rc
-    return rc
-
-
-cdef inline int fetch_packed(Worker *w, Vring *r) noexcept nogil:
-    """Start what is available, up to this ring's turn: 1 if there may be more, 0, or -errno."""
-    cdef Chain chain
-    cdef int budget = FETCH_BUDGET, rc = 1
-    while rc > 0 and budget > 0 and r.free_count:
-        rc = take_packed(&r.vq, w.view.memory, w.segments, w.segment_room, &chain)
-        if rc > 0 and is_recorded(&r.inflight):
-            rc = record_packed(&r.inflight, &r.vq, &chain) or rc
-        if rc > 0:
-            rc = begin(w, r, &chain)
-            if rc < 0 and is_recorded(&r.inflight):
-                unrecord_packed(&r.inflight, &chain)
-            budget -= rc
-    return rc
 
 
 cdef inline int submit_again(Worker *w, Vring *r) noexcept nogil:
@@ -110,7 +34,7 @@ cdef inline int submit_again(Worker *w, Vring *r) noexcept nogil:
             &r.inflight, &r.vq, w.view.memory, again, w.segments, w.segment_room, &chain
         )
         if rc >= 0:
-            rc = begin(w, r, &chain)
+            rc = w.device.begin(w, r, &chain)
     return min(rc, 0)
 
 
@@ -158,8 +82,7 @@ cdef inline void serve_ring(Worker *w, Vring *r) noexcept nogil:
     if r.broken:
         return
     spare_kicks(w, r)
-    rc = fetch_packed(w, r) if r.vq.packed else fetch_split(w, r)
-    answer_ended(w, <Engine *>w.engine)
+    rc = w.device.serve(w, r)
     r.wants_look = rc > 0
     if rc < 0:
         break_ring(w, r, rc)
@@ -177,7 +100,7 @@ cdef inline bint publish_recorded(Vring *r) noexcept nogil:
 cdef inline void publish_ring(Worker *w, Vring *r) noexcept nogil:
     """Show the driver what was answered since the last time, and call it if it wants that."""
     cdef bint wanted
-    if w.with_driver.now:
+    if w.when_idle.now:
         spare_kicks(w, r)       # of a driver that goes on at once: that is looked out for
     # Before the index moves, too: were we killed in between, nobody would hear of it.
     if seldom(r.log.on) and not logged_areas(w, r):
@@ -194,24 +117,22 @@ cdef inline void publish_ring(Worker *w, Vring *r) noexcept nogil:
         call_driver(w, r)
 
 
-cdef inline bint serve_rings(Worker *w) noexcept nogil:
-    """Give every ring its turn: whether one has more to fetch right now."""
+cdef inline void serve_rings(Worker *w) noexcept nogil:
+    """Give every ring its turn; `unfinished` says whether one can be fetched from right now."""
     cdef uint32_t i
     cdef Vring *r
-    cdef bint more = False
-    begin_turn(<Engine *>w.engine)
-    answer_ended(w, <Engine *>w.engine)
+    w.unfinished = False
+    w.device.begin_turn(w)
     for i in range(w.started_count):
         r = w.started[i]
         if r.used_count:
             publish_ring(w, r)  # a call goes to the kernel before the requests fetched next
         if r.wants_look and served(w, r):
             serve_ring(w, r)
-            if r.wants_look and r.free_count:
-                more = True
+            if r.wants_look and r.wanted:
+                w.unfinished = True
         if r.used_count:
             publish_ring(w, r)
-    return more
 
 
 cdef inline bint look_again(Worker *w) noexcept nogil:
@@ -221,7 +142,7 @@ cdef inline bint look_again(Worker *w) noexcept nogil:
     cdef bint found = False
     for i in range(w.started_count):
         r = w.started[i]
-        if served(w, r) and r.free_count and has_more(&r.vq):
+        if served(w, r) and r.wanted and has_more(&r.vq):
             r.wants_look = found = True
     return found
 

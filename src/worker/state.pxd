@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One worker: its io_uring, its rings and the buffers they share."""
+"""One worker: its io_uring, its vrings, and the device that it serves."""
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from blk.limits cimport BlkLimits
 from sys.eventfds cimport Signal
 from sys.uring cimport (
-    io_uring, io_uring_get_sqe, io_uring_sq_ready, io_uring_sqe, io_uring_submit,
-    io_uring_submit_and_wait, iovec,
+    io_uring, io_uring_cqe, io_uring_get_sqe, io_uring_sq_ready, io_uring_sqe, io_uring_submit,
+    io_uring_submit_and_wait,
 )
 from virtio.dirtylog cimport DirtyLog
 from virtio.guestmem cimport MemoryView
-from virtio.virtq cimport Segment
+from virtio.virtq cimport Chain, Segment
 from worker.completions cimport Completions
 from worker.mailbox cimport Mailbox
 from worker.vring cimport Vring
@@ -22,15 +21,22 @@ cdef enum:
     FETCH_BUDGET = 32           # chains of one ring before the others have their turn
 
     # What a completion is for: the low bits of its user_data, a pointer above them.
-    TAG_REQUEST = 0
+    TAG_DEVICE = 0              # the device's own
     TAG_KICK = 1
     TAG_MAILBOX = 2
     TAG_NOBODY = 3
     TAG_COMPLETIONS = 4
     TAG_MASK = 7
 
-    REPORT_SYNC = 64            # a report's result: a sync has failed, the image's first
-    FAILURE_KINDS = 6           # of what an engine can fail at: `engine.IoKind`
+
+cdef extern from *:
+    """
+    #define BLKD_DEVICE_CAPSULE "blkd.device"
+    """
+    const char *DEVICE_CAPSULE "BLKD_DEVICE_CAPSULE"
+
+
+cdef struct Worker
 
 
 cdef struct Patience:
@@ -39,17 +45,50 @@ cdef struct Patience:
     uint64_t now                # worker: what has paid of late
 
 
-cdef struct Failure:
-    # What became of the requests of one kind that could not be carried out.
-    uint64_t count              # worker
-    uint64_t round              # worker: in which the last one was reported
-    uint64_t offset             # worker: bytes; of the one reported
-    int error                   # worker: likewise: -errno, or 0 at the image's end
+ctypedef int (*Begin)(Worker *w, Vring *r, const Chain *chain) noexcept nogil
+
+
+cdef struct Device:
+    # What one worker serves, as the device's module gives it in a capsule named DEVICE_CAPSULE.
+    # It is the first member of what that module keeps for a worker.  Workers call its functions,
+    # each once a turn, a ring's turn or a batch; none takes the GIL, and none waits.
+    #
+    # A device has chains fetched (`fetching.fetch`) as long as it has a use for them, `wanted` of
+    # the vring: an eager device for as many as it has room, one that serves on demand for as many
+    # as it has something to put in.
+    size_t worker_size          # of a Worker and a Vring, as who made this has them
+    size_t vring_size
+    uint32_t vrings             # that it has room for, and descriptors of each
+    uint32_t largest
+    bint has_threads            # some of its work ends on threads of others: see Completions
+    # The worker's thread begins: be ready for its vrings.
+    void (*open)(Worker *w) noexcept nogil
+    # Take what Worker.configure was given, as the device's own module has laid it out.
+    void (*configure)(Worker *w, const void *what) noexcept nogil
+    # A vring starts, with nothing in flight: say what is wanted of it.
+    void (*start)(Worker *w, Vring *r) noexcept nogil
+    # Every turn, before any vring has its own: give back what has ended.
+    void (*begin_turn)(Worker *w) noexcept nogil
+    # Fetch from a vring and begin what is fetched: 1 if there may be more, 0, or -errno, which
+    # breaks the vring.
+    int (*serve)(Worker *w, Vring *r) noexcept nogil
+    # Begin one chain: its share of a turn's budget, or -errno, which breaks the vring.
+    Begin begin
+    # Take completions of the worker's io_uring; those tagged TAG_DEVICE are the device's.
+    void (*complete)(Worker *w, io_uring_cqe **cqes, unsigned count) noexcept nogil
+    # Every turn, after all vrings have had theirs.
+    void (*end_turn)(Worker *w) noexcept nogil
+    # The worker ends: whether somebody may still be at memory that chains name.
+    bint (*quit)(Worker *w) noexcept nogil
+    # ... then, threads ended: copy what that one still reads of `length` bytes at `base` to `to`.
+    void (*copy_read)(
+        const Device *d, const uint8_t *base, size_t length, uint8_t *to
+    ) noexcept nogil
 
 
 cdef struct Worker:
     io_uring uring              # worker thread only, made and ended there
-    BlkLimits limits            # worker, replaced by CMD_SET_LIMITS
+    Device *device              # what it serves
     DirtyLog log                # worker, replaced by CMD_SET_LOG
     MemoryView *view            # worker; the map that new requests use
     int registered              # worker: 1 if the map of `view` is registered, 0 or -errno if not
@@ -64,19 +103,40 @@ cdef struct Worker:
     uint32_t count
     uint32_t started_count      # worker
     uint32_t longest_chain      # descriptors, where a ring is not longer itself
-    void *engine                # the `Engine` that does its I/O
-    Failure failures[FAILURE_KINDS]
-    uint64_t failure_round      # control thread: each one has the first of a kind reported
     uint64_t submitted          # worker: number of the first entry that the kernel has not taken
     Signal error                # worker: bound to a broken ring's error eventfd while it is sent
-    Patience with_driver        # while no request is in flight
-    Patience with_disk          # while one is
-    uint32_t in_disk            # requests in flight, of all rings
+    Patience when_idle          # while nothing is in flight
+    Patience when_busy          # while something is
+    uint32_t in_flight          # chains that the device has, of all vrings
+    int fault_fd                # eventfd: that a front end's memory is gone; -1 without one
+    bint unfinished             # there is more to do before it sleeps
+    bint abandoned              # it has ended, and somebody may still be at what was in flight
     uint64_t pause_ticket       # CMD_PAUSE to be answered, or 0
     bint paused
     bint quit
     Completions completions     # see its fields
     Mailbox mailbox             # see its fields
+
+
+cdef inline MemoryView *hold(Worker *w, Vring *r) noexcept nogil:
+    """Count a chain that the device keeps for later; the memory it names stays until `let_go`."""
+    r.in_flight += 1
+    w.in_flight += 1
+    w.view.pins += 1
+    return w.view
+
+
+cdef inline void let_go(Worker *w, Vring *r, MemoryView *view) noexcept nogil:
+    """Count a chain that was kept as given back."""
+    r.in_flight -= 1
+    w.in_flight -= 1
+    view.pins -= 1
+
+
+cdef inline void want(Worker *w, Vring *r, uint32_t chains) noexcept nogil:
+    """Have the device asked to fetch this many more chains from a vring, as soon as it has them."""
+    r.wanted += chains
+    r.wants_look = w.unfinished = True
 
 
 cdef inline uint64_t next_entry(const Worker *w) noexcept nogil:

@@ -13,6 +13,7 @@ FUNCTION = re.compile(
     r"^static (?!PyObject)[^\n;]*?\b(__pyx_f_\w+)\([^;{]*\) \{\n(.*?)^\}\n",
     re.MULTILINE | re.DOTALL,
 )
+EXTENSIONS = ["ring", "block", "loadgen"]
 PYTHON = re.compile(r"\b(?:Py_?[A-Z]\w*|__Pyx_\w*(?:GIL|Gil|Raise|Err|Refnanny|AddTraceback)\w*)\b")
 
 
@@ -53,7 +54,7 @@ def defined(source):
     yield from re.findall(r"^cdef (?:inline )?[^\n(]*?[\s*](\w+)\([^\n]*$", source, re.MULTILINE)
 
 
-@pytest.fixture(scope="module", params=["ring", "loadgen"])
+@pytest.fixture(scope="module", params=EXTENSIONS)
 def extension(request):
     return Extension.load(request.param)
 
@@ -80,6 +81,6 @@ def test_the_search_would_find_python(extension):
 
 def test_every_part_of_the_sources_is_read_with_one_extension():
     read = set()
-    for name in ("ring", "loadgen"):
+    for name in EXTENSIONS:
         list(cimported((SOURCES / f"{name}.pyx").read_text(), read))
     assert read == {path for path in SOURCES.rglob("*.pxd") if path.name != "__init__.pxd"}

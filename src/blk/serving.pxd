@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A block device as a worker calls it (`worker.state.Device`): chains become I/O, then answers."""
+
+from libc.stdint cimport int32_t, uint8_t, uint32_t
+
+from blk.answers cimport answer_at_once, answer_ended, status_of
+from blk.limits cimport BlkLimits
+from blk.operation cimport Operation, parse_request
+from blk.request cimport Request, free_requests, next_ranges, take_range, take_request
+from blk.state cimport Blk, blk_of
+from engine.dispatch cimport begin_turn, complete, drain, end_turn, start, try_at_once
+from engine.engine cimport Engine, IO_NONE, Io, end_io
+from engine.foreign cimport copy_written
+from sys.uring cimport io_uring_cqe
+from virtio.virtq cimport Chain
+from worker.fetching cimport fetch
+from worker.state cimport Device, TAG_DEVICE, Worker, pointer_of, tag_of
+from worker.vring cimport Vring
+
+
+cdef inline void start_request(
+    Worker *w, Engine *e, Vring *r, const Operation *op, const Chain *chain
+) noexcept nogil:
+    """Have the engine do an operation; `answer_ended` answers it."""
+    cdef Request *q = take_request(w, r, op, chain)
+    if q.ranges_left and not take_range(q):
+        end_io(e, &q.io, 0)     # all of them are empty
+    else:
+        start(e, &q.io)
+
+
+cdef inline int begin_request(Worker *w, Vring *r, const Chain *chain) noexcept nogil:
+    """Start a chain's request: its share of the budget, or -errno if it breaks the vring."""
+    cdef Operation op
+    cdef Blk *b = blk_of(w)
+    cdef int32_t result
+    cdef int share = 1
+    cdef int rc = parse_request(
+        &b.limits, w.segments, chain.segments, &op, next_ranges(r), &r.vq.flaw
+    )
+    if rc < 0:
+        return rc
+    if op.io.kind != IO_NONE:
+        share = try_at_once(&b.engine, &op.io, &result)
+        if share == 0:
+            start_request(w, &b.engine, r, &op, chain)
+            return 1
+        op.status = status_of(w, op.io.kind, op.io.offset, result)
+    answer_at_once(w, r, chain, &op)
+    return share
+
+
+# ---- what a worker calls ----
+
+cdef inline void open_blk(Worker *w) noexcept nogil:
+    """Give each vring its requests, and the engine its worker."""
+    cdef Blk *b = blk_of(w)
+    cdef uint32_t i
+    b.engine.worker = w
+    for i in range(w.count):
+        w.vrings[i].part = &b.vrings[i]
+
+
+cdef inline void configure_blk(Worker *w, const void *limits) noexcept nogil:
+    """Check what comes next against other limits."""
+    blk_of(w).limits = (<const BlkLimits *>limits)[0]
+
+
+cdef inline void start_blk(Worker *w, Vring *r) noexcept nogil:
+    """Begin with every request free."""
+    free_requests(r)
+
+
+cdef inline void begin_turn_blk(Worker *w) noexcept nogil:
+    """Answer what has ended."""
+    begin_turn(&blk_of(w).engine)
+    answer_ended(w)
+
+
+cdef inline int serve_blk(Worker *w, Vring *r) noexcept nogil:
+    """Start what is available, and answer what of it has ended already: as `fetch`."""
+    cdef int rc = fetch(w, r, begin_request)
+    answer_ended(w)
+    return rc
+
+
+cdef inline void complete_blk(Worker *w, io_uring_cqe **cqes, uint32_t count) noexcept nogil:
+    """Go on with each Io that a completion is for."""
+    cdef uint32_t i
+    for i in range(count):
+        if tag_of(cqes[i].user_data) == TAG_DEVICE:
+            complete(&blk_of(w).engine, <Io *>pointer_of(cqes[i].user_data), cqes[i].res)
+
+
+cdef inline void end_turn_blk(Worker *w) noexcept nogil:
+    """Sync once for all that came in this turn."""
+    end_turn(&blk_of(w).engine)
+
+
+cdef inline bint quit_blk(Worker *w) noexcept nogil:
+    """Abandon what is in flight: whether a library is still at it."""
+    drain(&blk_of(w).engine)
+    return blk_of(w).engine.started != NULL
+
+
+cdef inline void copy_read_blk(
+    const Device *d, const uint8_t *base, size_t length, uint8_t *to
+) noexcept nogil:
+    """Copy what abandoned writes still read."""
+    copy_written(&(<const Blk *>d).engine, base, length, to)
+
+
+cdef inline void be_blk(Device *d) noexcept nogil:
+    """Have a worker call these functions."""
+    d.worker_size, d.vring_size = sizeof(Worker), sizeof(Vring)
+    d.open, d.configure, d.start = open_blk, configure_blk, start_blk
+    d.begin_turn, d.end_turn = begin_turn_blk, end_turn_blk
+    d.serve, d.begin, d.complete = serve_blk, begin_request, complete_blk
+    d.quit, d.copy_read = quit_blk, copy_read_blk

@@ -17,7 +17,8 @@ PROBES = {
     "blkd.loadgen_probes": "src/loadgen_probes.pyx",
     "blkd.hot_loop": "src/hot_loop.pyx",
     "blkd.late_engine": "tests/engines/late_engine.pyx",
-}  # tests call inline functions, and have an engine of their own
+    "blkd.loopback_device": "tests/devices/loopback_device.pyx",
+}  # tests call inline functions, and have an engine and a device of their own
 WITH_PROBES = os.environ.get("BLKD_PROBES") == "1"
 SANITIZE = os.environ.get("BLKD_SANITIZE", "")  # for example "address,undefined"
 SANITIZER_FLAGS = [

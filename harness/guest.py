@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Linux guest in QEMU: it boots in seconds, has vhost-user disks and runs what it is sent.
+"""A Linux guest in QEMU: it boots in seconds, has vhost-user devices and runs what it is sent.
 
 machine = await Machine.prepare()
 async with machine.boot(Disk(socket)) as guest:
@@ -56,6 +56,32 @@ class Disk:
     queue_size: int = 256
     packed: bool = False
     """Whether the driver is offered packed virtqueues."""
+
+    def arguments(self, chardev: str) -> tuple[str, ...]:
+        """What makes QEMU have it, on this chardev."""
+        ring = f"num-queues={self.queues},queue-size={self.queue_size}"
+        ring += ",packed=on" if self.packed else ""
+        return "-device", f"vhost-user-blk-pci,chardev={chardev},{ring}"
+
+
+@dataclass(frozen=True, slots=True)
+class Net:
+    """A virtio-net device with a vhost-user back end, which listens: the first is eth0, and so on.
+
+    It has no MSI-X vectors: under TCG, QEMU 7.2 dies of a null pointer when one changes.
+    """
+
+    socket: Path
+    packed: bool = False
+
+    def arguments(self, chardev: str) -> tuple[str, ...]:
+        """What makes QEMU have it, on this chardev."""
+        ring = ",packed=on" if self.packed else ""
+        netdev = f"vhost-user,id=net-{chardev},chardev={chardev}"
+        return "-netdev", netdev, "-device", f"virtio-net-pci,netdev=net-{chardev},vectors=0{ring}"
+
+
+Device = Disk | Net
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +282,7 @@ class Machine:
     @contextlib.asynccontextmanager
     async def boot(
         self,
-        *disks: Disk,
+        *devices: Device,
         cpus: int = 4,
         spare: SpareMemory | None = None,
         limit: float = BOOT_LIMIT,
@@ -268,28 +294,28 @@ class Machine:
         """
         async with contextlib.AsyncExitStack() as running:
             try:
-                guest = await running.enter_async_context(self._boot(disks, cpus, spare, limit))
+                guest = await running.enter_async_context(self._boot(devices, cpus, spare, limit))
             except KernelHangs:
-                guest = await running.enter_async_context(self._boot(disks, cpus, spare, limit))
+                guest = await running.enter_async_context(self._boot(devices, cpus, spare, limit))
             yield guest
 
     @contextlib.asynccontextmanager
-    async def incoming(self, *disks: Disk, cpus: int = 4) -> AsyncIterator[Guest]:
+    async def incoming(self, *devices: Device, cpus: int = 4) -> AsyncIterator[Guest]:
         """A machine that waits for a guest to be migrated to it (`Guest.migrate`)."""
-        async with self._run(disks, cpus, None, "-incoming", "defer", "-S") as guest:
+        async with self._run(devices, cpus, None, "-incoming", "defer", "-S") as guest:
             yield guest
 
     @contextlib.asynccontextmanager
     async def _boot(
-        self, disks: tuple[Disk, ...], cpus: int, spare: SpareMemory | None, limit: float
+        self, devices: tuple[Device, ...], cpus: int, spare: SpareMemory | None, limit: float
     ) -> AsyncIterator[Guest]:
-        async with self._run(disks, cpus, spare) as guest:
+        async with self._run(devices, cpus, spare) as guest:
             await guest.booted(limit)
             yield guest
 
     @contextlib.asynccontextmanager
     async def _run(
-        self, disks: tuple[Disk, ...], cpus: int, spare: SpareMemory | None, *more: str
+        self, devices: tuple[Device, ...], cpus: int, spare: SpareMemory | None, *more: str
     ) -> AsyncIterator[Guest]:
         ours, theirs = socket.socketpair()
         our_qmp, their_qmp = socket.socketpair()
@@ -298,7 +324,7 @@ class Machine:
             with theirs, their_qmp, (logs / "qemu").open("wb") as log:
                 ends = {"agent": theirs.fileno(), "qmp": their_qmp.fileno()}
                 process = await spawn(
-                    *(*self.qemu, *self._arguments(disks, cpus, spare, logs / "serial"), *more),
+                    *(*self.qemu, *self._arguments(devices, cpus, spare, logs / "serial"), *more),
                     *(w for n, fd in ends.items() for w in ("-chardev", f"socket,id={n},fd={fd}")),
                     pass_fds=tuple(ends.values()),
                     stdout=log,
@@ -313,7 +339,7 @@ class Machine:
                 await kill(process)
 
     def _arguments(
-        self, disks: tuple[Disk, ...], cpus: int, spare: SpareMemory | None, serial: Path
+        self, devices: tuple[Device, ...], cpus: int, spare: SpareMemory | None, serial: Path
     ) -> Iterator[str]:
         yield from ("-nodefaults", "-no-user-config", "-display", "none")
         yield from ("-accel", self.accelerator, "-cpu", self.cpu, "-smp", f"{cpus}")
@@ -330,11 +356,9 @@ class Machine:
             yield from ("-object", f"memory-backend-memfd,id=spare-memory,{size}")
             yield from ("-device", "virtio-mem-pci,id=spare,memdev=spare-memory,requested-size=0")
         again = "reconnect-ms=500" if self.qemu_version >= RECONNECT_MS_SINCE else "reconnect=1"
-        for n, disk in enumerate(disks):
-            yield from ("-chardev", f"socket,id=disk{n},path={disk.socket},{again}")
-            ring = f"num-queues={disk.queues},queue-size={disk.queue_size}"
-            ring += ",packed=on" if disk.packed else ""
-            yield from ("-device", f"vhost-user-blk-pci,chardev=disk{n},{ring}")
+        for n, device in enumerate(devices):
+            yield from ("-chardev", f"socket,id=device{n},path={device.socket},{again}")
+            yield from device.arguments(f"device{n}")
 
 
 async def ask_version(qemu: tuple[str, ...]) -> tuple[int, ...]:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Child processes that a Ctrl-C at the terminal does not reach, and that do not outlive us."""
+"""Child processes: a Ctrl-C at the terminal does not reach them, and they do not outlive us."""
 
 import asyncio
 import contextlib
 import os
 import signal
 from asyncio.subprocess import DEVNULL, Process
+from pathlib import Path
 from typing import Any
 
 DIE_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
@@ -34,3 +35,12 @@ async def kill(process: Process) -> None:
     """End it at once, if it still runs; returns when it is gone."""
     send(process, signal.SIGKILL)
     await process.wait()
+
+
+def worker_sleeps(pid: int) -> int:
+    """How often blkd's first worker has gone to sleep.  Raises LookupError without one."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        status = (task / "status").read_text()
+        if status.startswith("Name:\tblkd-io-0\n"):
+            return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+    raise LookupError("there is no worker")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.guest import Disk, Guest, Machine
+from harness.guest import Device, Guest, Machine
 
 MIB = 1 << 20
 
@@ -16,8 +16,8 @@ def boot(machine: Machine) -> Callable[..., contextlib.AbstractAsyncContextManag
     """Boots guests; at the end of each its kernel must not have logged one error."""
 
     @contextlib.asynccontextmanager
-    async def boot(*disks: Disk, cpus: int = 4) -> AsyncIterator[Guest]:
-        async with machine.boot(*disks, cpus=cpus) as guest:
+    async def boot(*devices: Device, cpus: int = 4) -> AsyncIterator[Guest]:
+        async with machine.boot(*devices, cpus=cpus) as guest:
             yield guest
             assert await guest.kernel_errors() == []
             assert await guest.power_off() == 0

@@ -22,6 +22,7 @@ from blkd.vhost_user.wire import MemoryRegion
 from blkd.virtio.blk import BlkDevice
 from harness.daemon import Daemon, image
 from harness.frontend import FLUSH, IN, OUT, FrontEnd
+from harness.process import worker_sleeps
 from harness.vring import DESC_WRITE, GuestMemory, Vring
 from tests.engines import late
 
@@ -241,16 +242,6 @@ def test_an_idle_worker_does_not_wake(served):
     daemon, disk, _ = served
     assert disk.write(0, bytes(BLOCK)) == 0
     time.sleep(REST)
-    before = sleeps(daemon.process.pid)
+    before = worker_sleeps(daemon.process.pid)
     time.sleep(10 * REST)
-    assert sleeps(daemon.process.pid) == before
-
-
-def sleeps(pid):
-    """How often the worker has gone to sleep."""
-    for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
-        with open(f"/proc/{pid}/task/{task}/status") as file:  # noqa: PTH123
-            status = file.read()
-        if "blkd-io-0" in status:
-            return status.partition("\nvoluntary_ctxt_switches:")[2].split()[0]
-    raise AssertionError("there is no worker")
+    assert worker_sleeps(daemon.process.pid) == before

@@ -10,6 +10,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from blk.layouts cimport BlkRange
 from blk.limits cimport BlkLimits, MAX_RANGES
 from blk.request cimport BlkVring, Request
 from blk.serving cimport be_blk
@@ -25,7 +26,6 @@ from sys.uring cimport (
     RWF_NOWAIT, io_uring, io_uring_cqe, io_uring_get_sqe, io_uring_peek_batch_cqe,
     io_uring_queue_exit, io_uring_submit_and_wait, iovec, prep_discard,
 )
-from virtio.layouts cimport BlkRange
 from worker.loop cimport open_uring
 from worker.state cimport DEVICE_CAPSULE
 

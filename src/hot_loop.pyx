@@ -6,6 +6,7 @@ from libc.stdlib cimport calloc, free
 
 import os
 
+from blk.layouts cimport BlkHeader
 from blk.request cimport BlkVring, Request
 from blk.serving cimport be_blk
 from blk.state cimport Blk
@@ -14,8 +15,7 @@ from inflight.recovery cimport recover
 from sys.uring cimport iovec
 from virtio.guestmem cimport GuestMemory, MemoryView, Region
 from virtio.layouts cimport (
-    BlkHeader, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Desc, PACKED_F_AVAIL, PACKED_F_USED,
-    PackedDesc,
+    DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Desc, PACKED_F_AVAIL, PACKED_F_USED, PackedDesc,
 )
 from virtio.packed cimport FIRST_BASE
 from virtio.virtq cimport Segment, UsedChain

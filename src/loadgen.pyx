@@ -10,6 +10,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from blk.layouts cimport SECTOR_SHIFT
 from loadgen.blocks cimport DAMAGED, FOREIGN, MISPLACED, ODD_1, OTHER_SEED, STALE, mix
 from loadgen.clock cimport Clock, HAS_COUNTER, calibrate, ns_of, ticks, ticks_of
 from loadgen.histogram cimport BUCKETS, Histogram, lowest_of
@@ -19,7 +20,7 @@ from loadgen.reap cimport reap_packed, reap_split
 from loadgen.send cimport send
 from loadgen.slots cimport Frame, KINDS, Kind, MAX_PARTS, Part, Slot, blk_type, make_parts
 from sys.atomics cimport load_acquire_u32, pause, store_release_u32
-from virtio.layouts cimport Desc, EventSuppress, PackedDesc, SECTOR_SHIFT
+from virtio.layouts cimport Desc, EventSuppress, PackedDesc
 
 cdef enum:
     SPINS_A_LOOK = 64           # at the clock, while nothing comes back: a microsecond or so

@@ -6,6 +6,7 @@ from libc.string cimport memcpy, memset
 
 import os
 
+from blk.layouts cimport BlkRange
 from blk.limits cimport BlkLimits, MAX_RANGES
 from blk.operation cimport Operation, parse_request
 from inflight.packed cimport record_packed
@@ -19,7 +20,6 @@ from sys.uring cimport (
 )
 from virtio.dirtylog cimport DirtyLog, RingLog, mark, mark_areas, mark_segments
 from virtio.guestmem cimport GuestMemory, Region
-from virtio.layouts cimport BlkRange
 from virtio.packed cimport is_no_fresh_ring, is_untouched, take_packed
 from virtio.split cimport take_split, walk_split
 from virtio.virtq cimport Chain, Segment, UsedChain, Virtq, event_passed

@@ -6,6 +6,7 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from blk.counters cimport count_answer
 from blk.failures cimport note_failure
+from blk.layouts cimport BLK_S_IOERR, BLK_S_OK, BLK_S_UNSUPP
 from blk.logged cimport give_back_logged
 from blk.operation cimport Operation
 from blk.request cimport Request, blk_vring, give_request_back, take_range
@@ -15,7 +16,6 @@ from engine.engine cimport Engine, IO_DISCARD, IO_READ, IO_WRITE, IoKind, make_w
 from sys.hints cimport unlikely
 from virtio.dirtylog cimport mark_iovecs, mark_segments
 from virtio.guestmem cimport GuestMemory
-from virtio.layouts cimport BLK_S_IOERR, BLK_S_OK, BLK_S_UNSUPP
 from virtio.virtq cimport Chain
 from worker.state cimport Worker
 from worker.vring cimport Vring, give_back

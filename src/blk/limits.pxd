@@ -3,7 +3,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from virtio.layouts cimport ID_BYTES
+from blk.layouts cimport ID_BYTES
 
 
 cdef enum:

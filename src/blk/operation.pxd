@@ -7,16 +7,16 @@ Names no io_uring type: what comes out is a kind, an offset and segments.
 from libc.errno cimport EINVAL
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from blk.layouts cimport (
+    BLK_S_IOERR, BLK_S_OK, BLK_S_UNSUPP, BLK_T_DISCARD, BLK_T_FLUSH, BLK_T_GET_ID, BLK_T_IN,
+    BLK_T_OUT, BLK_T_WRITE_ZEROES, BlkHeader, BlkRange, ID_BYTES, RANGE_F_UNMAP, SECTOR_SHIFT,
+)
 from blk.limits cimport BlkLimits
 from engine.engine cimport (
     IO_DISCARD, IO_FLUSH, IO_NONE, IO_READ, IO_WRITE, IO_ZEROES, IoKind, IoSpec,
 )
 from sys.atomics cimport copy_once
 from virtio.flaw cimport FLAW_OF_DEVICE, Flaw, found_flaw
-from virtio.layouts cimport (
-    BLK_S_IOERR, BLK_S_OK, BLK_S_UNSUPP, BLK_T_DISCARD, BLK_T_FLUSH, BLK_T_GET_ID, BLK_T_IN,
-    BLK_T_OUT, BLK_T_WRITE_ZEROES, BlkHeader, BlkRange, ID_BYTES, RANGE_F_UNMAP, SECTOR_SHIFT,
-)
 from virtio.segments cimport give_bytes, readable_of, take_bytes
 from virtio.virtq cimport Segment
 

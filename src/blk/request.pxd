@@ -4,12 +4,12 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from blk.counters cimport BlkCounters
+from blk.layouts cimport BlkRange, RANGE_F_UNMAP, SECTOR_SHIFT
 from blk.limits cimport MAX_RANGES
 from blk.operation cimport Operation
 from engine.engine cimport Io
 from sys.uring cimport iovec
 from virtio.guestmem cimport MemoryView
-from virtio.layouts cimport BlkRange, RANGE_F_UNMAP, SECTOR_SHIFT
 from virtio.virtq cimport Chain
 from worker.state cimport Worker, hold, let_go
 from worker.vring cimport Vring

@@ -3,6 +3,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from blk.layouts cimport BLK_S_OK
 from loadgen.blocks cimport Block, INTACT, Judgement, STALE, check_block
 from loadgen.clock cimport ns_of, ticks
 from loadgen.histogram cimport record
@@ -10,7 +11,6 @@ from loadgen.load cimport BAD_LENGTH, BAD_STATUS, Finding, Load, MAX_FINDINGS, P
 from loadgen.queue cimport Queue, WILD_ID, stay_quiet, take_packed, take_split, used_now
 from loadgen.slots cimport READ, Slot, due_length
 from sys.atomics cimport copy_once
-from virtio.layouts cimport BLK_S_OK
 
 
 cdef inline void note(

@@ -7,10 +7,10 @@ place in the ring.  Of what lies in guest memory only the status and the data ar
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from virtio.layouts cimport (
-    BLK_T_DISCARD, BLK_T_FLUSH, BLK_T_IN, BLK_T_OUT, BlkHeader, BlkRange, DESC_F_WRITE,
-    SECTOR_SHIFT,
+from blk.layouts cimport (
+    BLK_T_DISCARD, BLK_T_FLUSH, BLK_T_IN, BLK_T_OUT, BlkHeader, BlkRange, SECTOR_SHIFT,
 )
+from virtio.layouts cimport DESC_F_WRITE
 
 
 cdef enum:

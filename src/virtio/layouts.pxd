@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What virtio 1.3 lays down in shared memory: virtqueues (2.7, 2.8) and requests (5.2.6).
+"""What virtio 1.3 lays down in shared memory of virtqueues (2.7, 2.8): layouts and numbers only.
 
-Layouts and numbers only; the back end and the load generator have nothing else in common.
+With those of requests, `blk.layouts`, the load generator has them in common with the back end.
 """
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
@@ -20,21 +20,6 @@ cdef enum:
     EVENT_DISABLE = 1
     EVENT_DESC = 2
     EVENT_WRAP = 1 << 15        # of its `desc`: the wrap counter; the offset below
-
-    BLK_T_IN = 0
-    BLK_T_OUT = 1
-    BLK_T_FLUSH = 4
-    BLK_T_GET_ID = 8
-    BLK_T_DISCARD = 11
-    BLK_T_WRITE_ZEROES = 13
-
-    BLK_S_OK = 0
-    BLK_S_IOERR = 1
-    BLK_S_UNSUPP = 2
-
-    RANGE_F_UNMAP = 1
-    SECTOR_SHIFT = 9
-    ID_BYTES = 20
 
 
 cdef struct Desc:               # of a split virtqueue, and of its indirect tables
@@ -59,15 +44,3 @@ cdef struct PackedDesc:         # of a packed virtqueue, and of its indirect tab
 cdef struct EventSuppress:
     uint16_t desc               # offset in the ring, and the wrap counter
     uint16_t flags
-
-
-cdef struct BlkHeader:
-    uint32_t type
-    uint32_t reserved
-    uint64_t sector
-
-
-cdef struct BlkRange:           # struct virtio_blk_discard_write_zeroes
-    uint64_t sector
-    uint32_t sectors
-    uint32_t flags

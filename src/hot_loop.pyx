@@ -22,6 +22,7 @@ from virtio.virtq cimport Segment, UsedChain
 from virtio.virtqueue cimport start
 from worker.serving cimport serve_rings
 from worker.state cimport Worker
+from worker.states cimport RUNNING
 from worker.vring cimport Vring
 
 
@@ -84,7 +85,7 @@ cdef class HotLoop:
         )
         self.blk.vrings = &self.part
         self.vring.error = -1
-        self.vring.started = self.vring.enabled = True
+        self.vring.state, self.vring.enabled = RUNNING, True
         self.worker.started[0], self.worker.started_count = &self.vring, 1
         self.vring.vq.packed, self.vring.vq.indirect, self.vring.vq.event_idx = packed, 1, 1
         self.vring.vq.size = self.vring.vq.longest_chain = LOOP_SIZE

@@ -26,6 +26,10 @@ from virtio.virtq cimport Chain, Segment, UsedChain, Virtq, event_passed
 from virtio.virtqueue cimport publish, rearm, start, suppress, vring_base
 from worker.notify cimport call_driver, leave_call
 from worker.state cimport Worker, next_sqe, submit_queued
+from worker.states cimport (
+    BREAK, BROKEN, LOSE, LOST, PLACE, RUNNING, SETTLE, START, START_BROKEN, STOP, STOPPED, STOPPING,
+    VringEvent, VringState, state_after,
+)
 from worker.vring cimport Vring
 
 cdef enum:
@@ -261,11 +265,11 @@ cdef class Calls:
     def __init__(self, int call_fd):
         self.worker.submitted = 1
         check(io_uring_queue_init(8, &self.worker.uring, 0))
-        check(bind_signal(&self.vring.call, call_fd))
+        check(bind_signal(&self.vring.call.signal, call_fd))
 
     def __dealloc__(self):
         io_uring_queue_exit(&self.worker.uring)
-        end_signal(&self.vring.call)
+        end_signal(&self.vring.call.signal)
 
     def call(self):
         """Call the driver with the next submission."""
@@ -296,3 +300,22 @@ cdef int check(int rc) except -1:
 def passed(uint16_t event, uint16_t now, uint16_t before):
     """Whether `event` was crossed between two indices."""
     return bool(event_passed(event, now, before))
+
+
+STATES = {
+    "stopped": STOPPED, "running": RUNNING, "broken": BROKEN, "lost": LOST, "stopping": STOPPING,
+}
+EVENTS = {
+    "start": START, "start broken": START_BROKEN, "break": BREAK, "lose": LOSE, "place": PLACE,
+    "stop": STOP, "settle": SETTLE,
+}
+
+
+def state_changes():
+    """Each event that changes the state of a vring: (state, event, state afterwards)."""
+    names = {number: name for name, number in STATES.items()}
+    for name, state in STATES.items():
+        for event, number in EVENTS.items():
+            after = state_after(<VringState><int>state, <VringEvent><int>number)
+            if after != state:
+                yield name, event, names[after]

@@ -36,7 +36,8 @@ from worker.mailbox cimport (
 from worker.state cimport (
     DEVICE_CAPSULE, Device, FETCH_BUDGET, MAX_RINGS, Worker as WorkerState,
 )
-from worker.vring cimport Vring
+from worker.states cimport BROKEN, LOST, STOPPED
+from worker.vring cimport Vring, is_started
 
 cdef extern from "<sys/mman.h>" nogil:
     """
@@ -297,7 +298,8 @@ cdef Device *device_of(capsule, uint32_t rings, uint32_t largest) except NULL:
 cdef void lay_out(Vring *r, uint32_t number, uint8_t *at, uint32_t largest) noexcept:
     """Give a vring its tables, out of what was reserved for it."""
     r.number = number
-    r.kick = r.next_kick = r.error = -1
+    r.state = STOPPED
+    r.kick.fd = r.kick.next_fd = r.error = -1
     r.used = <UsedChain *>at
     r.inflight.again = <Again *>(r.used + largest + FETCH_BUDGET)
     r.inflight.next = <uint16_t *>(r.inflight.again + largest)
@@ -560,8 +562,8 @@ cdef class Worker:
             raise IndexError(f"ring {ring} of {self.state.count}")
         return {
             **self.part.counters(ring),
-            "kicks": load_relaxed_u64(&self.state.vrings[ring].kicks),
-            "calls": load_relaxed_u64(&self.state.vrings[ring].calls),
+            "kicks": load_relaxed_u64(&self.state.vrings[ring].kick.count),
+            "calls": load_relaxed_u64(&self.state.vrings[ring].call.count),
         }
 
     def ring_state(self, uint32_t ring) -> dict:
@@ -571,8 +573,8 @@ cdef class Worker:
             raise IndexError(f"ring {ring} of {self.state.count}")
         r = &self.state.vrings[ring]
         return {
-            "started": bool(r.started), "enabled": bool(r.enabled),
-            "broken": bool(r.broken or r.lost), "lost": bool(r.lost), "size": r.vq.size,
+            "started": is_started(r), "enabled": bool(r.enabled),
+            "broken": r.state in (BROKEN, LOST), "lost": r.state == LOST, "size": r.vq.size,
             "in_flight": r.in_flight, "next_avail": r.vq.avail.index,
             "base": vring_base(&r.vq),
         }

@@ -18,7 +18,10 @@ from worker.notify cimport arm_kick, call_driver, leave_call, leave_kick, lose_r
 from worker.registration cimport leave_registered, register_memory
 from worker.serving cimport do_again
 from worker.state cimport MAX_RINGS, Worker
-from worker.vring cimport Vring
+from worker.states cimport (
+    PLACE, RUNNING, SETTLE, START, START_BROKEN, STOP, STOPPING,
+)
+from worker.vring cimport Vring, change, is_started
 
 cdef extern from "<errno.h>" nogil:
     enum:
@@ -60,7 +63,9 @@ cdef inline void place(Vring *r, const Placement *where) noexcept nogil:
     It is looked at and its driver asked for kicks anew: neither may hold at the new place.
     """
     r.wants_look = True
-    r.lost = r.kicks_wanted = False
+    r.kick.wanted = False
+    if change(r, PLACE):
+        r.vq.flaw.kind = FLAW_NONE
     r.vq.desc = where.desc
     r.vq.driver = where.driver
     r.vq.device = where.device
@@ -83,7 +88,7 @@ cdef inline int place_anew(Worker *w, Vring *r, const VringStart *how) noexcept 
 cdef inline int start_ring(Worker *w, Vring *r, const VringStart *how) noexcept nogil:
     """Make a stopped ring live: 0, or -errno.  It looks at once: kicks may have come before."""
     cdef int rc
-    if r.started:
+    if is_started(r):
         return -EBUSY
     if w.view == NULL:
         return -EFAULT
@@ -92,16 +97,16 @@ cdef inline int start_ring(Worker *w, Vring *r, const VringStart *how) noexcept 
         return rc
     r.in_flight = r.used_count = 0
     w.device.start(w, r)
-    r.started = r.kicks_wanted = True
+    change(r, START_BROKEN if how.broken else START)
+    r.kick.wanted = True
     w.started[w.started_count] = r
     w.started_count += 1
-    r.broken = how.broken
     r.base, r.taken_over, r.unrecovered = how.base, how.taken_over, True
     arm_kick(w, r)
     return 0
 
 
-cdef inline int set_memory(Worker *w, uint64_t ticket, const MemoryChange *change) noexcept nogil:
+cdef inline int set_memory(Worker *w, uint64_t ticket, const MemoryChange *memory) noexcept nogil:
     """Use another memory map from the next request on; rings outside it wait for the next.
 
     Answered (LATER) when no request uses the old map; until then the old place of a
@@ -112,11 +117,11 @@ cdef inline int set_memory(Worker *w, uint64_t ticket, const MemoryChange *chang
     cdef MemoryView *old = w.view
     for i in range(w.count):
         r = &w.vrings[i]
-        if r.started and change.places[i].desc != NULL:
-            place(r, &change.places[i])
-        elif r.started and not r.lost:
+        if memory.places[i].desc == NULL:
             lose_ring(w, r)
-    w.view = change.view
+        elif is_started(r):
+            place(r, &memory.places[i])
+    w.view = memory.view
     leave_registered(w)
     if old == NULL:
         return 0
@@ -139,12 +144,12 @@ cdef inline int register_view(Worker *w, uint64_t ticket) noexcept nogil:
 
 cdef inline int set_kick(Worker *w, Vring *r, uint64_t ticket, int fd) noexcept nogil:
     """Listen to another kick eventfd: 0, or LATER while the old one is still being left."""
-    if not r.kick_armed:
-        r.kick = fd
+    if not r.kick.is_watched:
+        r.kick.fd = fd
         arm_kick(w, r)
         return 0
-    r.next_kick = fd
-    r.kick_ticket = ticket
+    r.kick.next_fd = fd
+    r.kick.ticket = ticket
     leave_kick(w, r)
     return LATER
 
@@ -156,8 +161,8 @@ cdef inline int set_call(Worker *w, Vring *r, int fd) noexcept nogil:
     """
     cdef int rc
     leave_call(w, r)
-    rc = bind_signal(&r.call, fd)
-    if r.started:
+    rc = bind_signal(&r.call.signal, fd)
+    if is_started(r):
         call_driver(w, r)
     return rc
 
@@ -167,10 +172,10 @@ cdef inline int stop_ring(Worker *w, Vring *r, uint64_t ticket) noexcept nogil:
 
     What a dead back end had fetched counts as fetched, though the ring may be paused.
     """
-    if not r.started or r.stop_ticket:
-        return -EBUSY
-    if r.enabled and not (r.broken or r.lost):
+    if r.enabled and r.state == RUNNING:
         do_again(w, r)
+    if not change(r, STOP):
+        return -EBUSY
     r.stop_ticket = ticket
     return LATER
 
@@ -260,14 +265,13 @@ cdef inline void settle_stop(Worker *w, Vring *r) noexcept nogil:
     """End a stopping ring once its requests and its kick poll are done."""
     if r.in_flight:
         return
-    if r.kick_armed:
+    if r.kick.is_watched:
         leave_kick(w, r)
         return
     leave_call(w, r)
     stage_answer(&w.mailbox, r.stop_ticket, r.number, vring_base(&r.vq))
-    r.stop_ticket = 0
-    r.started = False
-    r.kick = -1
+    r.kick.fd = -1
+    change(r, SETTLE)
     drop_started(w, r)
 
 
@@ -292,7 +296,7 @@ cdef inline void settle(Worker *w) noexcept nogil:
     """Answer the commands that waited for requests to end."""
     cdef uint32_t i
     for i in range(w.started_count, 0, -1):     # one that has stopped leaves its place
-        if w.started[i - 1].stop_ticket:
+        if w.started[i - 1].state == STOPPING:
             settle_stop(w, w.started[i - 1])
     if w.pause_ticket and w.in_flight == 0:
         stage_answer(&w.mailbox, w.pause_ticket, 0, 0)

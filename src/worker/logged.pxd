@@ -7,12 +7,13 @@ from virtio.dirtylog cimport mark_areas
 from virtio.flaw cimport FLAW_LOG, found_flaw
 from worker.notify cimport break_ring
 from worker.state cimport Worker
+from worker.states cimport BROKEN
 from worker.vring cimport Vring
 
 
 cdef inline void outrun_log(Worker *w, Vring *r) noexcept nogil:
     """Stop a ring that writes where the log has no bit: what it writes would not be migrated."""
-    if not r.broken:
+    if r.state != BROKEN and r.vq.flaw.kind != FLAW_LOG:
         break_ring(w, r, found_flaw(&r.vq.flaw, FLAW_LOG, 0, 0, 0, ENOSPC))
 
 

@@ -54,7 +54,7 @@ cdef inline void dispatch(WorkerState *w, const io_uring_cqe *cqe) noexcept nogi
     if tag == TAG_KICK:
         r = <Vring *>pointer_of(cqe.user_data)
         r.wants_look = True
-        bump(&r.kicks, 1)
+        bump(&r.kick.count, 1)
         if not cqe.flags & IORING_CQE_F_MORE:
             end_kick_poll(w, r, cqe.res)
     elif tag == TAG_MAILBOX and not cqe.flags & IORING_CQE_F_MORE:
@@ -100,7 +100,7 @@ cdef inline void end_signals(WorkerState *w) noexcept nogil:
     """Let go of every eventfd."""
     cdef uint32_t i
     for i in range(w.count):
-        end_signal(&w.vrings[i].call)
+        end_signal(&w.vrings[i].call.signal)
     end_signal(&w.error)
 
 

@@ -11,7 +11,8 @@ from worker.mailbox cimport stage_answer
 from worker.state cimport (
     TAG_KICK, TAG_NOBODY, Worker, next_entry, next_sqe, submit_queued, tagged,
 )
-from worker.vring cimport Vring, bump
+from worker.states cimport BREAK, LOSE, STOPPING
+from worker.vring cimport Vring, bump, change, is_started
 
 cdef extern from "<poll.h>" nogil:
     enum:
@@ -51,9 +52,9 @@ cdef inline void send_signal(Worker *w, Signal *s) noexcept nogil:
 
 cdef inline void call_driver(Worker *w, Vring *r) noexcept nogil:
     """Notify the driver with the next submission."""
-    if r.call.is_bound and not is_queued(w, &r.call):
-        bump(&r.calls, 1)
-        send_signal(w, &r.call)
+    if r.call.signal.is_bound and not is_queued(w, &r.call.signal):
+        bump(&r.call.count, 1)
+        send_signal(w, &r.call.signal)
 
 
 cdef inline void submit_signal(Worker *w, const Signal *s) noexcept nogil:
@@ -65,19 +66,19 @@ cdef inline void submit_signal(Worker *w, const Signal *s) noexcept nogil:
 
 cdef inline void leave_call(Worker *w, Vring *r) noexcept nogil:
     """Have no more to do with the present call eventfd; what is due to it comes first."""
-    submit_signal(w, &r.call)
-    bind_signal(&r.call, -1)
+    submit_signal(w, &r.call.signal)
+    bind_signal(&r.call.signal, -1)
 
 
 cdef inline void arm_kick(Worker *w, Vring *r) noexcept nogil:
     """Watch the kick eventfd of a ring that runs."""
-    if r.kick >= 0 and r.started and not (r.stop_ticket or r.kick_armed):
-        r.kick_armed = True
-        watch(w, r.kick, r, TAG_KICK)
+    if r.kick.fd >= 0 and is_started(r) and not (r.state == STOPPING or r.kick.is_watched):
+        r.kick.is_watched = True
+        watch(w, r.kick.fd, r, TAG_KICK)
 
 
 cdef inline void signal_error(Worker *w, Vring *r) noexcept nogil:
-    """Tell the front end that a ring stands still, if it can be told: the log says so, too."""
+    """Signal to the front end that a ring stands still, where it can be: it is logged, too."""
     if r.error >= 0 and bind_signal(&w.error, r.error) == 0:
         send_signal(w, &w.error)
         submit_signal(w, &w.error)
@@ -86,38 +87,38 @@ cdef inline void signal_error(Worker *w, Vring *r) noexcept nogil:
 
 cdef inline void break_ring(Worker *w, Vring *r, int reason) noexcept nogil:
     """Stop fetching from a ring that the driver broke, and say so; the others go on."""
-    r.broken = True
+    change(r, BREAK)
     signal_error(w, r)
     stage_answer(&w.mailbox, 0, r.number, reason)
 
 
 cdef inline void lose_ring(Worker *w, Vring *r) noexcept nogil:
-    """Stop fetching from a ring whose memory was taken away, until it is mapped again."""
-    r.lost = True
-    signal_error(w, r)
-    stage_answer(
-        &w.mailbox, 0, r.number, found_flaw(&r.vq.flaw, FLAW_MEMORY, 0, 0, 0, ENXIO)
-    )
+    """Stop fetching from a ring, if it runs, whose memory was taken away, until that is back."""
+    if change(r, LOSE):
+        signal_error(w, r)
+        stage_answer(
+            &w.mailbox, 0, r.number, found_flaw(&r.vq.flaw, FLAW_MEMORY, 0, 0, 0, ENXIO)
+        )
 
 
 cdef inline void leave_kick(Worker *w, Vring *r) noexcept nogil:
     """End the poll of the kick eventfd; `end_kick_poll` follows."""
-    if not r.kick_cancelled:
-        r.kick_cancelled = True
+    if not r.kick.is_cancelled:
+        r.kick.is_cancelled = True
         cancel(w, tagged(r, TAG_KICK))
 
 
 cdef inline void end_kick_poll(Worker *w, Vring *r, int result) noexcept nogil:
     """The poll of the kick eventfd has ended: watch its successor, or the same again."""
-    if result < 0 and not r.kick_cancelled:
+    if result < 0 and not r.kick.is_cancelled:
         # No kick will be seen any more.
         break_ring(w, r, found_flaw(&r.vq.flaw, FLAW_KICK, 0, -result, 0, -result))
-        r.kick = -1
-    r.kick_armed = r.kick_cancelled = False
-    if r.kick_ticket:
-        r.kick = r.next_kick
-        stage_answer(&w.mailbox, r.kick_ticket, r.number, 0)
-        r.kick_ticket = 0
+        r.kick.fd = -1
+    r.kick.is_watched = r.kick.is_cancelled = False
+    if r.kick.ticket:
+        r.kick.fd = r.kick.next_fd
+        stage_answer(&w.mailbox, r.kick.ticket, r.number, 0)
+        r.kick.ticket = 0
         r.wants_look = True
     arm_kick(w, r)
 

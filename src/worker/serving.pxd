@@ -14,12 +14,13 @@ from worker.logged cimport logged_areas
 from worker.mailbox cimport REPORT_RECOVERED, stage_answer
 from worker.notify cimport break_ring, call_driver
 from worker.state cimport Worker
+from worker.states cimport RUNNING
 from worker.vring cimport Vring
 
 
 cdef inline bint served(const Worker *w, const Vring *r) noexcept nogil:
     """Whether new chains may be fetched from a ring."""
-    return r.started and r.enabled and not (r.broken or r.lost or r.stop_ticket or w.paused)
+    return r.state == RUNNING and r.enabled and not w.paused
 
 
 cdef inline int submit_again(Worker *w, Vring *r) noexcept nogil:
@@ -59,17 +60,17 @@ cdef inline void do_again(Worker *w, Vring *r) noexcept nogil:
     cdef int rc
     if unlikely(r.unrecovered):
         recover_ring(w, r)
-    if unlikely(has_again(&r.inflight)) and not r.broken:
+    if unlikely(has_again(&r.inflight)) and r.state == RUNNING:
         rc = submit_again(w, r)
         if rc < 0:
             break_ring(w, r, rc)
 
 
 cdef inline void spare_kicks(Worker *w, Vring *r) noexcept nogil:
-    """Tell a ring's driver not to kick, since it is being looked at."""
-    if not r.kicks_wanted:
+    """Ask a ring's driver not to kick, since it is being looked at."""
+    if not r.kick.wanted:
         return
-    r.kicks_wanted = False
+    r.kick.wanted = False
     suppress(&r.vq)
     if seldom(r.log.on):
         logged_areas(w, r)
@@ -79,7 +80,7 @@ cdef inline void serve_ring(Worker *w, Vring *r) noexcept nogil:
     """Fetch from a ring that may hold more."""
     cdef int rc
     do_again(w, r)
-    if r.broken:
+    if r.state != RUNNING:
         return
     spare_kicks(w, r)
     rc = w.device.serve(w, r)
@@ -154,9 +155,9 @@ cdef inline bint want_kicks(Worker *w) noexcept nogil:
     cdef bint found = False
     for i in range(w.started_count):
         r = w.started[i]
-        if r.wants_look or r.kicks_wanted or not served(w, r):
+        if r.wants_look or r.kick.wanted or not served(w, r):
             continue
-        r.kicks_wanted = True
+        r.kick.wanted = True
         if rearm(&r.vq):
             r.wants_look = found = True
         if seldom(r.log.on):

@@ -11,6 +11,24 @@ from sys.atomics cimport load_relaxed_u64, store_relaxed_u64
 from sys.eventfds cimport Signal
 from virtio.dirtylog cimport RingLog
 from virtio.virtq cimport Chain, UsedChain, Virtq
+from worker.states cimport STOPPED, VringEvent, VringState, state_after
+
+
+cdef struct Kick:
+    # By which the driver says that it has made chains available.
+    int fd                      # eventfd, or -1
+    int next_fd                 # takes its place once the old poll has ended
+    uint64_t ticket             # CMD_SET_KICK to be answered then, or 0
+    bint wanted                 # the driver has been asked to kick
+    bint is_watched             # a poll is in the kernel
+    bint is_cancelled           # ... and is to end
+    uint64_t count
+
+
+cdef struct Call:
+    # By which the driver is called.
+    Signal signal
+    uint64_t count
 
 
 cdef struct Vring:
@@ -23,30 +41,33 @@ cdef struct Vring:
     UsedChain *used             # given back, and not shown to the driver yet
     uint32_t used_count
     uint32_t number             # the worker's own
-    int kick                    # eventfds; -1 where there is none
-    int next_kick               # takes its place once the old poll has ended
-    int error
-    uint64_t stop_ticket        # CMD_STOP to be answered, or 0
-    uint64_t kick_ticket        # CMD_SET_KICK to be answered, or 0
-    uint32_t base               # as the ring was started
-    bint taken_over             # ... from who served it before, and knew where it was
-    bint unrecovered            # it was not looked at yet
-    bint started
+    VringState state
     bint enabled
-    bint broken                 # by the guest; serves again after stop and start
-    bint lost                   # its memory was taken away; serves again once it is back
     bint wants_look             # the driver may have made more available
-    bint kicks_wanted           # the driver has been told to kick
-    bint kick_armed             # a poll is in the kernel
-    bint kick_cancelled
-    uint64_t kicks              # counted
-    uint64_t calls
-    Signal call                 # to the driver
+    bint unrecovered            # it was not looked at since it started
+    bint taken_over             # `base` is from who served it before, and knew where it was
+    uint32_t base               # as it was started
+    uint64_t stop_ticket        # CMD_STOP to be answered, while it is STOPPING
+    Kick kick
+    Call call
+    int error                   # eventfd, or -1
 
 
 cdef inline void bump(uint64_t *counter, uint64_t by) noexcept nogil:
     """Add to a counter of which this thread is the only writer."""
     store_relaxed_u64(counter, load_relaxed_u64(counter) + by)
+
+
+cdef inline bint change(Vring *r, VringEvent event) noexcept nogil:
+    """Let an event change the state of a vring: whether it does."""
+    cdef VringState before = r.state
+    r.state = state_after(before, event)
+    return r.state != before
+
+
+cdef inline bint is_started(const Vring *r) noexcept nogil:
+    """Whether the vring is the worker's, served or not."""
+    return r.state != STOPPED
 
 
 cdef inline void give_back(Vring *r, const Chain *chain, uint32_t written) noexcept nogil:

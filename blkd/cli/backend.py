@@ -19,7 +19,7 @@ def run() -> NoReturn:
     except BlkdError as error:
         hint = f"\nhint: {error.hint}" if error.hint else ""
         sys.exit(f"vhost-user-blkd: {error}{hint}")
-    signals.leave(0)
+    signals.exit_now(0)
 
 
 def parser() -> argparse.ArgumentParser:

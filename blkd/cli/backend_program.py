@@ -26,4 +26,4 @@ def main() -> None:
     try:
         run()
     except SystemExit as stop:  # a thread may be stuck in a disk, and Python would wait for it
-        signals.leave_as(stop)
+        signals.exit_as(stop)

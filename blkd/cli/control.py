@@ -130,7 +130,7 @@ def stop(control: str, *, as_json: bool) -> None:
 
     Returns when the process of blkd serve has ended.
     """
-    with client.watched(control) as ended:
+    with client.watch_process(control) as ended:
         print_result(call(control, "POST", models.STOP), title="last state", as_json=as_json)
         if not ended(STOP_LIMIT):
             raise ControlError(

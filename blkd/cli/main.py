@@ -25,5 +25,5 @@ def main() -> None:
         blkd()
     except SystemExit as stop:
         if serves:  # a thread may be stuck in a disk, and Python would wait for it
-            signals.leave_as(stop)
+            signals.exit_as(stop)
         raise

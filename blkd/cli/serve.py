@@ -41,4 +41,4 @@ def serve(*, as_json: bool, **settings: Any) -> None:
         print_result(state, title="serving", as_json=as_json)
 
     serving.run(config, announce)
-    signals.leave(0)
+    signals.exit_now(0)

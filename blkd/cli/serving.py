@@ -171,7 +171,7 @@ class _Host:
 
     async def _give(self, giver: "ExportGiver", sock: socket.socket) -> None:
         if await giver.give(sock) is not None:
-            signals.leave(0)  # at once: nothing here may touch the disk any more
+            signals.exit_now(0)  # at once: nothing here may touch the disk any more
 
     async def _obey(self, arrivals: asyncio.Queue[int], serving: asyncio.Task[None]) -> None:
         async with asyncio.TaskGroup() as refreshes:
@@ -190,7 +190,7 @@ class _Host:
             self._export.kill()
             await asyncio.sleep(KILL_LIMIT)
             log.warning("left with work undone", export=self._export.config.name)
-            signals.leave(0)
+            signals.exit_now(0)
 
     async def _refresh(self) -> None:
         systemd.reloading()

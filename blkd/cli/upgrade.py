@@ -25,4 +25,4 @@ def upgrade(control: str, *, as_json: bool) -> None:
         print_result(state, title="serving", as_json=as_json)
 
     serving.take_over(control, timeout(), announce)
-    signals.leave(0)
+    signals.exit_now(0)

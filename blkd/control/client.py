@@ -72,10 +72,11 @@ def switch(path: str, target: str, protocol: str, *, limit: float = ANSWER_LIMIT
 
 
 @contextlib.contextmanager
-def watched(path: str) -> Iterator[Callable[[float], bool]]:
-    """Watch the process that answers at `path`: whether it has ended within that many seconds.
+def watch_process(path: str) -> Iterator[Callable[[float], bool]]:
+    """Watch the process that answers at `path`.
 
-    One that cannot be watched from here, in another namespace, counts as ended.
+    Yields a function that waits for its end, for up to so many seconds: whether it has ended.  A
+    process that cannot be watched from here, in another namespace, counts as ended.
 
     Raises:
         SocketError: nobody answers at `path`.

@@ -39,7 +39,7 @@ Model = TypeVar("Model", bound=msgspec.Struct)
 log = structlog.get_logger()
 
 
-class Controlled(Protocol):
+class ControlledExport(Protocol):
     """What the API asks of an export; every answer can be encoded by msgspec."""
 
     def show(self) -> object:
@@ -49,7 +49,7 @@ class Controlled(Protocol):
         """The counters."""
 
     async def resize(self, size: int, *, force: bool = False) -> object:
-        """Make the disk `size` bytes long and tell the front end."""
+        """Make the disk `size` bytes long and announce that to the front end."""
 
     async def pause(self, deadline: float) -> object:
         """Stop fetching requests; wait `deadline` seconds for those in flight."""
@@ -63,13 +63,13 @@ class Controlled(Protocol):
 
 @contextlib.asynccontextmanager
 async def control_api(
-    export: Controlled, listener: socket.socket, give: Give, stop: Callable[[], None]
+    export: ControlledExport, listener: socket.socket, give: Give, stop: Callable[[], None]
 ) -> AsyncIterator[None]:
     """Answer calls about `export` on `listener`, which is borrowed, while the context lasts.
 
     `stop` begins an orderly end of the process, and returns at once.
     """
-    routes = _Calls(export, give, stop).routes()
+    routes = _Handlers(export, give, stop).routes()
     calls: set[asyncio.Task[None]] = set()
     async with asyncio.TaskGroup() as tasks:
 
@@ -98,10 +98,10 @@ async def _serve_call(
         log.exception("control connection failed")
 
 
-class _Calls:
-    """One method for each call."""
+class _Handlers:
+    """One method for each call of the API."""
 
-    def __init__(self, export: Controlled, give: Give, stop: Callable[[], None]) -> None:
+    def __init__(self, export: ControlledExport, give: Give, stop: Callable[[], None]) -> None:
         self._export = export
         self._give = give
         self._stop = stop

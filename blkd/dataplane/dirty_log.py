@@ -41,7 +41,7 @@ class DirtyLog:
         await self._use(None, None, of_data=False)
 
     @property
-    def is_complete(self) -> bool:
+    def is_marking_data(self) -> bool:
         """Whether data is marked: the guest is being migrated.
 
         Some front ends accept LOG_ALL and give no log.

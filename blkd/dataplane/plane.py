@@ -32,18 +32,19 @@ log = structlog.get_logger()
 class DataPlane:
     """Serves the vrings of one device; plays `vhost_user.data_path.DataPath`.
 
-    Made on a running event loop.  Failure of a worker arrives as `failed`; a front end whose
-    memory shrank while it was in use has `on_fault` called, and has to go.  Before the first
-    vring starts, `before_first` may refuse that; after the last one of a front end that logs data
-    has stopped, the guest may go on elsewhere, and `after_migration` is awaited.
+    Made on a running event loop.  `failed` completes when a worker fails.  `on_fault` is called
+    when the front end's memory has shrunk while it was in use: its connection has to end.
+    `before_first_start` is awaited before a vring starts while none is started, and may refuse
+    that.  `after_migration` is awaited when the last vring has stopped while data is logged: the
+    guest may go on elsewhere.
     """
 
     def __init__(self, served: ServedDevice, plan: WorkerPlan) -> None:
         self._served = served
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.on_fault: Callable[[], None] = lambda: None
-        self.before_first: Callable[[], Awaitable[None]] = _nothing
-        self.after_migration: Callable[[], Awaitable[None]] = _nothing
+        self.before_first_start: Callable[[], Awaitable[None]] = _do_nothing
+        self.after_migration: Callable[[], Awaitable[None]] = _do_nothing
         self._faults = MemoryFaults(self._report_fault)
         self._workers = Workers(served, plan, self._fail)
         # A new worker is sent what these have for it, in this order.
@@ -155,7 +156,7 @@ class DataPlane:
 
     async def _end_migration(self) -> None:
         """Call `after_migration` if the guest is being migrated and nothing serves it any more."""
-        if self._dirty_log.is_complete and not self._workers.have_vrings:
+        if self._dirty_log.is_marking_data and not self._workers.have_vrings:
             await self.after_migration()
 
     def counters(self, index: int) -> dict[str, int]:
@@ -269,7 +270,7 @@ class DataPlane:
         self.on_fault()
 
     async def _prepare_first_start(self) -> None:
-        await self.before_first()
+        await self.before_first_start()
 
     def _fail(self, error: OSError) -> None:
         self.quit()
@@ -277,5 +278,5 @@ class DataPlane:
             self.failed.set_exception(DataPlaneError(f"a worker failed: {error.strerror}"))
 
 
-async def _nothing() -> None:
-    """Nobody wants to know."""
+async def _do_nothing() -> None:
+    """The hook of a data path that nobody hooks into."""

@@ -13,10 +13,10 @@ from blkd.vhost_user.data_path import InflightFile
 from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.vring_setup import VringSetup
 
-Record = tuple[int, int]
+InflightPart = tuple[int, int]
 """Where a vring's part of the in-flight region is mapped, and its entries."""
 
-NOT_RECORDED: Final[Record] = (0, 0)
+NOT_RECORDED: Final[InflightPart] = (0, 0)
 
 log = structlog.get_logger()
 
@@ -59,15 +59,15 @@ class Recording:
             return None
         return self._region.file
 
-    def record(self, index: int, setup: VringSetup) -> Record:
+    def part(self, index: int, setup: VringSetup) -> InflightPart:
         """Where vring `index` is recorded.  One that cannot be is served, which is logged once.
 
         A refusal would cost a guest its disk, now; this costs it requests, if blkd ever dies.
         """
         if self._region is None:
             return NOT_RECORDED
-        record = self._region.part(index, setup)
-        if record is None and not self._unrecorded_logged:
+        part = self._region.part(index, setup)
+        if part is None and not self._unrecorded_logged:
             self._unrecorded_logged = True
             log.warning(
                 "requests in flight not recorded",
@@ -76,7 +76,7 @@ class Recording:
                 reason=str(self._region),
                 hint="if blkd is killed they are lost: reset the guest then",
             )
-        return record or NOT_RECORDED
+        return part or NOT_RECORDED
 
     def close(self) -> None:
         """Close the descriptors and let go of the mappings: the workers have ended."""

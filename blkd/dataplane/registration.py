@@ -42,7 +42,7 @@ class Registration:
     async def end(self) -> None:
         """Register nothing of the present map any more; no page of it is filled afterwards."""
         self._is_filled = False
-        await self._filler.leave()
+        await self._filler.stop()
 
     def begin(self, memory: ring.MemoryMap) -> None:
         """Register this map, the workers' present one, soon; `end` has come before."""
@@ -51,7 +51,7 @@ class Registration:
 
     def quit(self) -> None:
         """Fill no more than the piece that is being filled: the workers end."""
-        self._filler.forget()
+        self._filler.cancel()
 
     @property
     def is_complete(self) -> bool:
@@ -103,18 +103,18 @@ class PageFiller:
         self._filling: asyncio.Future[None] | None = None
         self._thread: threading.Thread
 
-    def forget(self) -> None:
+    def cancel(self) -> None:
         """Fill no more than the piece that is being filled."""
         self._wanted = None
 
-    async def leave(self) -> None:
+    async def stop(self) -> None:
         """Fill no more; when this returns, no page of the map is touched any more."""
-        self.forget()
+        self.cancel()
         if self._filling is not None:
             await asyncio.wait([self._filling], timeout=FILL_LIMIT)
 
     def fill(self, memory: ring.MemoryMap) -> None:
-        """Fill this map; `leave` has come before."""
+        """Fill this map; `stop` has come before."""
         self._wanted = memory
         if self._filling is not None:
             self._ready(OSError(errno.EBUSY, "memory of before is still being filled"))

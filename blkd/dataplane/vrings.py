@@ -15,7 +15,7 @@ import structlog
 from blkd import ring
 from blkd.dataplane.memory import GuestMemory
 from blkd.dataplane.placement import Place
-from blkd.dataplane.recording import NOT_RECORDED, Record, Recording
+from blkd.dataplane.recording import NOT_RECORDED, InflightPart, Recording
 from blkd.dataplane.shared_files import require_eventfd
 from blkd.dataplane.workers import Answer, Workers, WorkerThread, wait_all
 from blkd.errors import DataPlaneError, RequestRefused
@@ -109,11 +109,11 @@ class Vrings:
     async def start(self, index: int, setup: VringSetup) -> None:
         """Start a vring; what was made available before is served right away."""
         vring = await self.use(index)
-        where, record = self._memory.place(index, setup), self._recording.record(index, setup)
+        where, part = self._memory.place(index, setup), self._recording.part(index, setup)
         if not self._workers.have_vrings:
             await self._before_first_start()
         try:
-            await vring.start(where, setup, record)
+            await vring.start(where, setup, part)
         except DataPlaneError as error:
             raise RequestRefused(f"ring {index} cannot start: {error}") from error
 
@@ -160,13 +160,13 @@ class Vrings:
                     require_eventfd(fd, kind)
                 vring = await self.use(given.index)
                 where = self._memory.place(given.index, given.setup) if given.setup else None
-                record = NOT_RECORDED
+                part = NOT_RECORDED
                 if given.setup:
-                    record = self._recording.record(given.index, given.setup)
+                    part = self._recording.part(given.index, given.setup)
                 undo.pop_all()
             if given.enabled:
                 self._enabled.add(given.index)
-            answers += vring.restore(given, where, record)
+            answers += vring.restore(given, where, part)
         await wait_all(answers)
 
     def counters(self, index: int) -> dict[str, int]:
@@ -243,12 +243,12 @@ class Vring:
         else:
             close_foreign([fd])
 
-    async def start(self, where: Place, setup: VringSetup, record: Record) -> None:
+    async def start(self, where: Place, setup: VringSetup, part: InflightPart) -> None:
         """Start at a place; what was made available before is served right away.
 
-        What the record says to be in flight is done first.
+        What its part of the in-flight region says to be in flight is done first.
         """
-        answer = self._start(where, setup, record)
+        answer = self._start(where, setup, part)
         self.setup = setup  # if this is cancelled, the worker starts it all the same
         answer.add_done_callback(self._check_started)
         await asyncio.shield(answer)
@@ -261,7 +261,7 @@ class Vring:
         self,
         where: Place,
         setup: VringSetup,
-        record: Record,
+        part: InflightPart,
         *,
         taken_over: bool = False,
         broken: bool = False,
@@ -275,8 +275,8 @@ class Vring:
                 packed=setup.packed,
                 event_idx=setup.event_idx,
                 indirect=setup.indirect,
-                inflight=record[0],
-                entries=record[1],
+                inflight=part[0],
+                entries=part[1],
                 taken_over=taken_over,
                 broken=broken,
             )
@@ -290,13 +290,15 @@ class Vring:
         del counters["in_flight"]
         return VringSnapshot(self.index, state["base"], broken, lost, self.fds, counters)
 
-    def restore(self, given: RestoredVring, where: Place | None, record: Record) -> list[Answer]:
+    def restore(
+        self, given: RestoredVring, where: Place | None, part: InflightPart
+    ) -> list[Answer]:
         """Go on with a vring of another process; takes its descriptors."""
         self.fds, self._before, self.setup = dict(given.fds), given.counters, given.setup
         answers = [self._post_fd(kind, self.fds.get(kind)) for kind in ("kick", "call", "error")]
         if where is not None and given.setup is not None:
             answers.append(
-                self._start(where, given.setup, record, taken_over=True, broken=given.broken)
+                self._start(where, given.setup, part, taken_over=True, broken=given.broken)
             )
         return [*answers, self.enable(enabled=given.enabled)]
 

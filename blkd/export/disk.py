@@ -53,7 +53,7 @@ class Disk:
             self.device = BlkDevice(parameters(config, image), shown)
             self._served = ServedDisk(image, self.device, config.queue_size)
             self.plane = DataPlane(self._served, plan)
-            self.plane.before_first = self.lock_image
+            self.plane.before_first_start = self.lock_image
             self.plane.after_migration = self.release_lock
             self.on_lock_change: Callable[[], None] = lambda: None
             self._pauses: set[Pause] = set()

@@ -66,7 +66,7 @@ class Export:
                 raise ConfigError("no socket to serve on")
             disk = await Disk.open(self.config)
             undo.callback(disk.close)
-            self._connect(disk, inherited or await self._listen(undo))
+            self._assemble(disk, inherited or await self._listen(undo))
             self._resources = undo.pop_all()
 
     def adopt(self, disk: Disk, listener: socket.socket) -> None:
@@ -77,7 +77,7 @@ class Export:
         """
         self._resources.callback(listener.close)
         self._resources.callback(disk.close)
-        self._connect(disk, listener)
+        self._assemble(disk, listener)
         self._frozen = True
         self._thawing.push_async_callback(disk.resume, Pause.FROZEN)
 
@@ -95,7 +95,7 @@ class Export:
         undo.callback(unix_socket.unlink_if_ours, path)
         return sock
 
-    def _connect(self, disk: Disk, listener: socket.socket) -> None:
+    def _assemble(self, disk: Disk, listener: socket.socket) -> None:
         """Put the parts together."""
         self.disk, self.listener = disk, listener
         self.front_ends = FrontEnds(self.config.name, listener, disk.device, disk.plane)
@@ -210,10 +210,10 @@ class Export:
         await self.front_ends.freeze(FREEZE_LIMIT)
         began = time.monotonic_ns()
         await self.disk.pause(Pause.FROZEN, FREEZE_LIMIT)
-        self.require_rest()
+        self.require_undisturbed()
         return began
 
-    def require_rest(self) -> None:
+    def require_undisturbed(self) -> None:
         """Raise FreezeFailed if the export is about to end, or does not rest after `freeze`."""
         if self._ending.is_set():
             raise FreezeFailed(f"{self.config.name} is about to end")

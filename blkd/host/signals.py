@@ -59,8 +59,8 @@ def end() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def leave(status: int) -> NoReturn:
-    """End the process now: whatever a thread still waits for, nobody waits for the thread."""
+def exit_now(status: int) -> NoReturn:
+    """End this process now, whatever its threads still wait for; logs are flushed."""
     with contextlib.suppress(RuntimeError):  # no thread is to be had
         flushing = threading.Thread(target=_flush, daemon=True)
         flushing.start()
@@ -68,13 +68,13 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def leave_as(stop: SystemExit) -> NoReturn:
+def exit_as(stop: SystemExit) -> NoReturn:
     """End the process as Python would at `stop`, but wait for no thread."""
     if isinstance(stop.code, int) or stop.code is None:
-        leave(stop.code or 0)
+        exit_now(stop.code or 0)
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(f"{stop.code}\n")
-    leave(1)
+    exit_now(1)
 
 
 def _flush() -> None:
@@ -92,7 +92,7 @@ def _fetch() -> None:
     while True:
         number = _next(deadline)
         if number is None:
-            leave(0)
+            exit_now(0)
         if number != signal.SIGHUP:
             limit = END_LIMIT if deadline == math.inf else AGAIN_LIMIT
             deadline = min(deadline, time.monotonic() + limit)

@@ -14,7 +14,7 @@ from blkd.export.disk import Disk, Pause
 from blkd.export.export import Export
 from blkd.host import unix_socket
 from blkd.upgrade import messages
-from blkd.upgrade.descriptors import Outgoing
+from blkd.upgrade.descriptors import OutgoingFds
 from blkd.upgrade.settings import settings_for_taker
 from blkd.vhost_user.backchannel import BackChannelSnapshot
 from blkd.vhost_user.channel import PartialMessage
@@ -24,7 +24,7 @@ from blkd.vhost_user.session_vring import SessionVring
 from blkd.vhost_user.wire import VringAddr
 
 
-def offer(export: Export, hello: messages.Hello, control: int, out: Outgoing) -> messages.Offer:
+def offer(export: Export, hello: messages.Hello, control: int, out: OutgoingFds) -> messages.Offer:
     """What is served, as far as the taker understands; `control` listens for the API.
 
     Raises UpgradeError where it cannot be given away.
@@ -48,7 +48,7 @@ def offer(export: Export, hello: messages.Hello, control: int, out: Outgoing) ->
     )
 
 
-def state(export: Export, began: int, out: Outgoing) -> messages.State:
+def state(export: Export, began: int, out: OutgoingFds) -> messages.State:
     """The frozen export; it has been so since `began`.
 
     Raises UpgradeError where a ring cannot be given away at the moment.
@@ -89,7 +89,9 @@ def _directory() -> str:
         ) from error
 
 
-def front_end(snapshot: ConnectionSnapshot, plane: DataPlane, out: Outgoing) -> messages.FrontEnd:
+def front_end(
+    snapshot: ConnectionSnapshot, plane: DataPlane, out: OutgoingFds
+) -> messages.FrontEnd:
     """The front end and all that it has shared; its rings aside."""
     session = snapshot.session
     return messages.FrontEnd(
@@ -108,7 +110,7 @@ def front_end(snapshot: ConnectionSnapshot, plane: DataPlane, out: Outgoing) -> 
 
 
 def _back_channel(
-    snapshot: BackChannelSnapshot | None, out: Outgoing
+    snapshot: BackChannelSnapshot | None, out: OutgoingFds
 ) -> messages.BackChannel | None:
     if snapshot is None:
         return None
@@ -119,14 +121,14 @@ def _back_channel(
     )
 
 
-def _partial(partial: PartialMessage | None, out: Outgoing) -> messages.Begun | None:
+def _partial(partial: PartialMessage | None, out: OutgoingFds) -> messages.Begun | None:
     if partial is None:
         return None
     return messages.Begun(data=partial.data, descriptors=tuple(out.add(fd) for fd in partial.fds))
 
 
 def _regions(
-    snapshot: ConnectionSnapshot, plane: DataPlane, out: Outgoing
+    snapshot: ConnectionSnapshot, plane: DataPlane, out: OutgoingFds
 ) -> tuple[messages.Region, ...]:
     fds = plane.memory_fds
     return tuple(
@@ -141,7 +143,7 @@ def _regions(
     )
 
 
-def _inflight(plane: DataPlane, out: Outgoing) -> messages.Inflight | None:
+def _inflight(plane: DataPlane, out: OutgoingFds) -> messages.Inflight | None:
     file = plane.inflight_file
     if file is None:
         return None
@@ -155,7 +157,7 @@ def _inflight(plane: DataPlane, out: Outgoing) -> messages.Inflight | None:
     )
 
 
-def _log(snapshot: ConnectionSnapshot, plane: DataPlane, out: Outgoing) -> messages.Log | None:
+def _log(snapshot: ConnectionSnapshot, plane: DataPlane, out: OutgoingFds) -> messages.Log | None:
     log, fd = snapshot.session.log, plane.log_fd
     if log is None or fd is None:
         return None
@@ -163,7 +165,7 @@ def _log(snapshot: ConnectionSnapshot, plane: DataPlane, out: Outgoing) -> messa
 
 
 def rings(
-    snapshot: ConnectionSnapshot | None, plane: DataPlane, out: Outgoing
+    snapshot: ConnectionSnapshot | None, plane: DataPlane, out: OutgoingFds
 ) -> tuple[messages.Ring, ...]:
     """Every ring that differs from a new one."""
     used = {vring.index: vring for vring in plane.vring_snapshots()}
@@ -175,7 +177,7 @@ def rings(
     )
 
 
-def _ring(known: SessionVring, used: VringSnapshot, out: Outgoing) -> messages.Ring:
+def _ring(known: SessionVring, used: VringSnapshot, out: OutgoingFds) -> messages.Ring:
     """One vring as its session knows it and as the data path uses it."""
     if known.started and used.lost:
         raise UpgradeError(

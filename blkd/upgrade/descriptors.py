@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from blkd.errors import UpgradeError
 
 
-class Outgoing:
+class OutgoingFds:
     """Descriptors to be sent; they stay with their owners."""
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Outgoing:
         return None if fd is None else self.add(fd)
 
 
-class Incoming:
+class IncomingFds:
     """Descriptors that came: each is taken once, by who owns it from then on."""
 
     def __init__(self, fds: Sequence[int]) -> None:

@@ -10,7 +10,7 @@ from typing import Final, Protocol, TypeVar
 
 from blkd.errors import BlkdError, UpgradeError
 from blkd.upgrade import messages
-from blkd.upgrade.descriptors import Incoming, Outgoing
+from blkd.upgrade.descriptors import IncomingFds, OutgoingFds
 
 HELLO_LIMIT: Final = 5.0  # seconds that a taker has to say who it is
 READY_LIMIT: Final = 60.0  # ... to prepare, while the disk is served
@@ -20,13 +20,13 @@ STATE_LIMIT: Final = 10.0  # seconds that a giver has to come to rest
 Kind = TypeVar("Kind", bound=messages.Document)
 
 
-class Channel(Protocol):
-    """One side of the socket between the two."""
+class Peer(Protocol):
+    """The other process of an upgrade, which messages are sent to and received from."""
 
     async def send(self, document: messages.Document, fds: Sequence[int] = ()) -> None:
         """Send a document and descriptors, which are borrowed.  Raises UpgradeError."""
 
-    async def receive(self, kind: type[Kind], limit: float | None) -> tuple[Kind, Incoming]:
+    async def receive(self, kind: type[Kind], limit: float | None) -> tuple[Kind, IncomingFds]:
         """The next document, of this kind, within `limit` seconds.  Raises UpgradeError."""
 
     def end_receiving(self, last: type[messages.Document]) -> bool:
@@ -39,13 +39,13 @@ class Channel(Protocol):
 class Giver(Protocol):
     """What a giver does to the disk that it serves."""
 
-    def offer(self, hello: messages.Hello, out: Outgoing) -> messages.Offer:
+    def offer(self, hello: messages.Hello, out: OutgoingFds) -> messages.Offer:
         """Describe what is served, as far as the taker understands."""
 
-    async def freeze(self, out: Outgoing) -> messages.State:
+    async def freeze(self, out: OutgoingFds) -> messages.State:
         """Come to rest and describe that.  Raises BlkdError where that cannot be now."""
 
-    def require_rest(self) -> None:
+    def require_undisturbed(self) -> None:
         """Raise BlkdError if the disk's rest has been disturbed."""
 
     async def thaw(self) -> None:
@@ -55,18 +55,18 @@ class Giver(Protocol):
 class Taker(Protocol):
     """What a taker makes of what it is given.  Everything is hostile until it is checked."""
 
-    async def prepare(self, offer: messages.Offer, fds: Incoming) -> None:
+    async def prepare(self, offer: messages.Offer, fds: IncomingFds) -> None:
         """Get ready to take the state.  Raises BlkdError."""
 
-    async def restore(self, state: messages.State, fds: Incoming) -> None:
+    async def restore(self, state: messages.State, fds: IncomingFds) -> None:
         """Get ready to serve, and touch nothing.  Raises BlkdError."""
 
 
-async def give(channel: Channel, disk: Giver, busy: str | None = None) -> messages.Hello:
+async def give(peer: Peer, disk: Giver, busy: str | None = None) -> messages.Hello:
     """Give `disk` away: to whom.  Once this has returned it may not be touched any more.
 
     Args:
-        channel: To who asks for it.
+        peer: The process that asks for it.
         disk: What is served.
         busy: Why that cannot be now, if it cannot.
 
@@ -74,27 +74,27 @@ async def give(channel: Channel, disk: Giver, busy: str | None = None) -> messag
         BlkdError: The taker has not got it; it is served on.
     """
     try:
-        hello, _ = await channel.receive(messages.Hello, HELLO_LIMIT)
+        hello, _ = await peer.receive(messages.Hello, HELLO_LIMIT)
         if busy is not None:
             raise UpgradeError(busy)
         _require_common_format(hello)
-        out = Outgoing()
-        await channel.send(disk.offer(hello, out), out.fds)
-        await channel.receive(messages.Ready, READY_LIMIT)
-        await _give_state(channel, disk)
+        out = OutgoingFds()
+        await peer.send(disk.offer(hello, out), out.fds)
+        await peer.receive(messages.Ready, READY_LIMIT)
+        await _give_state(peer, disk)
     except BlkdError as error:
-        await _refuse(channel, error)
+        await _refuse(peer, error)
         raise
     return hello
 
 
-async def _give_state(channel: Channel, disk: Giver) -> None:
+async def _give_state(peer: Peer, disk: Giver) -> None:
     try:
-        out = Outgoing()
-        await channel.send(await disk.freeze(out), out.fds)
-        await channel.receive(messages.Taken, TAKEN_LIMIT)
-        disk.require_rest()
-        await channel.send(messages.Go())
+        out = OutgoingFds()
+        await peer.send(await disk.freeze(out), out.fds)
+        await peer.receive(messages.Taken, TAKEN_LIMIT)
+        disk.require_undisturbed()
+        await peer.send(messages.Go())
     except BaseException:
         await disk.thaw()
         raise
@@ -109,7 +109,7 @@ def _require_common_format(hello: messages.Hello) -> None:
         )
 
 
-async def take(channel: Channel, disk: Taker, hello: messages.Hello) -> None:
+async def take(peer: Peer, disk: Taker, hello: messages.Hello) -> None:
     """Take a disk over: it may be touched once this has returned.
 
     Raises:
@@ -117,40 +117,40 @@ async def take(channel: Channel, disk: Taker, hello: messages.Hello) -> None:
             come that is too late, and this returns.
     """
     try:
-        await channel.send(hello)
-        offer, fds = await channel.receive(messages.Offer, HELLO_LIMIT)
+        await peer.send(hello)
+        offer, fds = await peer.receive(messages.Offer, HELLO_LIMIT)
         await disk.prepare(offer, fds)
         _require_all_taken(fds)
-        await channel.send(messages.Ready())
-        state, fds = await channel.receive(messages.State, STATE_LIMIT)
+        await peer.send(messages.Ready())
+        state, fds = await peer.receive(messages.State, STATE_LIMIT)
         await disk.restore(state, fds)
         _require_all_taken(fds)
-        await channel.send(messages.Taken())
-        await _await_go(channel)
+        await peer.send(messages.Taken())
+        await _await_go(peer)
     except BlkdError as error:
-        await _refuse(channel, error)
+        await _refuse(peer, error)
         raise
 
 
-async def _await_go(channel: Channel) -> None:
+async def _await_go(peer: Peer) -> None:
     """Return once the giver has let go of the disk; raise only where it has not, and cannot now."""
     try:
         # Without a limit: only the giver may decide, or both might leave the disk.
-        await channel.receive(messages.Go, None)
+        await peer.receive(messages.Go, None)
     except BaseException:
-        if not channel.end_receiving(messages.Go):
+        if not peer.end_receiving(messages.Go):
             raise
 
 
-def _require_all_taken(fds: Incoming) -> None:
+def _require_all_taken(fds: IncomingFds) -> None:
     if len(fds):
         raise UpgradeError(f"{len(fds)} descriptors came that nothing names")
 
 
-async def _refuse(channel: Channel, error: BlkdError) -> None:
+async def _refuse(peer: Peer, error: BlkdError) -> None:
     """Tell the other side why, if it still listens."""
     reason = f"{error} ({error.hint})" if error.hint else str(error)
     try:
-        await channel.send(messages.Refusal(reason=reason[: messages.MAX_TEXT]))
+        await peer.send(messages.Refusal(reason=reason[: messages.MAX_TEXT]))
     except UpgradeError:
         return

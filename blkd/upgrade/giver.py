@@ -15,7 +15,7 @@ from blkd.errors import BlkdError, UpgradeError
 from blkd.export.export import Export
 from blkd.host import systemd, unix_socket
 from blkd.upgrade import describe, exchange, messages
-from blkd.upgrade.descriptors import Outgoing
+from blkd.upgrade.descriptors import OutgoingFds
 from blkd.upgrade.transport import Transport
 
 log = structlog.get_logger()
@@ -65,13 +65,13 @@ class ExportGiver:
         )
         transport.interrupt(self._interruption)
 
-    def offer(self, hello: messages.Hello, out: Outgoing) -> messages.Offer:
+    def offer(self, hello: messages.Hello, out: OutgoingFds) -> messages.Offer:
         """Describe what is served, as far as the taker understands."""
         self._interruption = None
-        self._export.require_rest()
+        self._export.require_undisturbed()
         return describe.offer(self._export, hello, self._control.fileno(), out)
 
-    async def freeze(self, out: Outgoing) -> messages.State:
+    async def freeze(self, out: OutgoingFds) -> messages.State:
         """Come to rest and describe that."""
         began = await self._export.freeze()
         if self._interruption is not None:
@@ -79,9 +79,9 @@ class ExportGiver:
         self._export.disk.note_write_errors()  # the kernel may not tell them to the taker's syncs
         return describe.state(self._export, began, out)
 
-    def require_rest(self) -> None:
+    def require_undisturbed(self) -> None:
         """Raise FreezeFailed if the export's rest has been disturbed."""
-        self._export.require_rest()
+        self._export.require_undisturbed()
 
     async def thaw(self) -> None:
         """Serve on."""

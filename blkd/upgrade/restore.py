@@ -12,7 +12,7 @@ from blkd.errors import ProtocolError, RequestRefused, UpgradeError
 from blkd.export.disk import Disk, Pause
 from blkd.export.export import Export
 from blkd.upgrade import messages
-from blkd.upgrade.descriptors import Incoming
+from blkd.upgrade.descriptors import IncomingFds
 from blkd.vhost_user.backchannel import BackChannelSnapshot
 from blkd.vhost_user.channel import PartialMessage
 from blkd.vhost_user.checks import refuse_no_rings, refuse_unfit
@@ -38,7 +38,7 @@ def require_rings(disk: Disk, indices: Iterable[int]) -> None:
         raise UpgradeError(f"rings {seen} of {disk.device.queues}")
 
 
-async def restore(export: Export, state: messages.State, fds: Incoming) -> None:
+async def restore(export: Export, state: messages.State, fds: IncomingFds) -> None:
     """Bring an export that was adopted to where the giver has left it; nothing is served yet.
 
     Raises BlkdError where that cannot be.
@@ -73,7 +73,7 @@ async def _restore_disk(disk: Disk, state: messages.State) -> None:
 
 
 async def _restore_memory(
-    disk: Disk, session: SessionSnapshot, front_end: messages.FrontEnd, fds: Incoming
+    disk: Disk, session: SessionSnapshot, front_end: messages.FrontEnd, fds: IncomingFds
 ) -> None:
     """Share with the front end what it has shared with the giver."""
     plane = disk.plane
@@ -107,7 +107,7 @@ def _inflight(disk: Disk, given: messages.Inflight) -> Inflight:
 
 
 def connection(
-    front_end: messages.FrontEnd, rings: tuple[messages.Ring, ...], fds: Incoming
+    front_end: messages.FrontEnd, rings: tuple[messages.Ring, ...], fds: IncomingFds
 ) -> ConnectionSnapshot:
     """The connection as the giver has frozen it; takes its descriptors."""
     session = SessionSnapshot(
@@ -131,13 +131,15 @@ def connection(
     )
 
 
-def _back_channel(back: messages.BackChannel | None, fds: Incoming) -> BackChannelSnapshot | None:
+def _back_channel(
+    back: messages.BackChannel | None, fds: IncomingFds
+) -> BackChannelSnapshot | None:
     if back is None:
         return None
     return BackChannelSnapshot(fds.take(back.socket), back.overdue, _partial(back.begun, fds))
 
 
-def _partial(begun: messages.Begun | None, fds: Incoming) -> PartialMessage | None:
+def _partial(begun: messages.Begun | None, fds: IncomingFds) -> PartialMessage | None:
     if begun is None:
         return None
     return PartialMessage(begun.data, tuple(fds.take(place) for place in begun.descriptors))
@@ -159,7 +161,7 @@ def _session_vring(ring: messages.Ring) -> SessionVring:
 
 
 def rings(
-    setups: Mapping[int, VringSetup], rings: tuple[messages.Ring, ...], fds: Incoming
+    setups: Mapping[int, VringSetup], rings: tuple[messages.Ring, ...], fds: IncomingFds
 ) -> tuple[RestoredVring, ...]:
     """What the data path is to go on with; takes the rings' descriptors."""
     return tuple(

@@ -19,7 +19,7 @@ from blkd.export.export import Export
 from blkd.host import log as log_events
 from blkd.host import unix_socket
 from blkd.upgrade import exchange, messages
-from blkd.upgrade.descriptors import Incoming
+from blkd.upgrade.descriptors import IncomingFds
 from blkd.upgrade.restore import require_rings, restore, shown
 from blkd.upgrade.settings import settings_from_giver
 from blkd.upgrade.transport import Transport
@@ -76,7 +76,7 @@ class ExportTaker:
             pause_ms=round(pause, 3),
         )
 
-    async def prepare(self, offer: messages.Offer, fds: Incoming) -> None:
+    async def prepare(self, offer: messages.Offer, fds: IncomingFds) -> None:
         """Open what is served, and whatever else takes its time."""
         self._offer = offer
         _enter(offer.directory)
@@ -106,7 +106,7 @@ class ExportTaker:
         require_rings(disk, offer.rings)
         await disk.plane.prepare(offer.rings)
 
-    async def restore(self, state: messages.State, fds: Incoming) -> None:
+    async def restore(self, state: messages.State, fds: IncomingFds) -> None:
         """Get ready to serve, and touch nothing."""
         self._began = state.began
         await restore(self.export, state, fds)

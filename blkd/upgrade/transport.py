@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One side of an upgrade's socket; plays `exchange.Channel`."""
+"""One side of an upgrade's socket; plays `exchange.Peer`."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 from blkd.errors import UpgradeError
 from blkd.host.fds import ancillary_bytes, close_foreign, passed, readable, writable
 from blkd.upgrade import messages
-from blkd.upgrade.descriptors import Incoming
+from blkd.upgrade.descriptors import IncomingFds
 from blkd.upgrade.framing import BATCH, FILLER, Header, batched, frame, read
 
 SEND_LIMIT: Final = 2.0  # seconds that the other side may leave us unread
@@ -27,7 +27,7 @@ class Transport:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._untaken: list[Incoming] = []
+        self._untaken: list[IncomingFds] = []
         self._receiving: asyncio.Timeout | None = None
         self._interruption: UpgradeError | None = None
 
@@ -53,7 +53,7 @@ class Transport:
         except OSError as error:
             raise UpgradeError(f"the other process has gone: {error.strerror}") from error
 
-    async def receive(self, kind: type[Kind], limit: float | None) -> tuple[Kind, Incoming]:
+    async def receive(self, kind: type[Kind], limit: float | None) -> tuple[Kind, IncomingFds]:
         """The next document, of this kind, and its descriptors."""
         fds: list[int] = []
         with contextlib.ExitStack() as undo:
@@ -76,7 +76,7 @@ class Transport:
                 raise UpgradeError(f"{len(fds)} descriptors, not {header.descriptors}")
             content = read(document, kind)
             undo.pop_all()
-        self._untaken.append(Incoming(fds))
+        self._untaken.append(IncomingFds(fds))
         return content, self._untaken[-1]
 
     def end_receiving(self, last: type[messages.Document]) -> bool:

@@ -44,7 +44,7 @@ def settings(monkeypatch):
     def settings(*arguments):
         served = []
         monkeypatch.setattr(serving, "run", lambda config, _announce: served.append(config))
-        monkeypatch.setattr(signals, "leave", lambda _status: None)
+        monkeypatch.setattr(signals, "exit_now", lambda _status: None)
         monkeypatch.setattr(log, "configure", lambda **_: None)
         result = CliRunner().invoke(blkd, ["serve", "images/vm.img", *arguments])
         return served.pop() if served else result

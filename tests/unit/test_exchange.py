@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from blkd.errors import DrainTimeout, ImageError, UpgradeError
 from blkd.upgrade import exchange, framing, messages
-from blkd.upgrade.descriptors import Incoming, Outgoing
+from blkd.upgrade.descriptors import IncomingFds, OutgoingFds
 from blkd.upgrade.transport import Transport
 from harness.open_fds import open_fds, wait_for_fds
 
@@ -186,9 +186,9 @@ def test_the_document_tells_of_every_field(name):
 
 
 def test_each_descriptor_is_taken_once():
-    out = Outgoing()
+    out = OutgoingFds()
     assert [out.add(8), out.add_any(None), out.add_any(9)] == [0, None, 1]
-    incoming = Incoming(out.fds)
+    incoming = IncomingFds(out.fds)
     assert incoming.take(1) == 9
     for index in (1, 2):
         with pytest.raises(UpgradeError, match=f"descriptor {index} did not come"):
@@ -202,7 +202,7 @@ def test_each_descriptor_is_taken_once():
 
 
 class Scripted:
-    """Plays a channel: receives what the script has next, and writes down what is sent."""
+    """Plays `exchange.Peer`: receives what the script has next, and writes down what is sent."""
 
     def __init__(self, *script):
         self.script, self.said = list(script), []
@@ -221,7 +221,7 @@ class Scripted:
             raise document
         if not isinstance(document, kind):
             raise UpgradeError(f"{document} where {kind} was due")
-        return document, Incoming(())
+        return document, IncomingFds(())
 
     def end_receiving(self, _last):
         return False
@@ -246,8 +246,8 @@ class PlayedDisk:
         self._note("freeze")
         return STATE
 
-    def require_rest(self):
-        self._note("require_rest")
+    def require_undisturbed(self):
+        self._note("require_undisturbed")
 
     async def thaw(self):
         self._note("thaw")
@@ -264,26 +264,26 @@ GIVER_SAYS = [OFFER, STATE, messages.Go()]
 
 
 async def test_a_giver_lets_go_only_at_the_end():
-    channel, disk = Scripted(*TAKER_SAYS), PlayedDisk()
-    assert await exchange.give(channel, disk) == HELLO
-    assert channel.said == ["offer", "state", "go"]
-    assert disk.calls == ["offer", "freeze", "require_rest"]
+    peer, disk = Scripted(*TAKER_SAYS), PlayedDisk()
+    assert await exchange.give(peer, disk) == HELLO
+    assert peer.said == ["offer", "state", "go"]
+    assert disk.calls == ["offer", "freeze", "require_undisturbed"]
 
 
 async def test_a_taker_takes_step_by_step():
-    channel, disk = Scripted(*GIVER_SAYS), PlayedDisk()
-    await exchange.take(channel, disk, HELLO)
-    assert channel.said == ["hello", "ready", "taken"]
+    peer, disk = Scripted(*GIVER_SAYS), PlayedDisk()
+    await exchange.take(peer, disk, HELLO)
+    assert peer.said == ["hello", "ready", "taken"]
     assert disk.calls == ["prepare", "restore"]
 
 
 @pytest.mark.parametrize("step", [0, 1, 2])
 @pytest.mark.parametrize("failure", [UpgradeError("gone"), asyncio.CancelledError()], ids=repr)
 async def test_a_giver_whose_taker_fails_serves_on(step, failure):
-    channel, disk = Scripted(*TAKER_SAYS[:step], failure), PlayedDisk()
+    peer, disk = Scripted(*TAKER_SAYS[:step], failure), PlayedDisk()
     with pytest.raises(type(failure)):
-        await exchange.give(channel, disk)
-    assert "go" not in channel.said
+        await exchange.give(peer, disk)
+    assert "go" not in peer.said
     assert disk.calls.count("freeze") == disk.calls.count("thaw") == (step == 2)
 
 
@@ -292,55 +292,55 @@ async def test_a_giver_whose_taker_fails_serves_on(step, failure):
     [
         ("offer", UpgradeError("stopping")),
         ("freeze", DrainTimeout("3 in flight")),
-        ("require_rest", UpgradeError("stopping")),
+        ("require_undisturbed", UpgradeError("stopping")),
     ],
 )
 async def test_a_giver_that_cannot_says_why_and_serves_on(step, failure):
-    channel, disk = Scripted(*TAKER_SAYS), PlayedDisk(**{step: failure})
+    peer, disk = Scripted(*TAKER_SAYS), PlayedDisk(**{step: failure})
     with pytest.raises(type(failure)):
-        await exchange.give(channel, disk)
-    assert channel.last == messages.Refusal(reason=str(failure))
+        await exchange.give(peer, disk)
+    assert peer.last == messages.Refusal(reason=str(failure))
     assert disk.calls.count("freeze") == disk.calls.count("thaw")
 
 
 async def test_a_giver_that_cannot_say_go_serves_on():
-    channel, disk = Scripted(*TAKER_SAYS), PlayedDisk()
-    disk.require_rest = lambda: setattr(channel, "has_gone", True)
+    peer, disk = Scripted(*TAKER_SAYS), PlayedDisk()
+    disk.require_undisturbed = lambda: setattr(peer, "has_gone", True)
     with pytest.raises(UpgradeError, match="gone"):
-        await exchange.give(channel, disk)
+        await exchange.give(peer, disk)
     assert disk.calls[-1] == "thaw"
 
 
 @pytest.mark.parametrize("formats", [(), (2,), (0, 7)], ids=str)
 async def test_a_giver_refuses_formats_that_it_does_not_know(formats):
-    channel, disk = Scripted(msgspec.structs.replace(HELLO, formats=formats)), PlayedDisk()
+    peer, disk = Scripted(msgspec.structs.replace(HELLO, formats=formats)), PlayedDisk()
     with pytest.raises(UpgradeError, match="takes formats"):
-        await exchange.give(channel, disk)
+        await exchange.give(peer, disk)
     assert disk.calls == []
-    assert "stop the old process" in channel.last.reason
+    assert "stop the old process" in peer.last.reason
 
 
 async def test_a_giver_that_is_busy_says_so_before_anything_else():
-    channel, disk = Scripted(HELLO), PlayedDisk()
+    peer, disk = Scripted(HELLO), PlayedDisk()
     with pytest.raises(UpgradeError, match="not now"):
-        await exchange.give(channel, disk, "not now")
-    assert (channel.said, disk.calls) == (["refusal"], [])
+        await exchange.give(peer, disk, "not now")
+    assert (peer.said, disk.calls) == (["refusal"], [])
 
 
 @pytest.mark.parametrize("step", ["prepare", "restore"])
 async def test_a_taker_that_cannot_says_why(step):
     failure = ImageError("no such file", hint="make it")
-    channel, disk = Scripted(*GIVER_SAYS), PlayedDisk(**{step: failure})
+    peer, disk = Scripted(*GIVER_SAYS), PlayedDisk(**{step: failure})
     with pytest.raises(ImageError):
-        await exchange.take(channel, disk, HELLO)
-    assert channel.last.reason == "no such file (make it)"
+        await exchange.take(peer, disk, HELLO)
+    assert peer.last.reason == "no such file (make it)"
 
 
 @pytest.mark.parametrize("step", [0, 1, 2])
 async def test_a_taker_without_the_last_word_has_nothing(step):
-    channel = Scripted(*GIVER_SAYS[:step], UpgradeError("gone"))
+    peer = Scripted(*GIVER_SAYS[:step], UpgradeError("gone"))
     with pytest.raises(UpgradeError, match="gone"):
-        await exchange.take(channel, PlayedDisk(), HELLO)
+        await exchange.take(peer, PlayedDisk(), HELLO)
 
 
 # The socket
@@ -392,9 +392,9 @@ async def test_a_taker_that_is_called_off_once_go_has_come_has_the_disk(taking):
     ],
 )
 async def test_what_is_no_go_leaves_the_disk_where_it_is(pair, sent):
-    channel, theirs = pair
+    peer, theirs = pair
     theirs.sendall(sent)
-    assert not channel.end_receiving(messages.Go)
+    assert not peer.end_receiving(messages.Go)
 
 
 async def test_hundreds_of_descriptors_come_in_their_order():
@@ -428,25 +428,25 @@ async def test_hundreds_of_descriptors_come_in_their_order():
     ],
 )
 async def test_what_comes_broken_is_refused_and_leaves_no_descriptor(pair, data, fds, reason):
-    channel, theirs = pair
+    peer, theirs = pair
     before = open_fds()
     theirs.sendall(data)
     if fds:
         socket.send_fds(theirs, [b"\0"], [theirs.fileno()] * fds)
     theirs.shutdown(socket.SHUT_WR)
     with pytest.raises(UpgradeError, match=reason):
-        await channel.receive(messages.Go, 5)
+        await peer.receive(messages.Go, 5)
     assert wait_for_fds(before)
 
 
 async def test_descriptors_that_nobody_takes_are_closed(pair):
-    channel, theirs = pair
+    peer, theirs = pair
     before = open_fds()
     theirs.sendall(framing.frame(messages.Go(), 2))
     socket.send_fds(theirs, [b"\0"], [theirs.fileno()] * 2)
-    _, fds = await channel.receive(messages.Go, 5)
+    _, fds = await peer.receive(messages.Go, 5)
     os.close(fds.take(0))
-    channel.close()
+    peer.close()
     assert wait_for_fds(before)
 
 
@@ -456,7 +456,7 @@ async def test_silence_is_not_waited_for_any_longer(pair):
 
 
 async def test_the_other_side_gone_is_an_error_of_a_handover(pair):
-    channel, theirs = pair
+    peer, theirs = pair
     theirs.close()
     with pytest.raises(UpgradeError, match="has gone"):
-        await channel.send(messages.Go())
+        await peer.send(messages.Go())

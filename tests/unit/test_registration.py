@@ -59,7 +59,7 @@ async def test_what_is_left_is_touched_no_more_and_not_reported(filler, ready):
     memory, other = ToyMap(), ToyMap()
     filler.fill(memory)
     await begun(memory)
-    leaving = asyncio.create_task(filler.leave())
+    leaving = asyncio.create_task(filler.stop())
     await asyncio.sleep(0)
     assert not leaving.done()
     memory.go_on.set()
@@ -77,7 +77,7 @@ async def test_memory_that_hangs_is_left_after_a_while(filler, ready, monkeypatc
     memory = ToyMap()
     filler.fill(memory)
     await begun(memory)
-    await filler.leave()
+    await filler.stop()
     filler.fill(ToyMap())
     assert (await asyncio.wait_for(ready.get(), LIMIT)).errno == errno.EBUSY
     memory.go_on.set()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from blkd.errors import ProtocolError, RequestRefused, UpgradeError
 from blkd.upgrade import describe, messages, restore
-from blkd.upgrade.descriptors import Incoming, Outgoing
+from blkd.upgrade.descriptors import IncomingFds, OutgoingFds
 from blkd.vhost_user.connection import ConnectionSnapshot
 from blkd.vhost_user.data_path import VringSnapshot
 from blkd.vhost_user.session import Session
@@ -61,7 +61,7 @@ class SessionDataPath:
 
 def written(session, **vring):
     """The messages that describe a session, and the descriptors that are sent with them."""
-    out, plane = Outgoing(), SessionDataPath(session, **vring)
+    out, plane = OutgoingFds(), SessionDataPath(session, **vring)
     snapshot = ConnectionSnapshot(9, session_snapshot(session), None, None)
     front_end = describe.front_end(snapshot, plane, out)
     return front_end, describe.rings(snapshot, plane, out), out.fds
@@ -69,7 +69,7 @@ def written(session, **vring):
 
 def restored(front_end, rings, device=None):
     session = Session(device or ToyDevice())
-    snapshot = restore.connection(front_end, rings, Incoming(range(100)))
+    snapshot = restore.connection(front_end, rings, IncomingFds(range(100)))
     restore_session(session, snapshot.session)
     return session
 
@@ -130,7 +130,7 @@ def test_a_running_ring_goes_on_where_the_data_path_is():
     front_end, rings, fds = written(conversation.session, base=99, broken=True)
     assert fds == [9, 50, 102]
     again = restored(front_end, rings)
-    (ring,) = restore.rings(again.setups(), rings, Incoming([os.dup(0) for _ in fds]))
+    (ring,) = restore.rings(again.setups(), rings, IncomingFds([os.dup(0) for _ in fds]))
     os.close(ring.fds["kick"])
     assert (ring.index, ring.setup.base, ring.setup.size) == (2, 99, 128)
     assert (ring.enabled, ring.broken) == (True, True)

@@ -15,7 +15,7 @@ from blkd.upgrade import messages
 from blkd.upgrade.descriptors import IncomingFds
 from blkd.vhost_user.backchannel import BackChannelSnapshot
 from blkd.vhost_user.channel import PartialMessage
-from blkd.vhost_user.checks import refuse_no_rings, refuse_unfit
+from blkd.vhost_user.checks import require_inflight_place, require_queues
 from blkd.vhost_user.connection import ConnectionSnapshot
 from blkd.vhost_user.data_path import RestoredVring
 from blkd.vhost_user.inflight import Inflight, part_entries
@@ -96,8 +96,8 @@ def _inflight(disk: Disk, given: messages.Inflight) -> Inflight:
     """
     region = Inflight(given.mmap_size, given.mmap_offset, given.queues, given.queue_size)
     largest = disk.device.queue_size
-    refuse_no_rings(region, disk.device.queues, largest)
-    refuse_unfit(region)
+    require_queues(region, disk.device.queues, largest)
+    require_inflight_place(region)
     if not part_entries(region, largest, packed=given.packed):
         raise UpgradeError(
             f"cannot be taken over: an in-flight region of {region.mmap_size} bytes for"

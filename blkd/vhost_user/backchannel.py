@@ -16,7 +16,7 @@ from blkd.vhost_user.wire import NEED_REPLY, U64, VERSION, BackendRequest, Heade
 
 @dataclass(frozen=True, slots=True)
 class BackChannelSnapshot:
-    """A back-end channel at rest; its descriptors are borrowed."""
+    """A back-end channel of a frozen connection; its descriptors are borrowed."""
 
     fd: int
     overdue: int

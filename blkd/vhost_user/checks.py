@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a session checks of rings, memory and logs, beyond what their layouts say."""
+"""What a session checks of vrings, memory and logs, beyond their layouts on the wire."""
 
 from blkd.errors import RequestRefused
 from blkd.vhost_user.inflight import Inflight
@@ -7,8 +7,11 @@ from blkd.vhost_user.vring_setup import VringSetup
 from blkd.vhost_user.wire import LARGEST_OFFSET, LogBase, MemoryRegion, VirtioFeature, VringAddr
 
 
-def refuse_size(index: int, size: int, limit: int, features: int) -> None:
-    """Raise RequestRefused unless a ring of this layout may have `size` descriptors."""
+def require_size(index: int, size: int, limit: int, features: int) -> None:
+    """Raise RequestRefused unless vring `index` may have `size` descriptors.
+
+    `limit` is the largest size that is served; a split vring's is a power of two (virtio 1.3, 2.7).
+    """
     packed = bool(features & VirtioFeature.RING_PACKED)
     if not 1 <= size <= limit or (size & (size - 1) and not packed):
         kind = "number" if packed else "power of two"
@@ -18,25 +21,28 @@ def refuse_size(index: int, size: int, limit: int, features: int) -> None:
         )
 
 
-def refuse_no_rings(region: Inflight, rings: int, limit: int) -> None:
-    """Raise RequestRefused unless an in-flight region is for rings as we have them."""
-    if not (1 <= region.queues <= rings and 1 <= region.queue_size <= limit):
+def require_queues(region: Inflight, vrings: int, limit: int) -> None:
+    """Raise RequestRefused unless an in-flight region is for so many vrings of such sizes.
+
+    `limit` is the largest size that is served, in descriptors.
+    """
+    if not (1 <= region.queues <= vrings and 1 <= region.queue_size <= limit):
         raise RequestRefused(
             f"an in-flight region for {region.queues} rings of {region.queue_size}"
-            f" descriptors, not up to {rings} of {limit}"
+            f" descriptors, not up to {vrings} of {limit}"
         )
 
 
-def refuse_unfit(region: Inflight) -> None:
-    """Raise RequestRefused unless a file can have an in-flight region where it is said to be."""
+def require_inflight_place(region: Inflight) -> None:
+    """Raise RequestRefused unless a file can have an in-flight region at this offset."""
     if not region.mmap_size or not region.fits_a_file:
         raise RequestRefused(
             f"an in-flight region of {region.mmap_size} bytes at {region.mmap_offset:#x}"
         )
 
 
-def refuse_misaligned(where: VringAddr, features: int) -> None:
-    """Raise RequestRefused unless each part of a ring is aligned as virtio wants it."""
+def require_alignment(where: VringAddr, features: int) -> None:
+    """Raise RequestRefused unless each part of a vring is aligned (virtio 1.3, 2.7, 2.8.10.1)."""
     setup = VringSetup(0, where.desc, where.avail, where.used, 0, features)
     for address, _, align in setup.parts:
         if address % align:
@@ -45,16 +51,16 @@ def refuse_misaligned(where: VringAddr, features: int) -> None:
             )
 
 
-def refuse_no_log(log: LogBase) -> None:
-    """Raise RequestRefused unless a file can have a dirty log where it is said to be."""
+def require_log_place(log: LogBase) -> None:
+    """Raise RequestRefused unless a file can have a dirty log at this offset."""
     if not log.size or log.offset + log.size > LARGEST_OFFSET:
         raise RequestRefused(f"a dirty log of {log.size} bytes at {log.offset:#x}")
 
 
-def refuse_unlogged(setup: VringSetup, log: LogBase | None) -> None:
-    """Raise RequestRefused if the log has no bits for a ring that is to be logged.
+def require_log_covers(setup: VringSetup, log: LogBase | None) -> None:
+    """Raise RequestRefused unless the log has bits for the used ring of a vring that is logged.
 
-    Without a log that is left open: QEMU gives it after it has started the rings, and before it
+    Without a log nothing is checked: QEMU sends it after it has started the vrings, and before it
     enables them.
     """
     _, size, _ = setup.parts[2]
@@ -64,8 +70,8 @@ def refuse_unlogged(setup: VringSetup, log: LogBase | None) -> None:
         )
 
 
-def refuse_overlap(region: MemoryRegion, others: tuple[MemoryRegion, ...]) -> None:
-    """Raise RequestRefused if a guest address would be in two regions."""
+def require_no_overlap(region: MemoryRegion, others: tuple[MemoryRegion, ...]) -> None:
+    """Raise RequestRefused if a guest address is in `region` and in one of `others`."""
     for other in others:
         if region.overlaps(other):
             raise RequestRefused(

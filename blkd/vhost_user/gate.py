@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a socket's reading can be stopped: never while a message is carried out."""
+"""Stops the reading of a socket, but never while a message is carried out."""
 
 import asyncio
 import contextlib
@@ -10,9 +10,9 @@ from blkd.host.fds import readable
 
 
 class Gate:
-    """Lets one message after the other in, or what has come of it, until it is shut.
+    """Lets messages in one by one, whole or in part, until it is shut.
 
-    What has not been let in stays in the socket, for whoever reads that next.
+    What has not been let in stays in the socket, for the process that reads it next.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The in-flight region: memory that the front end keeps for whoever serves its rings next.
+"""The in-flight region: memory that the front end keeps for the back end that serves it next.
 
-It has one part a ring, which the data path writes (`src/inflight/region.pxd`).
+It has one part for each vring, which the data path writes (`src/inflight/region.pxd`; vhost-user,
+"Inflight I/O tracking").
 """
 
 import struct
@@ -21,7 +22,7 @@ PACKED_BYTES = (32, 32)
 
 @dataclass(frozen=True, slots=True)
 class Inflight:
-    """An in-flight region as messages describe it."""
+    """An in-flight region as messages describe it ("Inflight description"); sizes are in bytes."""
 
     LAYOUT: ClassVar = struct.Struct("=QQHH")
     PADDED: ClassVar = struct.Struct("=QQHH4x")
@@ -51,7 +52,7 @@ class Inflight:
 
     @property
     def fits_a_file(self) -> bool:
-        """Whether a file can have it where it is said to be, fit to be written word by word."""
+        """Whether a file can have it at this offset, aligned so that words can be written."""
         return (
             self.mmap_offset % ALIGNMENT == 0
             and self.mmap_offset + self.mmap_size <= LARGEST_OFFSET

@@ -11,13 +11,13 @@ from dataclasses import replace
 
 from blkd.errors import RequestRefused
 from blkd.vhost_user.checks import (
-    refuse_misaligned,
-    refuse_no_log,
-    refuse_no_rings,
-    refuse_overlap,
-    refuse_size,
-    refuse_unfit,
-    refuse_unlogged,
+    require_alignment,
+    require_inflight_place,
+    require_log_covers,
+    require_log_place,
+    require_no_overlap,
+    require_queues,
+    require_size,
 )
 from blkd.vhost_user.commands import (
     AddMemory,
@@ -235,7 +235,7 @@ class Session:
     def set_mem_table(self, table: MemoryTable) -> Steps:
         """Replace all of guest memory."""
         for at, region in enumerate(table.regions):
-            refuse_overlap(region, table.regions[:at])
+            require_no_overlap(region, table.regions[:at])
         yield SetMemory(table.regions)
         self.regions = table.regions
 
@@ -247,7 +247,7 @@ class Session:
         """Add a memory region."""
         if len(self.regions) >= MAX_MEM_SLOTS:
             raise RequestRefused(f"all {MAX_MEM_SLOTS} memory slots are in use")
-        refuse_overlap(single.region, self.regions)
+        require_no_overlap(single.region, self.regions)
         yield AddMemory(single.region)
         self.regions += (single.region,)
 
@@ -271,7 +271,7 @@ class Session:
         Each part has room for the largest vring: the front end may start larger ones than it
         names here.
         """
-        refuse_no_rings(wanted, len(self.vrings), self.device.queue_size)
+        require_queues(wanted, len(self.vrings), self.device.queue_size)
         packed = self.has_negotiated(VirtioFeature.RING_PACKED)
         part = part_bytes(self.device.queue_size, packed=packed)
         region = replace(wanted, mmap_size=wanted.queues * part, mmap_offset=0)
@@ -281,8 +281,8 @@ class Session:
     def set_inflight_fd(self, region: Inflight) -> Steps:
         """Use a region, of an earlier back end or new: vrings start from what it says."""
         packed = self.has_negotiated(VirtioFeature.RING_PACKED)
-        refuse_no_rings(region, len(self.vrings), self.device.queue_size)
-        refuse_unfit(region)
+        require_queues(region, len(self.vrings), self.device.queue_size)
+        require_inflight_place(region)
         for vring in self.vrings:
             yield from self._end_disabled(vring)
             if vring.started:
@@ -293,10 +293,10 @@ class Session:
 
     def set_log_base(self, log: LogBase) -> Plan:
         """Mark dirty pages in this log ("Migration"); nothing uses an earlier one when answered."""
-        refuse_no_log(log)
+        require_log_place(log)
         for vring in self.vrings:
             if vring.started and (setup := vring.setup(self.features)):
-                refuse_unlogged(setup, log)
+                require_log_covers(setup, log)
         yield SetLog(log)
         self.log = log
         return DONE
@@ -320,7 +320,7 @@ class Session:
     def set_vring_num(self, state: VringState) -> Steps:
         """Set a vring's size, in descriptors."""
         vring, size = self._vring(state.index), state.num
-        refuse_size(vring.index, size, self.device.queue_size, self.features)
+        require_size(vring.index, size, self.device.queue_size, self.features)
         yield from self._end_disabled(vring)
         if vring.started and size != vring.size:
             raise RequestRefused(f"ring {vring.index} runs with {vring.size} descriptors")
@@ -333,10 +333,10 @@ class Session:
         vring = self._vring(addresses.index)
         if addresses.flags & ~VringAddr.LOG:
             raise RequestRefused(f"ring {vring.index} with flags {addresses.flags:#x}")
-        refuse_misaligned(addresses, self.features)
+        require_alignment(addresses, self.features)
         setup = replace(vring, addresses=addresses).setup(self.features)
         if vring.started and setup and addresses != vring.addresses:
-            refuse_unlogged(setup, self.log)
+            require_log_covers(setup, self.log)
             yield MoveVring(vring.index, setup)
         was_logged, vring.addresses = vring.is_logged, addresses
         if was_logged and not vring.is_logged:
@@ -399,9 +399,9 @@ class Session:
         if setup and not vring.started:
             assert vring.addresses is not None
             # Features and log may have changed since the requests that set these were checked.
-            refuse_size(vring.index, vring.size, self.device.queue_size, self.features)
-            refuse_misaligned(vring.addresses, self.features)
-            refuse_unlogged(setup, self.log)
+            require_size(vring.index, vring.size, self.device.queue_size, self.features)
+            require_alignment(vring.addresses, self.features)
+            require_log_covers(setup, self.log)
             yield StartVring(vring.index, setup)
             vring.started = True
 

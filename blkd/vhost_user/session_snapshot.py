@@ -8,7 +8,12 @@ import itertools
 from dataclasses import dataclass, replace
 
 from blkd.errors import RequestRefused
-from blkd.vhost_user.checks import refuse_misaligned, refuse_no_log, refuse_size, refuse_unlogged
+from blkd.vhost_user.checks import (
+    require_alignment,
+    require_log_covers,
+    require_log_place,
+    require_size,
+)
 from blkd.vhost_user.requests import MAX_MEM_SLOTS, OFFERED_PROTOCOL_FEATURES
 from blkd.vhost_user.session import MAX_INDEX, MAX_STATUS, OURS, Session
 from blkd.vhost_user.session_vring import SessionVring
@@ -50,9 +55,9 @@ def restore_session(session: Session, snapshot: SessionSnapshot) -> None:
     Raises RequestRefused or ProtocolError on a state that no session could be in.
     """
     _negotiate(session, snapshot)
-    _refuse_odd_memory(snapshot.regions)
+    _require_memory(snapshot.regions)
     if snapshot.log is not None:
-        refuse_no_log(snapshot.log)
+        require_log_place(snapshot.log)
     session.regions, session.log = snapshot.regions, snapshot.log
     for vring in snapshot.vrings:
         _restore_vring(session, vring)
@@ -69,7 +74,7 @@ def _negotiate(session: Session, snapshot: SessionSnapshot) -> None:
     session.status, session.fetched = snapshot.status, snapshot.fetched
 
 
-def _refuse_odd_memory(regions: tuple[MemoryRegion, ...]) -> None:
+def _require_memory(regions: tuple[MemoryRegion, ...]) -> None:
     if len(regions) > MAX_MEM_SLOTS:
         raise RequestRefused(f"{len(regions)} memory regions")
     for region in regions:
@@ -88,16 +93,16 @@ def _restore_vring(session: Session, vring: SessionVring) -> None:
     if vring.base is not None and vring.base > (0xFFFFFFFF if packed else MAX_INDEX):
         raise RequestRefused(f"ring {vring.index} from {vring.base:#x}")
     if vring.size:
-        refuse_size(vring.index, vring.size, session.device.queue_size, session.features)
+        require_size(vring.index, vring.size, session.device.queue_size, session.features)
     if vring.addresses is not None:
         if vring.addresses.flags & ~VringAddr.LOG:
             raise RequestRefused(f"ring {vring.index} with flags {vring.addresses.flags:#x}")
-        refuse_misaligned(vring.addresses, session.features)
+        require_alignment(vring.addresses, session.features)
     if vring.started:
         setup = vring.setup(session.features)
         if setup is None:
             raise RequestRefused(f"ring {vring.index} runs without all that a ring needs")
-        refuse_unlogged(setup, session.log)
+        require_log_covers(setup, session.log)
     session.vrings = tuple(
         replace(vring) if known.index == vring.index else known for known in session.vrings
     )

@@ -9,15 +9,15 @@ DESC_BYTES = 16  # of a descriptor, in both layouts (virtio 1.3, 2.7.5 and 2.8.1
 EVENT_BYTES = 4  # of a packed ring's event suppression structure (2.8.14)
 
 Part = tuple[int, int, int]
-"""Address, size and alignment of a part of a ring, in bytes."""
+"""Address, size and alignment of a part of a vring, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class VringSetup:
-    """All that a ring needs to start, as negotiated; addresses are the front end's own."""
+    """All that a vring needs to start, as negotiated; addresses are the front end's own."""
 
     size: int
-    """Descriptors; a power of two where the ring is split."""
+    """Descriptors; a power of two where the vring is split."""
     desc: int
     avail: int
     """The avail ring, or the driver's event suppression structure of a packed ring."""
@@ -26,10 +26,9 @@ class VringSetup:
     base: int
     """What to serve first, as SET_VRING_BASE gave it."""
     features: int
-    """The virtio features in force: the ring's layout and notifications depend on them."""
+    """The negotiated virtio features: layout and notifications depend on them."""
     logged_at: int | None = None
-    """The guest address under which writes to `used` are logged; None if writes to the ring's
-    own areas are not."""
+    """The guest address under which writes to `used` are logged; None if not."""
 
     @property
     def packed(self) -> bool:

@@ -22,6 +22,10 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t write(int fd, const void *buffer, size_t count)
 
 
+cdef enum:
+    SUBMIT_TRIES = 1024         # entries that can be queued: each is taken, if there is memory
+
+
 cdef inline void watch(Worker *w, int fd, void *owner, uint64_t tag) noexcept nogil:
     """Have every write to an eventfd arrive as a completion; its count is never read."""
     cdef io_uring_sqe *sqe = next_sqe(w)
@@ -58,10 +62,14 @@ cdef inline void call_driver(Worker *w, Vring *r) noexcept nogil:
 
 
 cdef inline void submit_signal(Worker *w, const Signal *s) noexcept nogil:
-    """Have a signal that is queued reach the kernel, which may take only some entries at a time."""
-    cdef int rc = 0
-    while is_queued(w, s) and (rc >= 0 or rc == -EAGAIN or rc == -EBUSY):
+    """Have a signal that is queued reach the kernel, which may take only some entries at a time.
+
+    Where the kernel has no memory for it, it stays queued after some tries, and goes out later.
+    """
+    cdef int rc = 0, tries = SUBMIT_TRIES
+    while is_queued(w, s) and tries and (rc >= 0 or rc == -EAGAIN or rc == -EBUSY):
         rc = submit_queued(w)
+        tries -= 1
 
 
 cdef inline void leave_call(Worker *w, Vring *r) noexcept nogil:

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """One worker: its io_uring, its vrings, and the device that it serves."""
 
+from libc.errno cimport EAGAIN
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from sys.eventfds cimport Signal
 from sys.uring cimport (
-    io_uring, io_uring_cqe, io_uring_get_sqe, io_uring_sq_ready, io_uring_sqe, io_uring_submit,
-    io_uring_submit_and_wait,
+    io_uring, io_uring_cqe, io_uring_get_events, io_uring_get_sqe, io_uring_sq_ready, io_uring_sqe,
+    io_uring_submit, io_uring_submit_and_wait,
 )
 from virtio.dirtylog cimport DirtyLog
 from virtio.guestmem cimport MemoryView
@@ -144,28 +145,28 @@ cdef inline uint64_t next_entry(const Worker *w) noexcept nogil:
     return w.submitted + io_uring_sq_ready(&w.uring)
 
 
-cdef inline void count_submitted(Worker *w, unsigned queued) noexcept nogil:
-    """Note how many of the `queued` entries the kernel took: it may take only some of them."""
+cdef inline int submitted(Worker *w, unsigned queued, int rc) noexcept nogil:
+    """Note how many of the `queued` entries the kernel took, perhaps only some: `rc` again."""
     w.submitted += queued - io_uring_sq_ready(&w.uring)
+    if rc == -EAGAIN:
+        # There is no memory for a request.  Those that have ended can be used again, but the kernel
+        # brings them home (DEFER_TASKRUN) only in a call that submits nothing.
+        io_uring_get_events(&w.uring)
+    return rc
 
 
 cdef inline int submit_queued(Worker *w) noexcept nogil:
     """Give the kernel what is queued, if anything: not negative, or -errno."""
     cdef unsigned queued = io_uring_sq_ready(&w.uring)
-    cdef int rc
     if queued == 0:
         return 0
-    rc = io_uring_submit(&w.uring)
-    count_submitted(w, queued)
-    return rc
+    return submitted(w, queued, io_uring_submit(&w.uring))
 
 
 cdef inline int submit_and_sleep(Worker *w) noexcept nogil:
     """Give the kernel what is queued and sleep until a completion: not negative, or -errno."""
     cdef unsigned queued = io_uring_sq_ready(&w.uring)
-    cdef int rc = io_uring_submit_and_wait(&w.uring, 1)
-    count_submitted(w, queued)
-    return rc
+    return submitted(w, queued, io_uring_submit_and_wait(&w.uring, 1))
 
 
 cdef inline io_uring_sqe *next_sqe(Worker *w) noexcept nogil:

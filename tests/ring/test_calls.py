@@ -2,6 +2,8 @@
 """Calls to a driver, where the kernel takes only a part of what is submitted at once."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 from blkd.probes import Calls
@@ -52,3 +54,17 @@ def test_a_call_behind_what_is_refused_still_reaches_an_eventfd_that_is_left(eve
     calls.call()
     calls.leave()
     assert os.eventfd_read(eventfd) == 1
+
+
+LEAVE = """
+import os
+from blkd.probes import Calls
+calls = Calls(os.eventfd(0))
+calls.call()
+calls.leave()
+"""
+
+
+def test_an_eventfd_is_left_where_the_kernel_has_no_memory_for_the_call():
+    strace = ["strace", "--output=/dev/null", "--inject=io_uring_enter:error=EAGAIN"]
+    subprocess.run([*strace, sys.executable, "-c", LEAVE], check=True, timeout=30)

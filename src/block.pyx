@@ -6,7 +6,7 @@ A worker (`blkd.ring`) calls the functions of `blk.serving`, and knows no more o
 
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from libc.errno cimport EINVAL
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
@@ -22,23 +22,13 @@ from engine.engine cimport (
     REPEAT_DELAYS, REPORT_SYNC, ZERO_BYTES,
 )
 from sys.atomics cimport load_acquire_i32, load_relaxed_u64, store_once, store_relaxed_u64
+from sys.pages cimport munmap, reserve
 from sys.uring cimport (
     RWF_NOWAIT, io_uring, io_uring_cqe, io_uring_get_sqe, io_uring_peek_batch_cqe,
     io_uring_queue_exit, io_uring_submit_and_wait, iovec, prep_discard,
 )
 from worker.loop cimport open_uring
 from worker.state cimport DEVICE_CAPSULE
-
-cdef extern from "<sys/mman.h>" nogil:
-    enum:
-        PROT_READ
-        PROT_WRITE
-        MAP_ANONYMOUS
-        MAP_NORESERVE
-        MAP_PRIVATE
-    void *MAP_FAILED
-    void *mmap(void *at, size_t length, int protection, int flags, int fd, int64_t offset)
-    int munmap(void *at, size_t length)
 
 
 # ---- Python face ----
@@ -181,27 +171,20 @@ cdef class BlkPart:
         self.blk.failure_round = 1
         be_blk(&self.blk.device)
         self.blk.device.vrings, self.blk.device.largest = rings, largest
+        self.blk.device.longest_chain = longest_chain
         self.blk.device.has_threads = engine.state.kind == ENGINE_FOREIGN
         self.blk.vrings = <BlkVring *>calloc(rings, sizeof(BlkVring))
         self.blk.engine.iovecs = <iovec *>calloc(MAX_IOVECS, sizeof(iovec))
         if self.blk.vrings == NULL or self.blk.engine.iovecs == NULL:
             raise MemoryError
-        at = self.reserve_all(ZERO_BYTES + BOUNCE_BUFFERS * BOUNCE_BYTES + rings * of_ring)
-        at = lay_out_engine(&self.blk.engine, at)
+        self.bytes_reserved = ZERO_BYTES + BOUNCE_BUFFERS * BOUNCE_BYTES + rings * of_ring
+        self.reserved = reserve(self.bytes_reserved)
+        if self.reserved == NULL:
+            raise MemoryError(f"cannot reserve {self.bytes_reserved} bytes")
+        at = lay_out_engine(&self.blk.engine, <uint8_t *>self.reserved)
         for i in range(rings):
             lay_out(&self.blk.vrings[i], at + i * of_ring, largest, room)
         self.capsule = PyCapsule_New(&self.blk.device, DEVICE_CAPSULE, NULL)
-
-    cdef uint8_t *reserve_all(self, size_t length) except NULL:
-        """Zeroed pages that cost memory only where they are touched."""
-        cdef void *base = mmap(
-            NULL, length, PROT_READ | PROT_WRITE,
-            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0,
-        )
-        if base == MAP_FAILED:
-            raise MemoryError(f"cannot reserve {length} bytes")
-        self.reserved, self.bytes_reserved = base, length
-        return <uint8_t *>base
 
     def __dealloc__(self):
         if self.reserved != NULL:

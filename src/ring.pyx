@@ -15,6 +15,9 @@ from libc.string cimport memset
 from inflight.region cimport Again
 from sys.atomics cimport load_relaxed_u64
 from sys.faults cimport fault_fd, forget_mapping, install_fault_handler, watch_mapping
+from sys.pages cimport (
+    MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap, reserve,
+)
 from sys.uring cimport (
     IORING_OP_ASYNC_CANCEL, IORING_OP_FALLOCATE, IORING_OP_FSYNC, IORING_OP_MSG_RING,
     IORING_OP_POLL_ADD, IORING_OP_READ, IORING_OP_READV, IORING_OP_WRITE, IORING_OP_WRITEV,
@@ -46,20 +49,11 @@ cdef extern from "<sys/mman.h>" nogil:
     #endif
     """
     enum:
-        PROT_READ
-        PROT_WRITE
-        MAP_ANONYMOUS
-        MAP_NORESERVE
-        MAP_PRIVATE
-        MAP_SHARED
         MADV_DONTDUMP
         MREMAP_FIXED
         MREMAP_MAYMOVE
         MADV_POPULATE_WRITE     # Linux 5.14
-    void *MAP_FAILED
-    void *mmap(void *at, size_t length, int protection, int flags, int fd, int64_t offset)
     void *mremap(void *at, size_t length, size_t new_length, int flags, void *new_at)
-    int munmap(void *at, size_t length)
     int madvise(void *at, size_t length, int advice)
 
 cdef extern from "<signal.h>" nogil:
@@ -94,17 +88,6 @@ RECOVERED = REPORT_RECOVERED    # as `Worker.answers` has it
 
 
 # ---- guest memory ----
-
-cdef void *reserve(size_t length) except NULL:
-    """Zeroed pages that cost memory only where they are touched."""
-    cdef void *base = mmap(
-        NULL, length, PROT_READ | PROT_WRITE,
-        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0,
-    )
-    if base == MAP_FAILED:
-        raise MemoryError(f"cannot reserve {length} bytes")
-    return base
-
 
 LARGEST_CHUNK = 1 << 30         # bytes that io_uring registers as one buffer
 
@@ -283,14 +266,18 @@ cdef Placement placement(where) noexcept:
 
 # ---- workers ----
 
-cdef Device *device_of(capsule, uint32_t rings, uint32_t largest) except NULL:
-    """The device's part of a worker with this many rings, of up to `largest` descriptors."""
+cdef Device *device_of(capsule, uint32_t rings, uint32_t largest, uint32_t chain) except NULL:
+    """The device's part of a worker with so many rings, and descriptors of a ring and a chain."""
     cdef Device *device = <Device *>PyCapsule_GetPointer(capsule, DEVICE_CAPSULE)
-    if device.worker_size != sizeof(WorkerState) or device.vring_size != sizeof(Vring):
+    if (
+        device.device_size != sizeof(Device) or device.worker_size != sizeof(WorkerState)
+        or device.vring_size != sizeof(Vring)
+    ):
         raise ValueError("the device was made for another worker: build it anew")
-    if device.vrings < rings or device.largest < largest:
+    if device.vrings < rings or device.largest < largest or device.longest_chain < chain:
         raise ValueError(
-            f"the device has room for {device.vrings} rings of {device.largest} descriptors"
+            f"the device has room for {device.vrings} rings of {device.largest} descriptors, and"
+            f" for chains of {device.longest_chain}"
         )
     return device
 
@@ -326,15 +313,15 @@ cdef class Worker:
     cdef readonly object part
     cdef object capsule         # what `state.device` points to
 
-    def __cinit__(self, part not None, *, uint32_t rings, uint32_t largest,
-                  uint32_t longest_chain, uint64_t longest_poll):
+    def __cinit__(self, part, *, uint32_t rings, uint32_t largest, uint32_t longest_chain,
+                  uint64_t longest_poll):
+        self.state.mailbox.commands_fd = self.state.mailbox.answers_fd = -1
+        self.state.completions.fd = -1
         if not 0 < rings <= MAX_RINGS:
             raise ValueError(f"{rings} rings for one worker")
         self.kept = {}
-        self.state.mailbox.commands_fd = self.state.mailbox.answers_fd = -1
-        self.state.completions.fd = -1
         self.part, self.capsule = part, part.capsule
-        self.state.device = device_of(self.capsule, rings, largest)
+        self.state.device = device_of(self.capsule, rings, largest, longest_chain)
         self.state.count = rings
         self.state.longest_chain = longest_chain
         self.state.when_idle.longest = longest_poll
@@ -361,6 +348,8 @@ cdef class Worker:
         )
         self.bytes_reserved = self.state.count * of_ring
         self.reserved = reserve(self.bytes_reserved)
+        if self.reserved == NULL:
+            raise MemoryError(f"cannot reserve {self.bytes_reserved} bytes")
         for i in range(self.state.count):
             lay_out(&self.state.vrings[i], i, <uint8_t *>self.reserved + i * of_ring, largest)
 
@@ -574,7 +563,8 @@ cdef class Worker:
         r = &self.state.vrings[ring]
         return {
             "started": is_started(r), "enabled": bool(r.enabled),
-            "broken": r.state in (BROKEN, LOST), "lost": r.state == LOST, "size": r.vq.size,
+            "broken": r.state in (BROKEN, LOST),
+            "lost": is_started(r) and not r.is_placed, "size": r.vq.size,
             "in_flight": r.in_flight, "next_avail": r.vq.avail.index,
             "base": vring_base(&r.vq),
         }
@@ -605,6 +595,8 @@ def cut_off(workers) -> None:
     cdef void *private
     for mapping in set().union(*((<Worker>worker).mappings() for worker in workers)):
         private = reserve(mapping.length)
+        if private == NULL:
+            raise MemoryError(f"cannot reserve {mapping.length} bytes")
         for worker in workers:
             device = (<Worker>worker).state.device
             device.copy_read(

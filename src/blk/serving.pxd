@@ -112,7 +112,7 @@ cdef inline void copy_read_blk(
 
 cdef inline void be_blk(Device *d) noexcept nogil:
     """Have a worker call these functions."""
-    d.worker_size, d.vring_size = sizeof(Worker), sizeof(Vring)
+    d.device_size, d.worker_size, d.vring_size = sizeof(Device), sizeof(Worker), sizeof(Vring)
     d.open, d.configure, d.start = open_blk, configure_blk, start_blk
     d.begin_turn, d.end_turn = begin_turn_blk, end_turn_blk
     d.serve, d.begin, d.complete = serve_blk, begin_request, complete_blk

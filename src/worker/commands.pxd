@@ -62,7 +62,7 @@ cdef inline void place(Vring *r, const Placement *where) noexcept nogil:
 
     It is looked at and its driver asked for kicks anew: neither may hold at the new place.
     """
-    r.wants_look = True
+    r.is_placed = r.wants_look = True
     r.kick.wanted = False
     if change(r, PLACE):
         r.vq.flaw.kind = FLAW_NONE
@@ -118,6 +118,7 @@ cdef inline int set_memory(Worker *w, uint64_t ticket, const MemoryChange *memor
     for i in range(w.count):
         r = &w.vrings[i]
         if memory.places[i].desc == NULL:
+            r.is_placed = False
             lose_ring(w, r)
         elif is_started(r):
             place(r, &memory.places[i])

@@ -4,7 +4,7 @@
 from libc.errno cimport ENOSPC
 
 from virtio.dirtylog cimport mark_areas
-from virtio.flaw cimport FLAW_LOG, found_flaw
+from virtio.flaw cimport FLAW_LOG, FLAW_MEMORY, FLAW_NONE, found_flaw
 from worker.notify cimport break_ring
 from worker.state cimport Worker
 from worker.states cimport BROKEN
@@ -13,7 +13,7 @@ from worker.vring cimport Vring
 
 cdef inline void outrun_log(Worker *w, Vring *r) noexcept nogil:
     """Stop a ring that writes where the log has no bit: what it writes would not be migrated."""
-    if r.state != BROKEN and r.vq.flaw.kind != FLAW_LOG:
+    if r.state != BROKEN and (r.vq.flaw.kind == FLAW_NONE or r.vq.flaw.kind == FLAW_MEMORY):
         break_ring(w, r, found_flaw(&r.vq.flaw, FLAW_LOG, 0, 0, 0, ENOSPC))
 
 

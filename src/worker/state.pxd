@@ -56,11 +56,14 @@ cdef struct Device:
     #
     # A device has chains fetched (`fetching.fetch`) as long as it has a use for them, `wanted` of
     # the vring: an eager device for as many as it has room, one that serves on demand for as many
-    # as it has something to put in.
-    size_t worker_size          # of a Worker and a Vring, as who made this has them
+    # as it has something to put in.  It gives back (`vring.give_back`) in `begin_turn`, or to the
+    # vring whose turn it is: what is given back to one whose turn is over, nobody publishes.
+    size_t device_size          # of this, a Worker and a Vring, as who made this has them
+    size_t worker_size
     size_t vring_size
     uint32_t vrings             # that it has room for, and descriptors of each
     uint32_t largest
+    uint32_t longest_chain      # descriptors, where a vring is not longer
     bint has_threads            # some of its work ends on threads of others: see Completions
     # The worker's thread begins: be ready for its vrings.
     void (*open)(Worker *w) noexcept nogil
@@ -73,7 +76,8 @@ cdef struct Device:
     # Fetch from a vring and begin what is fetched: 1 if there may be more, 0, or -errno, which
     # breaks the vring.
     int (*serve)(Worker *w, Vring *r) noexcept nogil
-    # Begin one chain: its share of a turn's budget, or -errno, which breaks the vring.
+    # Begin one chain: its share of a turn's budget, or -errno, which breaks the vring.  It may have
+    # been in flight before the vring started, whatever is wanted now.
     Begin begin
     # Take completions of the worker's io_uring; those tagged TAG_DEVICE are the device's.
     void (*complete)(Worker *w, io_uring_cqe **cqes, unsigned count) noexcept nogil

@@ -42,6 +42,7 @@ cdef struct Vring:
     uint32_t used_count
     uint32_t number             # the worker's own
     VringState state
+    bint is_placed              # in the present memory; else its place is in an older map
     bint enabled
     bint wants_look             # the driver may have made more available
     bint unrecovered            # it was not looked at since it started

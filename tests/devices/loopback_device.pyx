@@ -23,6 +23,7 @@ cdef enum:
     TRANSMIT = 1
     MESSAGES = 16               # kept at a time
     MESSAGE_BYTES = 2048
+    MOST = 1 << 15              # descriptors of a chain: it keeps none
 
 
 cdef struct Message:
@@ -48,6 +49,9 @@ cdef inline int take_message(Worker *w, Vring *r, const Chain *chain) noexcept n
     cdef Message *m = &l.messages[l.taken % MESSAGES]
     cdef Segment *segments = w.segments
     cdef uint32_t readable = readable_of(segments, chain.segments)
+    if r.wanted == 0:           # one of many that a back end had fetched before it died
+        give_back(r, chain, 0)
+        return 1
     m.length = take_bytes(&segments, &readable, m.content, MESSAGE_BYTES)
     bump(&l.taken, 1)
     r.wanted -= 1
@@ -119,9 +123,8 @@ cdef class LoopbackPart:
 
     def __cinit__(self, uint32_t vrings, uint32_t largest):
         cdef Device *d = &self.loopback.device
-        d.worker_size, d.vring_size, d.vrings, d.largest = (
-            sizeof(Worker), sizeof(Vring), vrings, largest
-        )
+        d.device_size, d.worker_size, d.vring_size = sizeof(Device), sizeof(Worker), sizeof(Vring)
+        d.vrings, d.largest, d.longest_chain = vrings, largest, MOST
         d.open = d.begin_turn = d.end_turn = nothing
         d.configure, d.start, d.serve, d.begin = configure, start, serve, begin
         d.complete, d.quit = complete, quit

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pytest
 
 from harness.daemon import Daemon, Taker, image, run
-from harness.frontend import OUT, FrontEnd
+from harness.frontend import DESC_NEXT, OUT, FrontEnd
 from harness.relay import Cut, Relay
 from harness.vring import GuestMemory
 
@@ -500,3 +500,21 @@ def test_a_taker_that_announces_too_much_is_refused(daemon):
                 pass
     assert "2147483648 bytes" in daemon.wait_for_log("not handed over")["reason"]
     assert goes_on(daemon)
+
+
+def test_a_broken_ring_whose_memory_is_away_is_not_given_away(daemon):
+    with FrontEnd.connect(daemon.socket) as front_end:
+        broken, other = front_end.disks(2)
+        ring = broken.ring
+        ring.put_desc(0, 0, 16, DESC_NEXT, 0)  # a descriptor that follows itself
+        ring.publish(0)
+        ring.kick()
+        assert ring.broken()
+        front_end.stop_ring(1)
+        front_end.remove_region(broken.memory.regions[0])
+        with Taker(daemon) as new:
+            assert new.process.wait(20) != 0
+        assert "ring 0 lies in no memory at the moment" in new.errors()
+        front_end.add_region(broken.memory.regions[0])
+        front_end.start_ring(1, ring=other.ring)
+        assert other.write(0, bytes(512)) == OK

@@ -53,10 +53,10 @@ cdef inline int turn(Load *g) noexcept nogil:
     return all
 
 
-cdef inline bint over(Load *g, bint heard) noexcept nogil:
+cdef inline bint over(Load *g, bint progressed) noexcept nogil:
     """Whether the stretch has ended; also finds out when to send no more."""
-    if heard or g.in_flight == 0:
-        g.heard = g.now
+    if progressed or g.in_flight == 0:
+        g.last_progress = g.now
     if g.work.run_ticks and g.now - g.began >= g.work.run_ticks:
         g.sending = False
     if g.work.limit and g.sent >= g.work.limit:
@@ -68,7 +68,7 @@ cdef int drive(Load *g) noexcept nogil:
     """Do the work, from nothing in flight to nothing in flight: 0, or what is wrong."""
     cdef uint32_t spins = 0, stop
     cdef int n
-    g.began = g.heard = g.now = ticks(&g.clock)
+    g.began = g.last_progress = g.now = ticks(&g.clock)
     while True:
         n = turn(g)
         if n < 0:
@@ -85,7 +85,7 @@ cdef int drive(Load *g) noexcept nogil:
         if over(g, n > 0) or stop == ABANDON:
             g.ended = g.now
             return 0
-        if g.now - g.heard > g.work.stall_ticks:
+        if g.now - g.last_progress > g.work.stall_ticks:
             return STALLED
 
 
@@ -263,7 +263,7 @@ cdef class Generator:
     def run(self) -> str:
         """Do what was prepared, with the GIL released; empty, or why it could not go on.
 
-        It ends with nothing in flight unless it could not go on or was told to abandon.
+        It ends with nothing in flight unless it could not go on or was to abandon it.
         """
         cdef int rc
         self.load.sending = True

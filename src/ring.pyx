@@ -34,7 +34,7 @@ from worker.loop cimport open_uring, serve
 from worker.mailbox cimport (
     Answer, CMD_CONFIGURE, CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_REGISTER, CMD_RESUME,
     CMD_SET_CALL, CMD_SET_ERROR, CMD_SET_KICK, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP,
-    Command, CommandKind, MAILBOX_SLOTS, REPORT_RECOVERED, hear_answer, post_command,
+    Command, CommandKind, MAILBOX_SLOTS, REPORT_RECOVERED, take_answer, post_command,
 )
 from worker.state cimport (
     DEVICE_CAPSULE, Device, FETCH_BUDGET, MAX_RINGS, Worker as WorkerState,
@@ -421,15 +421,15 @@ cdef class Worker:
         RECOVERED on, how many requests were left in flight there; between them the device's own.
         """
         cdef Answer a
-        heard = []
+        taken = []
         try:
             os.eventfd_read(self.state.mailbox.answers_fd)
         except BlockingIOError:
-            return heard
-        while hear_answer(&self.state.mailbox, &a):
+            return taken
+        while take_answer(&self.state.mailbox, &a):
             self.kept.pop(a.ticket, None)
-            heard.append((a.ticket, a.vring, a.result))
-        return heard
+            taken.append((a.ticket, a.vring, a.result))
+        return taken
 
     cdef uint64_t post(self, CommandKind kind, uint32_t ring, int64_t value, bytes data,
                        object keep=None) except 0:

@@ -63,7 +63,7 @@ cdef struct Load:
     uint64_t now                # ticks at the last look
     uint64_t began
     uint64_t ended
-    uint64_t heard              # ticks when something last came back, or could not
+    uint64_t last_progress      # ticks when something last came back, or could not
     uint64_t random
     uint64_t sent               # requests
     uint64_t in_flight

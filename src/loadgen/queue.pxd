@@ -2,7 +2,7 @@
 """The driver's side of a virtqueue (virtio 1.3, 2.7 and 2.8), for one that only polls.
 
 The back end is not trusted: an index or id of its own is checked before it is used.  It is
-told once never to call, and is kicked when it asks for that.
+asked once never to call, and is kicked when it asks for that.
 """
 
 from libc.stdint cimport uint16_t, uint32_t

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the compiler is told of how often something happens."""
+"""Hints to the compiler: how often something happens."""
 
 
 cdef extern from *:

@@ -13,14 +13,6 @@ from virtio.guestmem cimport GuestMemory, guest_address
 from virtio.virtq cimport Segment, Virtq
 
 
-cdef extern from *:
-    """
-    #define blkd_seldom(x) __builtin_expect(!!(x), 0)
-    """
-    # Has the compiler lay what happens only in a migration out of everything else's way.
-    bint seldom "blkd_seldom"(bint condition) noexcept nogil
-
-
 cdef enum:
     LOG_PAGE_SHIFT = 12         # a bit stands for 4096 bytes, whatever pages the host has
     DESC_SHIFT = 4              # bytes of a descriptor, in both layouts

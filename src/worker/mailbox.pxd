@@ -57,7 +57,7 @@ cdef struct Mailbox:
     uint32_t taken              # worker
     uint32_t staged             # worker: answers written
     uint32_t delivered          # worker: answers shown to the control thread
-    uint32_t heard              # control thread
+    uint32_t received           # control thread
     int commands_fd             # eventfd: control thread writes, worker polls
     int answers_fd              # eventfd: worker writes, the event loop reads
 
@@ -80,7 +80,7 @@ cdef inline void stage_answer(
     Mailbox *box, uint64_t ticket, uint32_t vring, int64_t result
 ) noexcept nogil:
     """Worker: write an answer, seen only after `deliver`.  A report is dropped when full."""
-    cdef uint32_t used = box.staged - load_acquire_u32(&box.heard)
+    cdef uint32_t used = box.staged - load_acquire_u32(&box.received)
     cdef Answer *slot = &box.answers[box.staged & (MAILBOX_SLOTS * 2 - 1)]
     if ticket == 0 and used >= MAILBOX_SLOTS:
         return
@@ -103,10 +103,10 @@ cdef inline void post_command(Mailbox *box, const Command *command) noexcept nog
     write(box.commands_fd, &one, sizeof(one))
 
 
-cdef inline bint hear_answer(Mailbox *box, Answer *out) noexcept nogil:
+cdef inline bint take_answer(Mailbox *box, Answer *out) noexcept nogil:
     """Control thread: the next delivered answer, if there is one."""
-    if load_acquire_u32(&box.delivered) == box.heard:
+    if load_acquire_u32(&box.delivered) == box.received:
         return False
-    out[0] = box.answers[box.heard & (MAILBOX_SLOTS * 2 - 1)]
-    store_release_u32(&box.heard, box.heard + 1)
+    out[0] = box.answers[box.received & (MAILBOX_SLOTS * 2 - 1)]
+    store_release_u32(&box.received, box.received + 1)
     return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting: a worker looks on for a moment, as long as that has paid of late, then sleeps."""
+"""Waiting: a worker polls for a moment, as long as that has paid of late, then sleeps."""
 
 from libc.errno cimport EAGAIN, EBUSY, EINTR
 from libc.stdint cimport uint64_t
@@ -19,7 +19,7 @@ cdef enum:
 
 
 cdef inline bint spin(Worker *w, uint64_t limit) noexcept nogil:
-    """Look on for up to `limit` nanoseconds: whether something has come.
+    """Poll for up to `limit` nanoseconds: whether something has come.
 
     The clock is read only behind the first looks: what comes at once is not held up by it.
     """
@@ -39,7 +39,7 @@ cdef inline bint spin(Worker *w, uint64_t limit) noexcept nogil:
 
 
 cdef inline void adapt(Patience *p, uint64_t waited) noexcept nogil:
-    """Look on longer where that would have spared a sleep, else less, down to not at all."""
+    """Poll longer where that would have spared a sleep, else less, down to not at all."""
     if waited <= p.longest:
         p.now = min(max(p.now * 2, <uint64_t>SHORTEST_POLL), p.longest)
     else:
@@ -52,7 +52,7 @@ cdef inline int sleep(Worker *w, Patience *p) noexcept nogil:
     cdef int rc
     if p.longest == 0:
         return submit_and_sleep(w)
-    began = now() - p.now       # that long was looked on before
+    began = now() - p.now       # that long was polled before
     rc = submit_and_sleep(w)
     adapt(p, now() - began)
     return rc

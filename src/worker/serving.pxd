@@ -7,7 +7,6 @@ from inflight.record cimport link, settle, walk_again
 from inflight.recovery cimport recover
 from inflight.region cimport Again, has_again, is_recorded
 from sys.hints cimport unlikely
-from virtio.dirtylog cimport seldom
 from virtio.virtq cimport Chain
 from virtio.virtqueue cimport has_more, publish, rearm, suppress
 from worker.logged cimport logged_areas
@@ -72,7 +71,7 @@ cdef inline void spare_kicks(Worker *w, Vring *r) noexcept nogil:
         return
     r.kick.wanted = False
     suppress(&r.vq)
-    if seldom(r.log.on):
+    if unlikely(r.log.on):
         logged_areas(w, r)
 
 
@@ -102,9 +101,9 @@ cdef inline void publish_ring(Worker *w, Vring *r) noexcept nogil:
     """Show the driver what was answered since the last time, and call it if it wants that."""
     cdef bint wanted
     if w.when_idle.now:
-        spare_kicks(w, r)       # of a driver that goes on at once: that is looked out for
-    # Before the index moves, too: were we killed in between, nobody would hear of it.
-    if seldom(r.log.on) and not logged_areas(w, r):
+        spare_kicks(w, r)       # of a driver that goes on at once: its vring is polled
+    # Before the index moves, too: were we killed in between, it would be lost.
+    if unlikely(r.log.on) and not logged_areas(w, r):
         r.used_count = 0
         return
     if is_recorded(&r.inflight):
@@ -112,7 +111,7 @@ cdef inline void publish_ring(Worker *w, Vring *r) noexcept nogil:
     else:
         wanted = publish(&r.vq, r.used, r.used_count)
     r.used_count = 0
-    if seldom(r.log.on):
+    if unlikely(r.log.on):
         logged_areas(w, r)
     if wanted:
         call_driver(w, r)
@@ -160,6 +159,6 @@ cdef inline bint want_kicks(Worker *w) noexcept nogil:
         r.kick.wanted = True
         if rearm(&r.vq):
             r.wants_look = found = True
-        if seldom(r.log.on):
+        if unlikely(r.log.on):
             logged_areas(w, r)
     return found

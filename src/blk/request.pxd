@@ -37,7 +37,8 @@ cdef struct Request:
 cdef struct BlkVring:
     # The device's part of a vring, all of it the worker's; the control thread reads the counters.
     Request *requests           # one a descriptor
-    uint32_t *free              # stack of the free requests' numbers, `Vring.wanted` of them
+    uint32_t *free              # stack of the free requests' numbers
+    uint32_t free_count
     iovec *iovecs               # `iov_room` for each request that needs more than a few
     BlkRange *ranges            # MAX_RANGES for each request
     uint32_t iov_room
@@ -50,16 +51,17 @@ cdef inline BlkVring *blk_vring(const Vring *r) noexcept nogil:
 
 cdef inline void free_requests(Vring *r) noexcept nogil:
     """Have every request of a vring free, and a chain wanted for each."""
+    cdef BlkVring *b = blk_vring(r)
     cdef uint32_t i
-    r.wanted = r.vq.size
-    for i in range(r.wanted):
-        blk_vring(r).free[i] = r.wanted - 1 - i
+    r.wanted = b.free_count = r.vq.size
+    for i in range(b.free_count):
+        b.free[i] = b.free_count - 1 - i
 
 
 cdef inline BlkRange *next_ranges(const Vring *r) noexcept nogil:
     """Room for the segments of the request that `take_request` will give next."""
     cdef const BlkVring *b = blk_vring(r)
-    return b.ranges + <size_t>b.free[r.wanted - 1] * MAX_RANGES
+    return b.ranges + <size_t>b.free[b.free_count - 1] * MAX_RANGES
 
 
 cdef inline Request *take_request(
@@ -70,7 +72,8 @@ cdef inline Request *take_request(
     cdef uint32_t number, i
     cdef Request *q
     r.wanted -= 1
-    number = b.free[r.wanted]
+    b.free_count -= 1
+    number = b.free[b.free_count]
     q = b.requests + number
     q.pinned = hold(w, r)
     q.vring = r
@@ -123,6 +126,7 @@ cdef inline void give_request_back(Worker *w, Request *q) noexcept nogil:
     """Make an answered request free again and let its memory go."""
     cdef Vring *r = q.vring
     cdef BlkVring *b = blk_vring(r)
-    b.free[r.wanted] = <uint32_t>(q - b.requests)
+    b.free[b.free_count] = <uint32_t>(q - b.requests)
+    b.free_count += 1
     r.wanted += 1
     let_go(w, r, q.pinned)

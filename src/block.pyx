@@ -128,7 +128,7 @@ cdef class FaultyEngine(Engine):
     """Another engine that is to go wrong by rules.
 
     A rule is a tuple of action, operations, every, start, end and delay in nanoseconds, as
-    `image.base.Fault` has them.
+    `image.engine.Fault` has them.
     """
 
     def __init__(self, Engine inner not None, faults):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The asyncio face of the data path.  The only package that imports `blkd.ring`."""
+"""The asyncio face of the data path: the only package that imports `blkd.ring`, `blkd.block`."""
 
 from blkd.dataplane.engines import discards_by_command
 from blkd.dataplane.plane import DataPlane

@@ -59,7 +59,10 @@ class NullIo:
 
 @dataclass(frozen=True, slots=True)
 class ForeignIo:
-    """A library does it: a module with an engine of its own (`src/engine/foreign.pxd`)."""
+    """A library does it: an extension with an engine of its own (`src/engine/engine.pxd`).
+
+    It ends an Io by `complete_foreign` of `src/engine/foreign.pxd`.
+    """
 
     functions: object
     """A capsule around its `EngineFunctions`."""

@@ -41,7 +41,7 @@ cdef struct Worker
 
 
 cdef struct Patience:
-    # How long to look on before a sleep, in nanoseconds.
+    # How long to poll before a sleep, in nanoseconds.
     uint64_t longest            # control thread, before the worker runs; 0 for never
     uint64_t now                # worker: what has paid of late
 
@@ -79,7 +79,8 @@ cdef struct Device:
     # Begin one chain: its share of a turn's budget, or -errno, which breaks the vring.  It may have
     # been in flight before the vring started, whatever is wanted now.
     Begin begin
-    # Take completions of the worker's io_uring; those tagged TAG_DEVICE are the device's.
+    # Take completions of the worker's io_uring; those tagged TAG_DEVICE are the device's, which
+    # knows what their pointers are: blk's are all of an Io.
     void (*complete)(Worker *w, io_uring_cqe **cqes, unsigned count) noexcept nogil
     # Every turn, after all vrings have had theirs.
     void (*end_turn)(Worker *w) noexcept nogil

@@ -31,7 +31,7 @@ class LoopbackDevice:
     """The device as its driver sees it; plays `virtio.device.Device`."""
 
     queues = 2
-    queue_size = 256
+    queue_size = MAX_QUEUE_SIZE
     features = VERSION_1 | RING_PACKED | EVENT_IDX | INDIRECT_DESC | LOG_ALL
     generation = 0
     changing = range(0)

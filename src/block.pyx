@@ -28,7 +28,7 @@ from sys.uring cimport (
     io_uring_queue_exit, io_uring_submit_and_wait, iovec, prep_discard,
 )
 from worker.loop cimport open_uring
-from worker.state cimport DEVICE_CAPSULE
+from worker.state cimport DEVICE_CAPSULE, SPARE_SEGMENTS
 
 
 # ---- Python face ----
@@ -142,10 +142,6 @@ cdef class FaultyEngine(Engine):
 
 # ---- a block device's part of a worker ----
 
-cdef enum:
-    SPARE_IOVECS = 16           # of buffers that cross from one region of memory into another
-
-
 cdef class BlkPart:
     """A block device's part of one `ring.Worker`, which has up to `rings` vrings.
 
@@ -161,7 +157,7 @@ cdef class BlkPart:
 
     def __cinit__(self, Engine engine not None, *, uint32_t rings, uint32_t largest,
                   uint32_t longest_chain):
-        cdef uint32_t i, room = max(largest, longest_chain) + SPARE_IOVECS
+        cdef uint32_t i, room = max(largest, longest_chain) + SPARE_SEGMENTS
         cdef size_t of_ring = largest * (
             sizeof(Request) + room * sizeof(iovec) + MAX_RANGES * sizeof(BlkRange)
             + sizeof(uint32_t)

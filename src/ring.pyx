@@ -37,7 +37,7 @@ from worker.mailbox cimport (
     Command, CommandKind, MAILBOX_SLOTS, REPORT_RECOVERED, take_answer, post_command,
 )
 from worker.state cimport (
-    DEVICE_CAPSULE, Device, FETCH_BUDGET, MAX_RINGS, Worker as WorkerState,
+    DEVICE_CAPSULE, Device, FETCH_BUDGET, MAX_RINGS, SPARE_SEGMENTS, Worker as WorkerState,
 )
 from worker.states cimport BROKEN, LOST, STOPPED
 from worker.vring cimport Vring, is_started
@@ -77,7 +77,6 @@ cdef extern from "<sys/prctl.h>" nogil:
 
 cdef enum:
     BUSY_PART = 4               # of the longest poll, while something is in flight
-    SPARE_SEGMENTS = 16         # of buffers that cross from one region of memory into another
 
 
 # ---- Python face ----

@@ -20,6 +20,7 @@ from worker.vring cimport Vring
 cdef enum:
     MAX_RINGS = 64              # of one worker
     FETCH_BUDGET = 32           # chains of one ring before the others have their turn
+    SPARE_SEGMENTS = 16         # of a chain's buffers that cross from one region into another
 
     # What a completion is for: the low bits of its user_data, a pointer above them.
     TAG_DEVICE = 0              # the device's own

@@ -22,8 +22,8 @@ for turn in range(1, 101):
 """
 REQUESTS = 3200
 MOST = 700
-"""Instructions of a 4 KiB read of a null image from an indirect table: gcc 12 makes 612 of a split
-ring's and 598 of a packed one's, and another compiler may make a few more."""
+"""Instructions of a 4 KiB read of a null image from an indirect table: gcc 12 makes 613 of a split
+ring's and 602 of a packed one's, and another compiler may make a few more."""
 
 MOST_RECORDED = 60
 """What it adds to record them in an in-flight region."""

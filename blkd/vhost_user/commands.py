@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 
 from blkd.vhost_user.inflight import Inflight
+from blkd.vhost_user.iotlb import IotlbEntry
 from blkd.vhost_user.vring_setup import VringSetup
 from blkd.vhost_user.wire import LogBase, MemoryRegion
 
@@ -121,7 +122,30 @@ class UseInflight:
     """Whether it is laid out for packed rings."""
 
 
+@dataclass(frozen=True, slots=True)
+class TranslateAddresses:
+    """Have descriptors and vrings at IOVAs, or not; no vring is started."""
+
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateIotlb:
+    """Translate by this entry from now on."""
+
+    entry: IotlbEntry
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidateIotlb:
+    """Forget what is known of these IOVAs; nothing uses their memory when it is carried out."""
+
+    iova: int
+    size: int
+
+
 VringCommand = SetKick | SetCall | SetError | StartVring | MoveVring | EnableVring | StopVring
 MemoryCommand = SetMemory | AddMemory | RemoveMemory | SetLog | LogData
 InflightCommand = OfferInflight | UseInflight
+IotlbCommand = TranslateAddresses | UpdateIotlb | InvalidateIotlb
 Command = MemoryCommand | InflightCommand | Configure | OpenBackChannel | VringCommand

@@ -8,6 +8,7 @@ async with machine.boot(Disk(socket)) as guest:
 
 import asyncio
 import contextlib
+import enum
 import os
 import re
 import socket
@@ -26,6 +27,7 @@ from harness.qmp import Qmp
 QEMU = "qemu-system-x86_64"
 MEMORY = "512M"
 KERNEL_ARGUMENTS = "console=ttyS0 loglevel=7 log_buf_len=4M panic=-1"
+INTEL_IOMMU = "intel-iommu,device-iotlb=on,caching-mode=on"
 BOOT_LIMIT = 40.0
 KVM_PROBE_LIMIT = 10.0
 """A guest boots under KVM in about a second; under one that hangs in the BIOS it never does."""
@@ -56,11 +58,14 @@ class Disk:
     queue_size: int = 256
     packed: bool = False
     """Whether the driver is offered packed virtqueues."""
+    translated: bool = False
+    """Whether the driver may use no addresses but those of the guest's IOMMU."""
 
     def arguments(self, chardev: str) -> tuple[str, ...]:
         """What makes QEMU have it, on this chardev."""
         ring = f"num-queues={self.queues},queue-size={self.queue_size}"
         ring += ",packed=on" if self.packed else ""
+        ring += ",iommu_platform=on,ats=on,disable-legacy=on" if self.translated else ""
         return "-device", f"vhost-user-blk-pci,chardev={chardev},{ring}"
 
 
@@ -84,6 +89,15 @@ class Net:
 Device = Disk | Net
 
 
+class Iommu(enum.Enum):
+    """What a guest's IOMMU does to the devices behind it."""
+
+    STRICT = "iommu.strict=1"
+    """Each buffer of a driver is mapped for as long as it is used, and unmapped at once."""
+    PASSTHROUGH = "iommu=pt"
+    """Devices see all of the guest's memory, at the guest's own addresses."""
+
+
 @dataclass(frozen=True, slots=True)
 class SpareMemory:
     """Room for memory that comes and goes while the guest runs.
@@ -96,6 +110,16 @@ class SpareMemory:
     most: str = "4G"
     virtio_mem: str | None = None
     """Size of a virtio-mem device "spare", empty at first; None for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What one guest's machine is made of."""
+
+    devices: tuple[Device, ...] = ()
+    cpus: int = 4
+    spare: SpareMemory | None = None
+    iommu: Iommu | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +299,7 @@ class Machine:
         machine = cls(kernel, build(kernel), await ask_version(qemu), "kvm", qemu)
         if os.access("/dev/kvm", os.R_OK | os.W_OK):
             with contextlib.suppress(GuestError):
-                async with machine._boot((), 1, None, KVM_PROBE_LIMIT):
+                async with machine._boot(Parts(cpus=1), KVM_PROBE_LIMIT):
                     return machine
         return replace(machine, accelerator="tcg")
 
@@ -285,6 +309,7 @@ class Machine:
         *devices: Device,
         cpus: int = 4,
         spare: SpareMemory | None = None,
+        iommu: Iommu | None = None,
         limit: float = BOOT_LIMIT,
     ) -> AsyncIterator[Guest]:
         """A guest that has booted; at the end QEMU is killed if it still runs.
@@ -292,31 +317,31 @@ class Machine:
         Under TCG of QEMU 7.2 a kernel was seen to hang in its own start, some hundred boots
         apart, before any driver was loaded: only such a boot is tried a second time.
         """
+        parts = Parts(devices, cpus, spare, iommu)
         async with contextlib.AsyncExitStack() as running:
             try:
-                guest = await running.enter_async_context(self._boot(devices, cpus, spare, limit))
+                guest = await running.enter_async_context(self._boot(parts, limit))
             except KernelHangs:
-                guest = await running.enter_async_context(self._boot(devices, cpus, spare, limit))
+                guest = await running.enter_async_context(self._boot(parts, limit))
             yield guest
 
     @contextlib.asynccontextmanager
-    async def incoming(self, *devices: Device, cpus: int = 4) -> AsyncIterator[Guest]:
-        """A machine that waits for a guest to be migrated to it (`Guest.migrate`)."""
-        async with self._run(devices, cpus, None, "-incoming", "defer", "-S") as guest:
-            yield guest
-
-    @contextlib.asynccontextmanager
-    async def _boot(
-        self, devices: tuple[Device, ...], cpus: int, spare: SpareMemory | None, limit: float
+    async def incoming(
+        self, *devices: Device, cpus: int = 4, iommu: Iommu | None = None
     ) -> AsyncIterator[Guest]:
-        async with self._run(devices, cpus, spare) as guest:
+        """A machine that waits for a guest to be migrated to it (`Guest.migrate`)."""
+        parts = Parts(devices, cpus, None, iommu)
+        async with self._run(parts, "-incoming", "defer", "-S") as guest:
+            yield guest
+
+    @contextlib.asynccontextmanager
+    async def _boot(self, parts: Parts, limit: float) -> AsyncIterator[Guest]:
+        async with self._run(parts) as guest:
             await guest.booted(limit)
             yield guest
 
     @contextlib.asynccontextmanager
-    async def _run(
-        self, devices: tuple[Device, ...], cpus: int, spare: SpareMemory | None, *more: str
-    ) -> AsyncIterator[Guest]:
+    async def _run(self, parts: Parts, *more: str) -> AsyncIterator[Guest]:
         ours, theirs = socket.socketpair()
         our_qmp, their_qmp = socket.socketpair()
         with tempfile.TemporaryDirectory(prefix="guest-") as directory, ours, our_qmp:
@@ -324,7 +349,7 @@ class Machine:
             with theirs, their_qmp, (logs / "qemu").open("wb") as log:
                 ends = {"agent": theirs.fileno(), "qmp": their_qmp.fileno()}
                 process = await spawn(
-                    *(*self.qemu, *self._arguments(devices, cpus, spare, logs / "serial"), *more),
+                    *(*self.qemu, *self._arguments(parts, logs / "serial"), *more),
                     *(w for n, fd in ends.items() for w in ("-chardev", f"socket,id={n},fd={fd}")),
                     pass_fds=tuple(ends.values()),
                     stdout=log,
@@ -338,17 +363,19 @@ class Machine:
             finally:
                 await kill(process)
 
-    def _arguments(
-        self, devices: tuple[Device, ...], cpus: int, spare: SpareMemory | None, serial: Path
-    ) -> Iterator[str]:
+    def _arguments(self, parts: Parts, serial: Path) -> Iterator[str]:
+        spare = parts.spare
         yield from ("-nodefaults", "-no-user-config", "-display", "none")
-        yield from ("-accel", self.accelerator, "-cpu", self.cpu, "-smp", f"{cpus}")
+        yield from ("-accel", self.accelerator, "-cpu", self.cpu, "-smp", f"{parts.cpus}")
         room = f",slots={spare.slots},maxmem={spare.most}" if spare else ""
         yield from ("-machine", f"{self.model},memory-backend=memory", "-m", MEMORY + room)
         yield from ("-object", f"memory-backend-memfd,id=memory,size={MEMORY},share=on")
         yield from ("-kernel", f"{self.kernel.image}", "-initrd", f"{self.initramfs}")
-        movable = " memhp_default_state=online_movable" if spare else ""
-        yield from ("-append", KERNEL_ARGUMENTS + movable, "-serial", f"file:{serial}")
+        more = " memhp_default_state=online_movable" if spare else ""
+        if parts.iommu:
+            yield from ("-device", INTEL_IOMMU)  # before any device that is behind it
+            more += f" intel_iommu=on {parts.iommu.value}"
+        yield from ("-append", KERNEL_ARGUMENTS + more, "-serial", f"file:{serial}")
         yield from ("-device", "virtio-serial-pci", "-mon", "chardev=qmp,mode=control")
         yield from ("-device", "virtserialport,chardev=agent,name=agent")
         if spare and spare.virtio_mem:
@@ -356,7 +383,7 @@ class Machine:
             yield from ("-object", f"memory-backend-memfd,id=spare-memory,{size}")
             yield from ("-device", "virtio-mem-pci,id=spare,memdev=spare-memory,requested-size=0")
         again = "reconnect-ms=500" if self.qemu_version >= RECONNECT_MS_SINCE else "reconnect=1"
-        for n, device in enumerate(devices):
+        for n, device in enumerate(parts.devices):
             yield from ("-chardev", f"socket,id=device{n},path={device.socket},{again}")
             yield from device.arguments(f"device{n}")
 

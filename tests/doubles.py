@@ -2,10 +2,11 @@
 """Small classes that play roles of blkd for tests of what stands beside them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from blkd.errors import RequestRefused
 from blkd.vhost_user.inflight import Inflight
+from blkd.vhost_user.iotlb import Access, IotlbEntry
 from blkd.vhost_user.vring_setup import VringSetup
 from blkd.vhost_user.wire import LogBase, MemoryRegion
 
@@ -57,6 +58,7 @@ class RecordingDataPath:
         self.failures: dict[str, Exception] = {}
         self.base = 0
         """What a stopped ring answers."""
+        self.on_miss: Callable[[int, Access], None] = lambda iova, access: None
 
     def _record(self, name: str, *details: object, fds: Sequence[int | None] = ()) -> None:
         for fd in fds:
@@ -77,6 +79,18 @@ class RecordingDataPath:
 
     async def remove_memory(self, region: MemoryRegion) -> None:
         self._record("remove_memory", region)
+
+    async def translate_addresses(self, *, on: bool) -> None:
+        self._record("translate_addresses", on)
+
+    async def update_iotlb(self, entry: IotlbEntry) -> None:
+        self._record("update_iotlb", entry)
+
+    async def invalidate_iotlb(self, iova: int, size: int) -> None:
+        self._record("invalidate_iotlb", iova, size)
+
+    async def deny_iotlb(self, iova: int, access: Access) -> None:
+        self._record("deny_iotlb", iova, access)
 
     async def make_inflight(self, region: Inflight) -> int:
         self._record("make_inflight", region)

@@ -17,9 +17,10 @@ from blkd.dataplane.recording import Recording
 from blkd.dataplane.served import ServedDevice
 from blkd.dataplane.vrings import Vrings
 from blkd.dataplane.workers import WorkerPlan, Workers
-from blkd.errors import DataPlaneError
+from blkd.errors import DataPlaneError, RequestRefused
 from blkd.vhost_user.data_path import InflightFile, RestoredVring, VringSnapshot
 from blkd.vhost_user.inflight import Inflight
+from blkd.vhost_user.iotlb import Access, IotlbEntry
 from blkd.vhost_user.vring_setup import VringSetup
 from blkd.vhost_user.wire import LogBase, MemoryRegion
 
@@ -43,6 +44,7 @@ class DataPlane:
         self._served = served
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.on_fault: Callable[[], None] = lambda: None
+        self.on_miss: Callable[[int, Access], None] = lambda iova, access: None
         self.before_first_start: Callable[[], Awaitable[None]] = _do_nothing
         self.after_migration: Callable[[], Awaitable[None]] = _do_nothing
         self._faults = MemoryFaults(self._report_fault)
@@ -79,6 +81,23 @@ class DataPlane:
     def memory_is_registered(self) -> bool:
         """Whether every worker has the guest's memory registered."""
         return self._memory.registration.is_complete
+
+    # ---- addresses behind an IOMMU ----
+
+    async def translate_addresses(self, *, on: bool) -> None:
+        """Take addresses of descriptors and vrings for IOVAs.  Raises RequestRefused: it cannot."""
+        if on:
+            raise RequestRefused("the data path does not translate addresses")
+
+    async def update_iotlb(self, entry: IotlbEntry) -> None:
+        """Translate by an entry.  Raises RequestRefused: nothing is translated."""
+        raise RequestRefused(f"an IOTLB entry at {entry.iova:#x} that was not asked for")
+
+    async def invalidate_iotlb(self, iova: int, size: int) -> None:
+        """Forget what is known of a range: there is nothing."""
+
+    async def deny_iotlb(self, iova: int, access: Access) -> None:
+        """Fail each request that waits for a translation: there is none."""
 
     # ---- requests in flight, and the dirty log ----
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The role of the data path in a vhost-user connection, and what goes in and out of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from blkd.vhost_user.inflight import Inflight
+from blkd.vhost_user.iotlb import Access, IotlbEntry
 from blkd.vhost_user.vring_setup import VringSetup
 from blkd.vhost_user.wire import LogBase, MemoryRegion
 
@@ -68,6 +69,12 @@ class DataPath(Protocol):
     were.
     """
 
+    on_miss: Callable[[int, Access], None]
+    """Called on the loop with an IOVA whose translation is missing, and what it is needed for.
+
+    Nothing waits for it but what needs it; it may be called again while that is so.
+    """
+
     async def set_memory(self, regions: Sequence[MemoryRegion], fds: Sequence[int]) -> None:
         """Replace the whole memory table; returns when nothing uses the old one."""
 
@@ -76,6 +83,21 @@ class DataPath(Protocol):
 
     async def remove_memory(self, region: MemoryRegion) -> None:
         """Remove one region; returns when no I/O uses it."""
+
+    async def translate_addresses(self, *, on: bool) -> None:
+        """Take addresses of descriptors and vrings for IOVAs, or not any more; no vring runs.
+
+        Nothing is known of any IOVA then.
+        """
+
+    async def update_iotlb(self, entry: IotlbEntry) -> None:
+        """Translate by this entry from now on, whatever was known of its range."""
+
+    async def invalidate_iotlb(self, iova: int, size: int) -> None:
+        """Forget what is known of a range; returns when nothing in flight touches its memory."""
+
+    async def deny_iotlb(self, iova: int, access: Access) -> None:
+        """Fail each request that waits for this, as `on_miss` has it: there is no translation."""
 
     async def make_inflight(self, region: Inflight) -> int:
         """Make an in-flight region: its descriptor, which is the caller's."""

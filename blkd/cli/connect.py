@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`blkd connect`: what makes each VMM attach a served disk."""
+"""`blkd connect`: what makes each VMM attach what is served."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ import click
 from blkd.cli import size_arguments
 from blkd.cli.export_options import export_option
 from blkd.cli.output import json_option, print_result
-from blkd.cli.recipes import VMMS, Disk, recipe
+from blkd.cli.recipes import KINDS, VMMS, Attachment, recipe
 
 ANSWER_LIMIT = 5.0  # seconds for QEMU to print its version
 
@@ -21,16 +21,27 @@ ANSWER_LIMIT = 5.0  # seconds for QEMU to print its version
 @click.command()
 @click.option("--socket", metavar="PATH", required=True, help="The PATH of blkd serve --socket.")
 @click.option(
+    "--device",
+    "kind",
+    type=click.Choice(list(KINDS)),
+    default="blk",
+    show_default=True,
+    help="What is served there: by blkd serve, blkd vsock or blkd net.",
+)
+@click.option(
     "--vmm", type=click.Choice(list(VMMS)), required=True, help="The program that runs the guest."
 )
-@export_option("queues", "Queues of the disk: no more than blkd serve --queues.")
+@export_option(
+    "queues",
+    "Queues, or pairs of them for net: no more than --queues of what serves.",
+)
 @export_option("queue_size", "Descriptors of a queue: the number of blkd serve --queue-size.")
 @click.option(
     "--id",
     "name",
     default="blkd",
     show_default=True,
-    help="The VMM's name for the disk; each disk of a guest needs its own.",
+    help="The VMM's name for the device; each device of a guest needs its own.",
 )
 @click.option(
     "--target",
@@ -46,14 +57,14 @@ ANSWER_LIMIT = 5.0  # seconds for QEMU to print its version
     help="The memory of the guest, which it shares with blkd.",
 )
 @json_option
-def connect(socket: str, vmm: str, *, as_json: bool, **settings: Any) -> None:
-    """Print the command or the configuration by which a VMM attaches a served disk."""
-    disk = Disk(
+def connect(socket: str, kind: str, vmm: str, *, as_json: bool, **settings: Any) -> None:
+    """Print the command or the configuration by which a VMM attaches a served disk or device."""
+    device = Attachment(
         **settings,
         socket=str(Path(socket).absolute()),
         qemu=_installed_qemu() if vmm == "qemu" else None,
     )
-    result = recipe(vmm, disk)
+    result = recipe(vmm, kind, device)
     if as_json:
         print_result(result, title=vmm, as_json=True)
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command or configuration by which each VMM attaches a vhost-user-blk socket."""
+"""The command or configuration by which each VMM attaches the socket of a device."""
 
 import html
 import json
@@ -18,18 +18,19 @@ MEMORY_STEP = 1 << 20  # bytes; what every VMM takes
 
 
 @dataclass(frozen=True, slots=True)
-class Disk:
+class Attachment:
     """What is attached, and to which guest."""
 
     socket: str
     """Absolute path."""
     queues: int
+    """Of a disk; of a network device, pairs of them."""
     queue_size: int
     """The default of QEMU and cloud-hypervisor, 128, is too few for a request of 1 MiB."""
     qemu: tuple[int, int] | None
     """Version of the QEMU that is installed, None if there is none."""
     name: str
-    """The VMM's name for the disk; each disk of a guest has its own."""
+    """The VMM's name for the device; each device of a guest has its own."""
     target: str
     """libvirt's name for the disk."""
     memory: int
@@ -63,19 +64,20 @@ class Recipe:
     notes: tuple[str, ...]
 
 
-def recipe(vmm: str, disk: Disk) -> Recipe:
-    """How `vmm`, one of `VMMS`, attaches `disk`.
+def recipe(vmm: str, kind: str, device: Attachment) -> Recipe:
+    """How `vmm`, one of `VMMS`, attaches a device of a kind of `KINDS`.
 
     Raises:
-        ConfigError: the VMM has no way to write such a socket path.
+        ConfigError: the VMM has no way to attach such a device, or to write such a socket path.
     """
-    return VMMS[vmm](disk)
+    makers = KINDS[kind]
+    if vmm not in makers:
+        able = ", ".join(makers)
+        raise ConfigError(f"{vmm} attaches no {kind} device of vhost-user", hint=f"{able} can")
+    return makers[vmm](device)
 
 
-def _qemu(disk: Disk) -> Recipe:
-    old = disk.qemu is not None and disk.qemu < QEMU_RECONNECT_MS
-    reconnect = "reconnect=1" if old else "reconnect-ms=1000"
-    path = disk.socket.replace(",", ",,")  # as QEMU wants commas in values
+def _qemu(disk: Attachment) -> Recipe:
     device = (
         "vhost-user-blk-pci",
         f"chardev={disk.name}",
@@ -84,14 +86,7 @@ def _qemu(disk: Disk) -> Recipe:
     )
     return Recipe(
         "qemu",
-        _command(
-            ["qemu-system-x86_64"],
-            ["-m", disk.memory_text],
-            ["-object", f"memory-backend-memfd,id=ram,size={disk.memory_text},share=on"],
-            ["-machine", "q35,accel=kvm,memory-backend=ram"],
-            ["-chardev", f"socket,id={disk.name},path={path},{reconnect}"],
-            ["-device", ",".join(device)],
-        ),
+        _qemu_with(disk, _reconnect(disk), ["-device", ",".join(device)]),
         (
             "-m and size= are the guest's memory (--memory) and must be equal",
             "for another disk add only -chardev and -device, printed with another --id",
@@ -101,7 +96,26 @@ def _qemu(disk: Disk) -> Recipe:
     )
 
 
-def _libvirt(disk: Disk) -> Recipe:
+def _reconnect(device: Attachment) -> str:
+    """What makes QEMU connect again after the back end went away."""
+    old = device.qemu is not None and device.qemu < QEMU_RECONNECT_MS
+    return ",reconnect=1" if old else ",reconnect-ms=1000"
+
+
+def _qemu_with(device: Attachment, reconnect: str, *lines: list[str]) -> str:
+    """A command of QEMU that has the guest's memory shared and a chardev named as the device."""
+    path = device.socket.replace(",", ",,")  # as QEMU wants commas in values
+    return _command(
+        ["qemu-system-x86_64"],
+        ["-m", device.memory_text],
+        ["-object", f"memory-backend-memfd,id=ram,size={device.memory_text},share=on"],
+        ["-machine", "q35,accel=kvm,memory-backend=ram"],
+        ["-chardev", f"socket,id={device.name},path={path}{reconnect}"],
+        *lines,
+    )
+
+
+def _libvirt(disk: Attachment) -> Recipe:
     return Recipe(
         "libvirt",
         f"""\
@@ -127,7 +141,7 @@ def _libvirt(disk: Disk) -> Recipe:
     )
 
 
-def _cloud_hypervisor(disk: Disk) -> Recipe:
+def _cloud_hypervisor(disk: Attachment) -> Recipe:
     device = (
         "vhost_user=true",
         f"socket={_without_comma(disk.socket, 'cloud-hypervisor')}",
@@ -148,7 +162,7 @@ def _cloud_hypervisor(disk: Disk) -> Recipe:
     )
 
 
-def _firecracker(disk: Disk) -> Recipe:
+def _firecracker(disk: Attachment) -> Recipe:
     if not WELL_FORMED_DRIVE.fullmatch(disk.name):
         raise ConfigError(
             f"firecracker takes no drive called {disk.name}",
@@ -177,7 +191,7 @@ def _firecracker(disk: Disk) -> Recipe:
     )
 
 
-def _crosvm(disk: Disk) -> Recipe:
+def _crosvm(disk: Attachment) -> Recipe:
     path = _without_comma(disk.socket, "crosvm")
     return Recipe(
         "crosvm",
@@ -192,13 +206,127 @@ def _crosvm(disk: Disk) -> Recipe:
     )
 
 
-VMMS: dict[str, Callable[[Disk], Recipe]] = {
-    "qemu": _qemu,
-    "libvirt": _libvirt,
-    "cloud-hypervisor": _cloud_hypervisor,
-    "firecracker": _firecracker,
-    "crosvm": _crosvm,
+def _qemu_net(device: Attachment) -> Recipe:
+    pairs = device.queues
+    front_end = (
+        "virtio-net-pci",
+        f"netdev={device.name}-net",
+        *((f"mq=on,vectors={2 * pairs + 2}",) if pairs > 1 else ()),
+    )
+    return Recipe(
+        "qemu",
+        _qemu_with(
+            device,
+            _reconnect(device),
+            ["-netdev", f"vhost-user,id={device.name}-net,chardev={device.name},queues={pairs}"],
+            ["-device", ",".join(front_end)],
+        ),
+        (
+            "-m and size= are the guest's memory (--memory) and must be equal",
+            "for another device add only -chardev, -netdev and -device, printed with another --id",
+            "mac= of -device is what the guest sees: the VMM, not blkd, tells it",
+        ),
+    )
+
+
+def _libvirt_net(device: Attachment) -> Recipe:
+    return Recipe(
+        "libvirt",
+        f"""\
+<memoryBacking>
+  <source type='memfd'/>
+  <access mode='shared'/>
+</memoryBacking>
+<devices>
+  <interface type='vhostuser'>
+    <source type='unix' path='{html.escape(device.socket)}' mode='client'>
+      <reconnect enabled='yes' timeout='1'/>
+    </source>
+    <model type='virtio'/>
+    <driver queues='{device.queues}'/>
+  </interface>
+</devices>""",
+        (
+            "memoryBacking goes directly into domain, the interface into its devices",
+            "QEMU's user, often libvirt-qemu, must be allowed to write to the socket",
+        ),
+    )
+
+
+def _cloud_hypervisor_net(device: Attachment) -> Recipe:
+    front_end = (
+        "vhost_user=true",
+        f"socket={_without_comma(device.socket, 'cloud-hypervisor')}",
+        f"num_queues={2 * device.queues}",
+        f"queue_size={device.queue_size}",
+    )
+    return Recipe(
+        "cloud-hypervisor",
+        _command(
+            ["cloud-hypervisor"],
+            ["--memory", f"size={device.memory_text},shared=on"],
+            ["--net", ",".join(front_end)],
+        ),
+        ("num_queues counts both directions: two for each pair",),
+    )
+
+
+def _crosvm_net(device: Attachment) -> Recipe:
+    path = _without_comma(device.socket, "crosvm")
+    return Recipe(
+        "crosvm",
+        _command(
+            ["crosvm", "run"],
+            ["--vhost-user", f"net,socket={path},max-queue-size={device.queue_size}"],
+        ),
+        ("without max-queue-size crosvm takes 32768, more than blkd serves",),
+    )
+
+
+def _qemu_vsock(device: Attachment) -> Recipe:
+    return Recipe(
+        "qemu",
+        _qemu_with(device, "", ["-device", f"vhost-user-vsock-pci,chardev={device.name}"]),
+        (
+            "-m and size= are the guest's memory (--memory) and must be equal",
+            "a guest has one vsock device",
+        ),
+    )
+
+
+def _crosvm_vsock(device: Attachment) -> Recipe:
+    path = _without_comma(device.socket, "crosvm")
+    return Recipe(
+        "crosvm",
+        _command(
+            ["crosvm", "run"],
+            ["--vhost-user", f"vsock,socket={path},max-queue-size={device.queue_size}"],
+        ),
+        ("without max-queue-size crosvm takes 32768, more than blkd serves",),
+    )
+
+
+Maker = Callable[[Attachment], Recipe]
+
+KINDS: dict[str, dict[str, Maker]] = {
+    "blk": {
+        "qemu": _qemu,
+        "libvirt": _libvirt,
+        "cloud-hypervisor": _cloud_hypervisor,
+        "firecracker": _firecracker,
+        "crosvm": _crosvm,
+    },
+    "vsock": {"qemu": _qemu_vsock, "crosvm": _crosvm_vsock},
+    "net": {
+        "qemu": _qemu_net,
+        "libvirt": _libvirt_net,
+        "cloud-hypervisor": _cloud_hypervisor_net,
+        "crosvm": _crosvm_net,
+    },
 }
+"""The VMMs that attach each kind of device."""
+
+VMMS = tuple(KINDS["blk"])
 
 
 def _command(*lines: list[str]) -> str:

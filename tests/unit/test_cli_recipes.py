@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from blkd.cli.recipes import VMMS, Disk, recipe
+from blkd.cli.recipes import KINDS, VMMS, Attachment, recipe
 from blkd.errors import ConfigError
 
-DISK = Disk(
+DISK = Attachment(
     socket="/run/blkd/demo.sock",
     queues=2,
     queue_size=256,
@@ -25,12 +25,12 @@ def disk_with(**changes):
 
 
 def words(vmm, disk=DISK):
-    return shlex.split(recipe(vmm, disk).text.replace("\\\n", ""))
+    return shlex.split(recipe(vmm, "blk", disk).text.replace("\\\n", ""))
 
 
 @pytest.mark.parametrize("vmm", VMMS)
 def test_every_recipe_names_the_socket_and_the_vmm(vmm):
-    result = recipe(vmm, DISK)
+    result = recipe(vmm, "blk", DISK)
     assert DISK.socket in result.text
     assert result.vmm == vmm
     assert result.notes
@@ -38,7 +38,7 @@ def test_every_recipe_names_the_socket_and_the_vmm(vmm):
 
 @pytest.mark.parametrize("vmm", ["qemu", "libvirt", "cloud-hypervisor", "crosvm"])
 def test_the_ring_is_256_where_the_vmm_has_an_option_for_it(vmm):
-    assert "256" in recipe(vmm, DISK).text
+    assert "256" in recipe(vmm, "blk", DISK).text
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_comma_in_the_path_is_doubled_for_qemu():
 @pytest.mark.parametrize("vmm", ["cloud-hypervisor", "crosvm"])
 def test_a_comma_in_the_path_is_refused_where_it_cannot_be_written(vmm):
     with pytest.raises(ConfigError, match="comma"):
-        recipe(vmm, disk_with(socket="/a,b.sock"))
+        recipe(vmm, "blk", disk_with(socket="/a,b.sock"))
 
 
 @pytest.mark.parametrize("vmm", ["qemu", "cloud-hypervisor", "firecracker", "crosvm"])
@@ -81,7 +81,9 @@ def test_a_path_of_odd_characters_survives_the_shell(vmm):
 
 def test_libvirt_gets_well_formed_xml_whatever_the_path():
     path = '/it\'s <a> & "b".sock'
-    domain = ET.fromstring(f"<domain>{recipe('libvirt', disk_with(socket=path)).text}</domain>")
+    domain = ET.fromstring(
+        f"<domain>{recipe('libvirt', 'blk', disk_with(socket=path)).text}</domain>"
+    )
     disk = domain.find("devices/disk")
     assert disk.find("source").get("path") == path
     assert disk.find("source/reconnect").get("enabled") == "yes"
@@ -97,7 +99,7 @@ def test_a_second_disk_has_names_of_its_own():
     assert any(word.startswith("socket,id=data,path=/second.sock,") for word in qemu)
     assert any("chardev=data," in word for word in qemu)
     assert not any("blkd" in word for word in qemu)
-    domain = ET.fromstring(f"<domain>{recipe('libvirt', SECOND).text}</domain>")
+    domain = ET.fromstring(f"<domain>{recipe('libvirt', 'blk', SECOND).text}</domain>")
     assert domain.find("devices/disk/target").get("dev") == "vdc"
     drive = words("firecracker", SECOND)
     assert "http://localhost/drives/data" in drive
@@ -129,7 +131,7 @@ def test_what_no_vmm_would_take_is_refused(changes, reason):
 
 def test_a_name_that_firecracker_would_not_take_is_refused():
     with pytest.raises(ConfigError, match="firecracker"):
-        recipe("firecracker", disk_with(socket="/a.sock", name="a-b"))
+        recipe("firecracker", "blk", disk_with(socket="/a.sock", name="a-b"))
 
 
 def test_firecracker_gets_json_with_flushes_asked_for():
@@ -145,3 +147,26 @@ def test_firecracker_gets_json_with_flushes_asked_for():
 
 def test_crosvm_is_kept_from_its_ring_of_32768():
     assert "block,socket=/run/blkd/demo.sock,max-queue-size=256" in words("crosvm")
+
+
+OTHERS = [(kind, vmm) for kind in ("vsock", "net") for vmm in KINDS[kind]]
+
+
+@pytest.mark.parametrize(("kind", "vmm"), OTHERS)
+def test_a_device_that_is_no_disk_has_its_recipes_too(kind, vmm):
+    result = recipe(vmm, kind, DISK)
+    assert DISK.socket in result.text
+    assert "blk" not in result.text.replace("blkd", "")
+    assert result.vmm == vmm
+    assert result.notes
+
+
+def test_what_a_vmm_cannot_attach_is_refused_with_those_that_can():
+    with pytest.raises(ConfigError, match="firecracker attaches no net") as refused:
+        recipe("firecracker", "net", DISK)
+    assert "qemu" in refused.value.hint
+
+
+def test_qemu_has_a_vector_for_each_queue_of_several_pairs():
+    assert "mq=on,vectors=6" in recipe("qemu", "net", DISK).text
+    assert "mq=on" not in recipe("qemu", "net", disk_with(queues=1)).text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of an export as options of the command line, made from the model's fields."""
+"""The settings of what is served as options of the command line, made from a model's fields."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -8,22 +8,27 @@ import click
 from msgspec import inspect
 
 from blkd.errors import ConfigError
-from blkd.export.config import export_settings
-from blkd.export.option import Setting
+from blkd.export.config import ExportConfig
+from blkd.export.endpoint_config import EndpointConfig
+from blkd.export.option import Setting, settings_of
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
 
-def export_options(command: Command) -> Command:
-    """Add an option for each setting of an export; the command is passed the fields by name."""
-    for setting in reversed(export_settings()):
-        command = _option(setting, setting.option.text)(command)
-    return command
+def export_options(model: type[EndpointConfig]) -> Callable[[Command], Command]:
+    """Add an option for each setting of a model; the command is passed the fields by name."""
+
+    def add(command: Command) -> Command:
+        for setting in reversed(settings_of(model)):
+            command = _option(setting, setting.option.text)(command)
+        return command
+
+    return add
 
 
 def export_option(field: str, text: str) -> Callable[[Command], Command]:
     """The option of one field with a help text of its own, for a command that does not serve."""
-    (setting,) = (each for each in export_settings() if each.field == field)
+    (setting,) = (each for each in settings_of(ExportConfig) if each.field == field)
     return _option(setting, text)
 
 

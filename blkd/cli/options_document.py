@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints the table of options in docs/commands.md, from the settings of an export.
+"""Prints the table of a command's options in docs/commands.md, from the settings it serves by.
 
-python -m blkd.cli.options_document
+python -m blkd.cli.options_document COMMAND
 """
 
 import sys
 
 from msgspec import inspect
 
-from blkd.export.config import export_settings
-from blkd.export.option import Setting
+from blkd.export.config import ExportConfig
+from blkd.export.endpoint_config import EndpointConfig
+from blkd.export.option import Setting, settings_of
+
+MODELS: dict[str, type[EndpointConfig]] = {"serve": ExportConfig}
+"""The settings of each command that serves."""
 
 HEAD = """\
 | Option | Values | Default | Means |
@@ -40,10 +44,10 @@ def row(setting: Setting) -> str:
     return "".join(f"| {cell} " for cell in cells) + "|\n"
 
 
-def table() -> str:
-    """All of it, as Markdown."""
-    return HEAD + "".join(map(row, export_settings()))
+def table(command: str) -> str:
+    """All options of a command that serves, as Markdown."""
+    return HEAD + "".join(map(row, settings_of(MODELS[command])))
 
 
 if __name__ == "__main__":
-    sys.stdout.write(table())
+    sys.stdout.write(table(sys.argv[1]))

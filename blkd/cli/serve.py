@@ -10,7 +10,6 @@ from blkd.cli import serving
 from blkd.cli.export_options import export_options
 from blkd.cli.output import json_option, print_result
 from blkd.export.config import ExportConfig, name_of
-from blkd.export.views import ExportState
 from blkd.host import log, signals
 
 
@@ -23,7 +22,7 @@ def _are_one(one: str, other: str) -> bool:
 
 @click.command()
 @click.argument("image", metavar="IMAGE")
-@export_options
+@export_options(ExportConfig)
 @json_option
 def serve(*, as_json: bool, **settings: Any) -> None:
     """Make IMAGE, a raw image or a block device, a disk of a virtual machine.
@@ -37,7 +36,7 @@ def serve(*, as_json: bool, **settings: Any) -> None:
         raise click.UsageError(f"--socket and --control are both {config.control}")
     log.configure(json=as_json)
 
-    def announce(state: ExportState) -> None:
+    def announce(state: object) -> None:
         print_result(state, title="serving", as_json=as_json)
 
     serving.run(config, announce)

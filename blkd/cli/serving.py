@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One export in this process: opened, announced, served until a signal ends it."""
+"""An export in this process: opened, announced, served until a signal ends it."""
 
 import asyncio
 import contextlib
@@ -8,31 +8,76 @@ import resource
 import signal
 import socket
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
 from blkd.errors import BlkdError
 from blkd.export.config import ExportConfig
+from blkd.export.endpoint_config import EndpointConfig
 from blkd.export.export import Export
-from blkd.export.views import ExportState
 from blkd.host import log as log_events
 from blkd.host import signals, systemd, unix_socket
 from blkd.host.blocking import ask
-
-if TYPE_CHECKING:
-    from blkd.upgrade.giver import ExportGiver
 
 DRAIN_LIMIT = 4.0  # seconds for the requests in flight when the process is to end
 KILL_LIMIT = 0.5  # seconds for the rest after that
 ANNOUNCE_LIMIT = 1.0  # seconds until whoever started it is expected to have read so
 
-Announce = Callable[[ExportState], None]
-Opening = Callable[
-    [contextlib.AsyncExitStack, asyncio.Event], Awaitable[tuple[Export, socket.socket | None]]
-]
-"""Makes an export ready to serve, and the socket of its API; what it pushes undoes that.  A signal
-cancels it until it sets the event, unless it finds that this comes too late."""
+
+class Hosted(Protocol):
+    """What a process serves: the export of a disk, or of other devices."""
+
+    @property
+    def config(self) -> EndpointConfig:
+        """What it is called, and who may connect."""
+
+    def show(self) -> object:
+        """All there is to know but the counters."""
+
+    def stats(self) -> object:
+        """The counters."""
+
+    async def resize(self, size: int, *, force: bool = False) -> object:
+        """Make it `size` bytes long, or raise RequestRefused where it has no size."""
+
+    async def pause(self, deadline: float) -> object:
+        """Fetch nothing more; wait up to `deadline` seconds for what is in flight."""
+
+    async def resume(self) -> None:
+        """Fetch again."""
+
+    async def refresh(self) -> None:
+        """Look again at what stands behind it.  Raises BlkdError or OSError."""
+
+    async def serve(self) -> None:
+        """Serve until `stop` or `kill`, then close."""
+
+    def stop(self) -> None:
+        """Complete what is in flight and have `serve` return."""
+
+    def kill(self) -> None:
+        """Have `serve` return at once."""
+
+    def close(self) -> None:
+        """Release everything, unless `serve` has done so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What is ready to be served."""
+
+    export: Hosted
+    control: socket.socket | None
+    """The socket of its API."""
+
+
+Announce = Callable[[object], None]
+Opening = Callable[[contextlib.AsyncExitStack, asyncio.Event], Awaitable[Opened]]
+"""Makes an export ready to serve; what it pushes undoes that.  A signal cancels it until it sets
+the event, unless it finds that this comes too late."""
+Give = Callable[[socket.socket], Awaitable[None]]
 
 log = structlog.get_logger()
 
@@ -52,15 +97,30 @@ def run(config: ExportConfig, announce: Announce, fd: int | None = None) -> None
     log_events.name_export(config.name)
     sock = None if fd is None else unix_socket.adopt(fd)
 
-    async def opened(
-        stack: contextlib.AsyncExitStack, _settled: asyncio.Event
-    ) -> tuple[Export, socket.socket | None]:
-        control = await _listen_for_control(config, stack)
+    async def make() -> Export:
         export = Export(config)
         await export.open(sock)
-        return export, control
+        return export
 
-    _host(opened, announce)
+    _host(functools.partial(_open, config, make), announce)
+
+
+def run_devices(
+    config: EndpointConfig, make: Callable[[], Awaitable[Hosted]], announce: Announce
+) -> None:
+    """Serve devices that `make` makes ready; for the rest see `run`."""
+    log_events.name_export(config.name)
+    _host(functools.partial(_open, config, make), announce)
+
+
+async def _open(
+    config: EndpointConfig,
+    make: Callable[[], Awaitable[Hosted]],
+    stack: contextlib.AsyncExitStack,
+    _settled: asyncio.Event,
+) -> Opened:
+    control = await _listen_for_control(config, stack)
+    return Opened(await make(), control)
 
 
 def take_over(control: str, limit: float, announce: Announce) -> None:
@@ -79,9 +139,7 @@ def take_over(control: str, limit: float, announce: Announce) -> None:
         client.switch, control, models.UPGRADE, models.UPGRADE_PROTOCOL, limit=limit
     )
 
-    async def taken(
-        stack: contextlib.AsyncExitStack, settled: asyncio.Event
-    ) -> tuple[Export, socket.socket | None]:
+    async def taken(stack: contextlib.AsyncExitStack, settled: asyncio.Event) -> Opened:
         taker = ExportTaker()
         with await asyncio.to_thread(call) as sock:
             await taker.take(sock)
@@ -90,7 +148,7 @@ def take_over(control: str, limit: float, announce: Announce) -> None:
         stack.enter_context(taker.control)
         if (path := taker.export.config.control) is not None:
             stack.callback(unix_socket.unlink_if_ours, path)
-        return taker.export, taker.control
+        return Opened(taker.export, taker.control)
 
     _host(taken, announce)
 
@@ -119,7 +177,7 @@ def _first(error: BaseException) -> BaseException:
 
 
 async def _listen_for_control(
-    config: ExportConfig, stack: contextlib.AsyncExitStack
+    config: EndpointConfig, stack: contextlib.AsyncExitStack
 ) -> socket.socket | None:
     """Listen for the control API, before anything is served: failures are found first."""
     if config.control is None:
@@ -137,7 +195,7 @@ class _Host:
     def __init__(self, opening: Opening, announce: Announce) -> None:
         self._opening = opening
         self._announce = announce
-        self._export: Export
+        self._export: Hosted
         self._settled = asyncio.Event()
         self._ready = asyncio.Event()
 
@@ -152,26 +210,22 @@ class _Host:
 
     async def _serve(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            self._export, control = await self._opening(stack, self._settled)
+            opened = await self._opening(stack, self._settled)
+            self._export = opened.export
             stack.callback(self._export.close)
-            if control is not None:
+            if opened.control is not None:
                 # Only this needs HTTP.
                 from blkd.control.server import control_api  # noqa: PLC0415
-                from blkd.upgrade.giver import ExportGiver  # noqa: PLC0415
 
-                give = functools.partial(self._give, ExportGiver(self._export, control))
-                api = control_api(self._export, control, give, signals.end)
+                give = _giving(self._export, opened.control)
+                api = control_api(self._export, opened.control, give, signals.end)
                 await stack.enter_async_context(api)
             self._ready.set()
+            systemd.ready(f"serving {self._export.config.name}")
             state = self._export.show()
-            systemd.ready(f"serving {state.image}")
             with contextlib.suppress(OSError):  # nobody reads it in time, or no thread: it goes on
                 await ask(functools.partial(self._announce, state), ANNOUNCE_LIMIT)
             await self._export.serve()
-
-    async def _give(self, giver: "ExportGiver", sock: socket.socket) -> None:
-        if await giver.give(sock) is not None:
-            signals.exit_now(0)  # at once: nothing here may touch the disk any more
 
     async def _obey(self, arrivals: asyncio.Queue[int], serving: asyncio.Task[None]) -> None:
         async with asyncio.TaskGroup() as refreshes:
@@ -196,7 +250,23 @@ class _Host:
         systemd.reloading()
         await self._ready.wait()
         try:
-            await self._export.refresh_size()
+            await self._export.refresh()
         except (BlkdError, OSError) as error:
-            log.warning("size not refreshed", export=self._export.config.name, reason=str(error))
-        systemd.ready(f"serving {self._export.config.image}")
+            log.warning("not refreshed", export=self._export.config.name, reason=str(error))
+        systemd.ready(f"serving {self._export.config.name}")
+
+
+def _giving(export: Hosted, control: socket.socket) -> Give | None:
+    """What gives the export to another process; None where that is not possible."""
+    if not isinstance(export, Export):
+        return None
+    # Only who has an API needs this, and then before the files may be another version's.
+    from blkd.upgrade.giver import ExportGiver  # noqa: PLC0415
+
+    giver = ExportGiver(export, control)
+
+    async def give(sock: socket.socket) -> None:
+        if await giver.give(sock) is not None:
+            signals.exit_now(0)  # at once: nothing here may touch the disk any more
+
+    return give

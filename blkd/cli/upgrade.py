@@ -6,7 +6,6 @@ import click
 from blkd.cli import serving
 from blkd.cli.control import control_option, timeout
 from blkd.cli.output import json_option, print_result
-from blkd.export.views import ExportState
 from blkd.host import log, signals
 
 
@@ -21,7 +20,7 @@ def upgrade(control: str, *, as_json: bool) -> None:
     """
     log.configure(json=as_json)
 
-    def announce(state: ExportState) -> None:
+    def announce(state: object) -> None:
         print_result(state, title="serving", as_json=as_json)
 
     serving.take_over(control, timeout(), announce)

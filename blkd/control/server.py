@@ -63,11 +63,12 @@ class ControlledExport(Protocol):
 
 @contextlib.asynccontextmanager
 async def control_api(
-    export: ControlledExport, listener: socket.socket, give: Give, stop: Callable[[], None]
+    export: ControlledExport, listener: socket.socket, give: Give | None, stop: Callable[[], None]
 ) -> AsyncIterator[None]:
     """Answer calls about `export` on `listener`, which is borrowed, while the context lasts.
 
-    `stop` begins an orderly end of the process, and returns at once.
+    Without `give` it cannot be upgraded.  `stop` begins an orderly end of the process, and returns
+    at once.
     """
     routes = _Handlers(export, give, stop).routes()
     calls: set[asyncio.Task[None]] = set()
@@ -101,7 +102,9 @@ async def _serve_call(
 class _Handlers:
     """One method for each call of the API."""
 
-    def __init__(self, export: ControlledExport, give: Give, stop: Callable[[], None]) -> None:
+    def __init__(
+        self, export: ControlledExport, give: Give | None, stop: Callable[[], None]
+    ) -> None:
         self._export = export
         self._give = give
         self._stop = stop
@@ -155,6 +158,8 @@ class _Handlers:
                 f"Upgrade: {models.UPGRADE_PROTOCOL} is missing",
                 upgrade=models.UPGRADE_PROTOCOL,
             )
+        if self._give is None:
+            return _problem_of(errors.RequestRefused("only a disk can go on in another process"))
         return Switch(models.UPGRADE_PROTOCOL, self._give)
 
 

@@ -1,22 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of an export: one model for the command line, a live upgrade and files.
+"""The settings of a disk: one model for the command line, a live upgrade and files.
 
-A setting is one field.  Its type, limits, default, text and spelling stand there and nowhere
-else: `cli/export_options.py` makes the option of `blkd serve` from the field, and
-`cli/options_document.py` the line in docs/commands.md.  What the settings come to once the
-image is open is in `parameters.py`.
+What they come to once the image is open is in `parameters.py`.
 """
 
-import functools
-import re
 from pathlib import PurePath
 from typing import Annotated, Final, Literal
 
-import msgspec
 from msgspec import Meta
 
 from blkd.errors import ConfigError
-from blkd.export.option import Option, Setting, settings_of
+from blkd.export.endpoint_config import EndpointConfig
+from blkd.export.option import Option
 from blkd.image.engine import EngineChoice
 from blkd.virtio.blk import MAX_SEGMENTS, SERIAL_BYTES, FeatureSet
 from blkd.virtio.device import MAX_QUEUE_SIZE
@@ -27,7 +22,6 @@ MAX_QUEUES: Final = 64
 MAX_CPU: Final = 8191  # the kernel's largest NR_CPUS is 8192
 MAX_POLL_US: Final = 1000  # a worker that polls for longer might as well own its CPU
 MIN_QUEUE_SIZE: Final = 4  # a request takes three descriptors
-MAX_MODE: Final = 0o777
 
 
 def require_power_of_two(number: int) -> None:
@@ -45,13 +39,6 @@ def require_serial(serial: str) -> None:
         raise ConfigError(
             f"{serial!r} has {len(serial)} characters; a serial has at most {SERIAL_BYTES}"
         )
-
-
-def octal_mode(text: str) -> int:
-    """The permissions that `text` has in octal.  Raises ConfigError if it has none."""
-    if re.fullmatch("0?[0-7]{3}", text) is None:
-        raise ConfigError(f"{text!r} is no mode in octal; write 0660 for owner and group")
-    return int(text, 8)
 
 
 def cpu_list(text: str) -> tuple[int, ...]:
@@ -76,12 +63,10 @@ def cpu_list(text: str) -> tuple[int, ...]:
 
 Workers = Annotated[int, Meta(ge=1, le=MAX_QUEUES)]
 Cpu = Annotated[int, Meta(ge=0, le=MAX_CPU)]
-Mode = Annotated[int, Meta(ge=0, le=MAX_MODE)]
-"""Permissions of a socket's file."""
 
 
-class ExportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How one image is to be served; the options of `blkd serve` are in the order of the fields."""
+class ExportConfig(EndpointConfig, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How one image is to be served."""
 
     image: str
     """Path of a raw image or a block device."""
@@ -97,7 +82,6 @@ class ExportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             flag="--format",
         ),
     ] = None
-    name: Annotated[str, Option("What to call the disk; from the image if not given.")]
     read_only: Annotated[bool, Option("Never write; others may read the image too.")] = False
     queues: Annotated[
         int,
@@ -168,59 +152,8 @@ class ExportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         Meta(ge=1, le=MAX_SEGMENTS),
         Option("Most ranges in one discard.", flag="--max-discard-seg"),
     ] = 32
-    control: Annotated[
-        str | None, Option("Answer the control API on this socket.", metavar="PATH")
-    ] = None
-    socket_group: Annotated[
-        str | None, Option("The group of --socket, such as kvm.", metavar="GROUP")
-    ] = None
-    """Name or number; None leaves it to the kernel."""
-    socket_mode: Annotated[
-        Mode,
-        Option(
-            "Who may connect to --socket, in octal.",
-            metavar="MODE",
-            read=octal_mode,
-            write="{:04o}".format,
-        ),
-    ] = 0o660  # the VMM's group may connect, nobody else
-    control_group: Annotated[str | None, Option("The group of --control.", metavar="GROUP")] = None
-    control_mode: Annotated[
-        Mode,
-        Option(
-            "Who may connect to --control, and so end the disk.",
-            metavar="MODE",
-            read=octal_mode,
-            write="{:04o}".format,
-        ),
-    ] = 0o600  # the API can end a disk: for its owner only
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError on what the fields' types cannot refuse."""
-        for field in self.__struct_fields__:
-            _require_utf8(field, getattr(self, field))
-        for setting in export_settings():
-            setting.check(getattr(self, setting.field))
-
-
-@functools.cache
-def export_settings() -> tuple[Setting, ...]:
-    """The settings of an export, in the order of the fields; without its image."""
-    return settings_of(ExportConfig)
 
 
 def name_of(image: str) -> str:
     """What the disk of an image is called where no name is given."""
     return PurePath(image).stem
-
-
-def _require_utf8(field: str, value: object) -> None:
-    """Raise ConfigError if `value` is a text with bytes of the command line that are no UTF-8."""
-    try:
-        if isinstance(value, str):
-            value.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(
-            f"the {field} {value!a} is no UTF-8",
-            hint="a file with such a name can be served through a symbolic link with another",
-        ) from error

@@ -2,7 +2,6 @@
 """A disk: an image, the device that a guest sees of it, and the data path between the two."""
 
 import contextlib
-import enum
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final, Self
@@ -13,26 +12,14 @@ from blkd.dataplane import DataPlane, ServedDisk, WorkerPlan, probe_io_uring
 from blkd.errors import ImageError, RequestRefused, SyncFailed
 from blkd.export.config import ExportConfig
 from blkd.export.parameters import parameters, worker_plan
+from blkd.export.pauses import Pause, Pauses
 from blkd.image.base import Image, Opening
 from blkd.image.kinds import adopt_image, open_image
 from blkd.virtio.blk import SECTOR_BYTES, BlkDevice, Shown
 
-DRAIN_LIMIT: Final = 30.0  # seconds to drain before an image shrinks or the export ends
+SHRINK_LIMIT: Final = 30.0  # seconds to drain before an image shrinks
 
 log = structlog.get_logger()
-
-
-class Pause(enum.Enum):
-    """Why no request is fetched; each reason is given and taken back by itself."""
-
-    ORDERED = enum.auto()
-    """Somebody called for it."""
-    SHRINKING = enum.auto()
-    """The image gets smaller, with nothing in flight."""
-    FROZEN = enum.auto()
-    """Another process takes the export over, or this one has not begun to serve what it took."""
-    ENDING = enum.auto()
-    """The export ends."""
 
 
 class Disk:
@@ -56,7 +43,7 @@ class Disk:
             self.plane.before_first_start = self.lock_image
             self.plane.after_migration = self.release_lock
             self.on_lock_change: Callable[[], None] = lambda: None
-            self._pauses: set[Pause] = set()
+            self.pauses = Pauses(self.plane)
             undo.pop_all()
 
     @classmethod
@@ -88,7 +75,7 @@ class Disk:
         """Go on with the image of `config` as another process has it open.
 
         `lent` is what that one's image lends, taken.  Nothing is fetched before
-        `resume(Pause.FROZEN)`.  Raises BlkdError; `lent` is closed.
+        `pauses.end(Pause.FROZEN)`.  Raises BlkdError; `lent` is closed.
         """
         with contextlib.ExitStack() as undo:
             if lent is not None:
@@ -105,7 +92,7 @@ class Disk:
         )
         image = adopt_image(config.image, lent, opening, is_locked=is_locked)
         disk = cls(config, plan, image, shown)
-        disk.stay_paused(Pause.FROZEN)
+        disk.pauses.keep(Pause.FROZEN)
         return disk
 
     def close(self) -> None:
@@ -203,35 +190,11 @@ class Disk:
         if not self.image.direct and (error := self.image.write_error()):
             self.fail_sync(error)
 
-    # ---- pauses ----
-
-    async def pause(self, why: Pause, limit: float) -> None:
-        """Fetch nothing more, and wait up to `limit` seconds for what is in flight.
-
-        Raises DrainTimeout where that is still not done; nothing is fetched all the same.
-        """
-        self._pauses.add(why)
-        await self.plane.pause(limit)
-
-    def stay_paused(self, why: Pause) -> None:
-        """Give a disk that does not fetch yet one more reason for that."""
-        self._pauses.add(why)
-
-    async def resume(self, why: Pause) -> None:
-        """Take one reason back: requests are fetched again once there is none left."""
-        self._pauses.discard(why)
-        if not self._pauses:
-            await self.plane.resume()
-
-    def is_paused(self, why: Pause) -> bool:
-        """Whether this is one of the reasons."""
-        return why in self._pauses
-
     @contextlib.asynccontextmanager
     async def drained(self) -> AsyncIterator[None]:
         """Nothing is in flight within.  Raises DrainTimeout."""
         try:
-            await self.pause(Pause.SHRINKING, DRAIN_LIMIT)
+            await self.pauses.begin(Pause.SHRINKING, SHRINK_LIMIT)
             yield
         finally:
-            await self.resume(Pause.SHRINKING)
+            await self.pauses.end(Pause.SHRINKING)

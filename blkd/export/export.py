@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """One export: a disk that is served to one front end at a time, from its start to its end."""
 
-import asyncio
 import contextlib
 import socket
 import time
-from typing import Final, Literal
+from typing import Final
 
-import structlog
-
-from blkd.errors import ConfigError, DrainTimeout, FreezeFailed, RequestRefused
+from blkd.errors import ConfigError, FreezeFailed, RequestRefused
 from blkd.export.config import ExportConfig
-from blkd.export.disk import DRAIN_LIMIT, Disk, Pause
-from blkd.export.frontends import FrontEnds
+from blkd.export.disk import Disk
+from blkd.export.endpoint import Endpoint, listen
+from blkd.export.pauses import Pause
 from blkd.export.size import DiskSize
 from blkd.export.views import (
     ExportState,
@@ -26,8 +24,6 @@ from blkd.host import unix_socket
 
 FREEZE_LIMIT: Final = 1.0  # seconds that each part of an export has to come to rest
 
-log = structlog.get_logger()
-
 
 class Export:
     """Serves one disk to one front end at a time, until `stop` or `kill`.
@@ -39,12 +35,8 @@ class Export:
     def __init__(self, config: ExportConfig) -> None:
         self.config = config
         self.disk: Disk
-        self.front_ends: FrontEnds
-        self.listener: socket.socket
-        """Where front ends connect, or one that came connected."""
+        self.endpoint: Endpoint
         self._size: DiskSize
-        self._ending = asyncio.Event()
-        self._killed = False
         self._frozen = False
         self._thawing = contextlib.AsyncExitStack()  # what `thaw` undoes
         self._resources = contextlib.ExitStack()
@@ -79,56 +71,28 @@ class Export:
         self._resources.callback(disk.close)
         self._assemble(disk, listener)
         self._frozen = True
-        self._thawing.push_async_callback(disk.resume, Pause.FROZEN)
+        self._thawing.push_async_callback(disk.pauses.end, Pause.FROZEN)
 
     def own_socket(self) -> None:
         """Be the process that listens, as front ends see it, and remove the socket's file."""
-        unix_socket.own(self.listener)
+        unix_socket.own(self.endpoint.listener)
         if self.config.socket is not None:
             self._resources.callback(unix_socket.unlink_if_ours, self.config.socket)
 
     async def _listen(self, undo: contextlib.ExitStack) -> socket.socket:
-        path, group = self.config.socket, unix_socket.group_number(self.config.socket_group)
-        assert path is not None
-        sock = await unix_socket.listen_soon(path, self.config.socket_mode, group)
-        undo.callback(sock.close)
-        undo.callback(unix_socket.unlink_if_ours, path)
-        return sock
+        assert self.config.socket is not None
+        return await listen(self.config.socket, self.config, undo)
 
     def _assemble(self, disk: Disk, listener: socket.socket) -> None:
         """Put the parts together."""
-        self.disk, self.listener = disk, listener
-        self.front_ends = FrontEnds(self.config.name, listener, disk.device, disk.plane)
-        self._size = DiskSize(disk, self.front_ends.announce_config)
-        disk.plane.on_fault = self.front_ends.drop
+        self.disk = disk
+        self.endpoint = Endpoint(self.config.name, listener, disk.device, disk.plane, disk.pauses)
+        self._size = DiskSize(disk, self.endpoint.front_ends.announce_config)
 
     async def serve(self) -> None:
-        """Serve front ends, one after the other, until `stop` or `kill`.
-
-        A socket that came connected is served until it closes.  Everything is closed when this
-        returns.  Raises DataPlaneError if a worker failed.
-        """
-        plane = self.disk.plane
+        """Serve front ends until `stop` or `kill`, as `Endpoint.serve` does; then close all."""
         with self._resources:
-            async with asyncio.TaskGroup() as tasks:
-                watching = tasks.create_task(self._size.watch())
-                accepting = tasks.create_task(self.front_ends.serve())
-                accepting.add_done_callback(lambda _: self._ending.set())
-                plane.failed.add_done_callback(lambda _: self._ending.set())
-                await self._ending.wait()
-                watching.cancel()
-                if self._killed:
-                    plane.quit()
-                try:
-                    # First of all: a front end that sees the connection close resumes from
-                    # the used index of that moment, which must not move any more.
-                    await self.disk.pause(Pause.ENDING, DRAIN_LIMIT)
-                except DrainTimeout:
-                    plane.abandon()
-                await self.front_ends.end()
-                accepting.cancel()
-            if plane.failed.done():
-                plane.failed.result()
+            await self.endpoint.serve(self._size.watch)
 
     def close(self) -> None:
         """Release everything, unless `serve` has done so: for one that is never served."""
@@ -136,14 +100,11 @@ class Export:
 
     def stop(self) -> None:
         """Complete what is in flight, close the connection and have `serve` return."""
-        self._ending.set()
+        self.endpoint.stop()
 
     def kill(self) -> None:
         """Abandon what is in flight and have `serve` return at once."""
-        self._killed = True
-        if self._ending.is_set():
-            self.disk.plane.quit()
-        self._ending.set()
+        self.endpoint.kill()
 
     # ---- calls ----
 
@@ -152,45 +113,29 @@ class Export:
         self._refuse_while_frozen()
         return await self._size.resize(size, force=force)
 
-    async def refresh_size(self) -> ResizeResult:
+    async def refresh(self) -> None:
         """Take the size that the image got by other means: for the rest see `DiskSize.refresh`."""
-        return await self._size.refresh()
+        await self._size.refresh()
 
     async def pause(self, deadline: float) -> PauseResult:
         """Fetch nothing more; wait up to `deadline` seconds for what is in flight."""
         self._refuse_while_frozen()
-        drained = True
-        try:
-            await self.disk.pause(Pause.ORDERED, deadline)
-        except DrainTimeout as error:
-            drained = False
-            log.warning("pause incomplete", export=self.config.name, reason=str(error))
-        else:
-            log.info("paused", export=self.config.name)
-        paused = self.disk.is_paused(Pause.ORDERED)
-        return PauseResult(paused, drained, self.disk.plane.in_flight)
+        return await self.endpoint.pause(deadline)
 
     async def resume(self) -> None:
         """Fetch again: requests that waited are served, or will be once a shrink has drained."""
         self._refuse_while_frozen()
-        if self.disk.is_paused(Pause.ORDERED):
-            log.info("resumed", export=self.config.name)
-        await self.disk.resume(Pause.ORDERED)
+        await self.endpoint.resume()
 
     def show(self) -> ExportState:
         """The export's state now."""
-        connection = self.front_ends.connection
+        connection = self.endpoint.front_ends.connection
         front_end = connection.show() if connection else None
-        return export_state(self.config, self.disk, front_end, self._state())
+        return export_state(self.config, self.disk, front_end, self.endpoint.stage)
 
     def stats(self) -> ExportStats:
         """The counters now."""
         return export_stats(self.config.name, self.disk.plane, self.disk.device.queues)
-
-    def _state(self) -> Literal["serving", "paused", "stopping"]:
-        if self._ending.is_set():
-            return "stopping"
-        return "paused" if self.disk.is_paused(Pause.ORDERED) else "serving"
 
     # ---- at rest ----
 
@@ -204,21 +149,21 @@ class Export:
             await self._thawing.enter_async_context(self._size.unchanging(FREEZE_LIMIT))
         except TimeoutError:
             raise FreezeFailed("the disk's size is being changed") from None
-        self._thawing.push_async_callback(self.disk.resume, Pause.FROZEN)
-        self._thawing.callback(self.front_ends.thaw)
+        self._thawing.push_async_callback(self.disk.pauses.end, Pause.FROZEN)
+        self._thawing.callback(self.endpoint.front_ends.thaw)
         self._frozen = True
-        await self.front_ends.freeze(FREEZE_LIMIT)
+        await self.endpoint.front_ends.freeze(FREEZE_LIMIT)
         began = time.monotonic_ns()
-        await self.disk.pause(Pause.FROZEN, FREEZE_LIMIT)
+        await self.disk.pauses.begin(Pause.FROZEN, FREEZE_LIMIT)
         self.require_undisturbed()
         return began
 
     def require_undisturbed(self) -> None:
         """Raise FreezeFailed if the export is about to end, or does not rest after `freeze`."""
-        if self._ending.is_set():
+        if self.endpoint.is_ending:
             raise FreezeFailed(f"{self.config.name} is about to end")
         if self._frozen:
-            self.front_ends.require_frozen()
+            self.endpoint.front_ends.require_frozen()
 
     async def thaw(self) -> None:
         """Go on after `freeze`, or begin after `adopt`."""

@@ -5,6 +5,7 @@ The field's type has the limits, its default the default; `Option` beside the ty
 rest.  The options of the command line and the tables of the documents are made from this.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_type_hints
@@ -66,17 +67,19 @@ class Setting:
             self.option.rule(value)
 
 
+@functools.cache
 def settings_of(model: type[msgspec.Struct]) -> tuple[Setting, ...]:
-    """The fields of `model` that have an `Option`, in their order."""
+    """The fields of `model` that have an `Option`: the required ones, then the others."""
     info = inspect.type_info(model)
     assert isinstance(info, inspect.StructType)
     hints = get_type_hints(model, include_extras=True)
-    return tuple(
+    settings = [
         Setting(field.name, _without_none(field.type), _default(field), option)
         for field in info.fields
         for option in getattr(hints[field.name], "__metadata__", ())
         if isinstance(option, Option)
-    )
+    ]
+    return tuple(sorted(settings, key=lambda setting: not setting.option.required))
 
 
 def _default(field: inspect.Field) -> object:

@@ -10,8 +10,9 @@ import msgspec
 from blkd import __version__
 from blkd.dataplane import DataPlane
 from blkd.errors import UpgradeError
-from blkd.export.disk import Disk, Pause
+from blkd.export.disk import Disk
 from blkd.export.export import Export
+from blkd.export.pauses import Pause
 from blkd.host import unix_socket
 from blkd.upgrade import messages
 from blkd.upgrade.descriptors import OutgoingFds
@@ -29,7 +30,7 @@ def offer(export: Export, hello: messages.Hello, control: int, out: OutgoingFds)
 
     Raises UpgradeError where it cannot be given away.
     """
-    if not unix_socket.is_listening(export.listener):
+    if not unix_socket.is_listening(export.endpoint.listener):
         raise UpgradeError("it serves a front end that was handed over connected")
     disk = export.disk
     return messages.Offer(
@@ -41,7 +42,7 @@ def offer(export: Export, hello: messages.Hello, control: int, out: OutgoingFds)
         device=_shown(disk) if messages.DEVICE in hello.knows else None,
         image=out.add_any(disk.image.lent()),
         image_locked=disk.image.is_locked,
-        listener=out.add(export.listener.fileno()),
+        listener=out.add(export.endpoint.listener.fileno()),
         control=out.add(control),
         rings=tuple(vring.index for vring in disk.plane.vring_snapshots()),
         notify=os.environ.get("NOTIFY_SOCKET"),
@@ -53,11 +54,11 @@ def state(export: Export, began: int, out: OutgoingFds) -> messages.State:
 
     Raises UpgradeError where a ring cannot be given away at the moment.
     """
-    disk, connection = export.disk, export.front_ends.connection
+    disk, connection = export.disk, export.endpoint.front_ends.connection
     snapshot = connection.snapshot() if connection else None
     return messages.State(
         began=began,
-        paused=disk.is_paused(Pause.ORDERED),
+        paused=Pause.ORDERED in disk.pauses,
         capacity=disk.device.capacity,
         generation=disk.device.generation,
         write_back=disk.device.writeback_field,

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from blkd.errors import ProtocolError, RequestRefused, UpgradeError
-from blkd.export.disk import Disk, Pause
+from blkd.export.disk import Disk
 from blkd.export.export import Export
+from blkd.export.pauses import Pause
 from blkd.upgrade import messages
 from blkd.upgrade.descriptors import IncomingFds
 from blkd.vhost_user.backchannel import BackChannelSnapshot
@@ -48,7 +49,7 @@ async def restore(export: Export, state: messages.State, fds: IncomingFds) -> No
         setups: Mapping[int, VringSetup] = {}
         if state.front_end is not None:
             snapshot = connection(state.front_end, state.rings, fds)
-            setups = export.front_ends.restore(snapshot)
+            setups = export.endpoint.front_ends.restore(snapshot)
             await _restore_memory(export.disk, snapshot.session, state.front_end, fds)
         await export.disk.plane.restore_vrings(rings(setups, state.rings, fds))
         await export.disk.plane.configure()
@@ -64,7 +65,7 @@ async def _restore_disk(disk: Disk, state: messages.State) -> None:
     require_rings(disk, (ring.index for ring in state.rings))
     await disk.image.set_size(size)
     if state.paused:
-        disk.stay_paused(Pause.ORDERED)
+        disk.pauses.keep(Pause.ORDERED)
     disk.device.restore(
         capacity=state.capacity, generation=state.generation, write_back=state.write_back
     )

@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """A device that is no disk: what its driver sends comes back.
 
-`python -m tests.devices.loopback SOCKET` serves it.  It has the vrings of one pair of virtio-net's,
-so QEMU has a front end for it.
+`python -m tests.devices.loopback SOCKET [CONTROL]` serves it.  It has the vrings of one pair of
+virtio-net's, so QEMU has a front end for it.
 """
 
 import asyncio
+import functools
 import signal
-import socket
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from blkd.loopback_device import LoopbackPart
 
-from blkd.dataplane import DataPlane, WorkerPlan
+from blkd.cli import serving
+from blkd.dataplane import WorkerPlan
 from blkd.errors import RequestRefused
-from blkd.export.frontends import FrontEnds
-from blkd.host import log
+from blkd.export.device_export import DeviceExport
+from blkd.export.endpoint import Endpoint
+from blkd.export.endpoint_config import EndpointConfig
+from blkd.host import log, signals
 from blkd.virtio.device import MAX_QUEUE_SIZE
 
 RECEIVE, TRANSMIT = 0, 1
@@ -52,7 +55,7 @@ class LoopbackDevice:
 
 
 class ServedLoopback:
-    """The device with nothing behind it; plays `dataplane.served.ServedDevice`."""
+    """The device with nothing behind it; plays `export.device_export.DeviceKind`."""
 
     name = "loopback"
     longest_chain = 128
@@ -73,40 +76,41 @@ class ServedLoopback:
     def recall(self, _note: bytes) -> None:
         pass
 
+    def facts(self) -> Mapping[str, object]:
+        return {"mask": self.mask}
 
-async def serve(listener: socket.socket) -> None:
-    """Serve front ends, one after the other, until SIGTERM; SIGUSR1 inverts what comes later."""
-    served = ServedLoopback()
-    plane = DataPlane(served, WorkerPlan(1))
-    front_ends = FrontEnds(served.name, listener, served.device, plane)
-    plane.on_fault = front_ends.drop
-    loop = asyncio.get_running_loop()
-    serving = asyncio.ensure_future(front_ends.serve())
+    async def watch(self, endpoint: Endpoint) -> None:
+        """Invert what comes after each SIGUSR1."""
+        asked = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, asked.set)
+        while True:
+            await asked.wait()
+            asked.clear()
+            self.mask ^= 0xFF
+            await endpoint.plane.configure()
 
-    configuring = set[asyncio.Task[None]]()
+    def close(self) -> None:
+        pass
 
-    def invert() -> None:
-        served.mask ^= 0xFF
-        configuring.add(loop.create_task(plane.configure()))
 
-    loop.add_signal_handler(signal.SIGUSR1, invert)
-    loop.add_signal_handler(signal.SIGTERM, serving.cancel)
-    try:
-        await serving
-    except asyncio.CancelledError:
-        await front_ends.end()
-    finally:
-        plane.close()
+async def make(config: EndpointConfig, path: str) -> DeviceExport:
+    """An export of the device at this socket."""
+    export = DeviceExport(config, "loopback")
+    await export.add("loopback", path, ServedLoopback(), WorkerPlan(1))
+    return export
 
 
 def main() -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(sys.argv[1])
-        listener.listen()
-        listener.setblocking(False)
+    signals.hold()
+    path, control = sys.argv[1], next(iter(sys.argv[2:]), None)
+    config = EndpointConfig(name="loopback", control=control)
+    log.configure(json=True)
+
+    def announce(_state: object) -> None:
         print("listening", flush=True)  # noqa: T201 - for who starts this
-        log.configure(json=True)
-        asyncio.run(serve(listener))
+
+    serving.run_devices(config, functools.partial(make, config, path), announce)
+    signals.exit_now(0)
 
 
 if __name__ == "__main__":

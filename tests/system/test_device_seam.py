@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A device that is no disk, served to a front end by the same data path: its messages come back."""
 
+import json
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from harness.daemon import Process
+from harness.daemon import Process, run
 from harness.frontend import DESC_WRITE, Feature, FrontEnd
 from harness.process import worker_sleeps
 from tests.devices.loopback import RECEIVE, TRANSMIT
@@ -156,7 +157,6 @@ def test_a_new_process_goes_on_after_a_kill(served, tmp_path):
         driver.send(b"before")
         assert driver.received(1) == [b"before"]
         process.end(signal.SIGKILL)
-        path.unlink()
         command = ["python", "-m", "tests.devices.loopback", path]
         with Process(command, tmp_path / "log.2", cwd=ROOT):
             front_end.resume(path)
@@ -172,3 +172,70 @@ def test_a_worker_that_waits_for_messages_does_not_wake(served, driver):
     before = worker_sleeps(process.process.pid)
     assert not driver.receive.wait_used(5 * REST)
     assert worker_sleeps(process.process.pid) == before
+
+
+# ---- as an export ----
+
+
+@pytest.fixture
+def controlled(tmp_path):
+    socket, control = tmp_path / "loopback.sock", tmp_path / "control.sock"
+    command = ["python", "-m", "tests.devices.loopback", socket, control]
+    with Process(command, tmp_path / "log", cwd=ROOT) as process:
+        process.line()
+        yield process, socket, control
+
+
+def ask(control, *words):
+    """The answer of a command of `blkd` to the export, as JSON; its exit status."""
+    done = run(words[0], "--control", control, *words[1:], "--json")
+    return done.returncode, json.loads((done.stdout or done.stderr).splitlines()[-1])
+
+
+def test_it_shows_itself_and_its_counters(controlled):
+    _, path, control = controlled
+    with FrontEnd.connect(path) as front_end:
+        driver = Driver(front_end)
+        driver.offer()
+        driver.send(b"one")
+        assert driver.received(1) == [b"one"]
+        status, shown = ask(control, "show")
+        assert (status, shown["device"], shown["state"]) == (0, "loopback", "serving")
+        (device,) = shown["devices"]
+        assert device["front_end"] is not None
+        assert device["facts"] == {"mask": 0}
+        _, stats = ask(control, "stats")
+        assert [ring["counts"]["messages"] for ring in stats["rings"]] == [1, 1]
+
+
+def test_it_pauses_and_resumes(controlled):
+    _, path, control = controlled
+    with FrontEnd.connect(path) as front_end:
+        driver = Driver(front_end)
+        driver.offer()
+        assert ask(control, "pause")[1]["drained"]
+        driver.send(b"late")
+        assert not driver.receive.wait_used(REST)
+        assert ask(control, "show")[1]["state"] == "paused"
+        assert ask(control, "resume")[0] == 0
+        assert driver.received(1) == [b"late"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [(["resize", "1G"], "a loopback device has no size"), (["upgrade"], "only a disk")],
+)
+def test_what_only_a_disk_can_do_is_refused(controlled, words, reason):
+    _, _, control = controlled
+    status, answer = ask(control, *words)
+    assert status == 1
+    assert reason in answer["error"]
+
+
+def test_it_ends_by_a_call(controlled):
+    process, path, control = controlled
+    with FrontEnd.connect(path) as front_end:
+        Driver(front_end)
+        assert ask(control, "stop")[0] == 0
+    assert process.process.wait(5) == 0
+    assert not path.exists()

@@ -6,7 +6,8 @@ from click.testing import CliRunner
 
 from blkd.cli import serving
 from blkd.cli.group import blkd
-from blkd.export.config import ExportConfig, export_settings
+from blkd.export.config import ExportConfig
+from blkd.export.option import settings_of
 from blkd.host import log, signals
 
 WRITTEN = {
@@ -56,7 +57,7 @@ def test_without_options_each_setting_has_its_default(settings):
     assert settings("--socket", "s") == ExportConfig(image="images/vm.img", name="vm", socket="s")
 
 
-@pytest.mark.parametrize("setting", export_settings(), ids=lambda setting: setting.field)
+@pytest.mark.parametrize("setting", settings_of(ExportConfig), ids=lambda setting: setting.field)
 def test_an_option_makes_its_setting_and_no_other(setting, settings):
     text, value = WRITTEN[setting.field]
     words = [setting.flag] if text is None else [setting.flag, text]

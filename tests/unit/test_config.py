@@ -8,7 +8,9 @@ import msgspec
 import pytest
 
 from blkd.errors import ConfigError, UpgradeError
-from blkd.export.config import ExportConfig, cpu_list, export_settings, octal_mode
+from blkd.export.config import ExportConfig, cpu_list
+from blkd.export.endpoint_config import octal_mode
+from blkd.export.option import settings_of
 from blkd.upgrade.settings import SETTINGS_OF_0_1, settings_for_taker, settings_from_giver
 
 NO_OPTIONS = {"image"}
@@ -36,7 +38,7 @@ def test_what_is_no_mode_is_refused(text):
 
 
 def test_each_setting_but_the_image_is_an_option():
-    named = {setting.field for setting in export_settings()}
+    named = {setting.field for setting in settings_of(ExportConfig)}
     assert named == set(ExportConfig.__struct_fields__) - NO_OPTIONS
 
 

@@ -2,12 +2,16 @@
 import re
 from pathlib import Path
 
-from blkd.cli.options_document import table
+import pytest
+
+from blkd.cli.options_document import MODELS, table
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "commands.md"
-BLOCK = re.compile(r"<!-- options of blkd serve -->\n(.*)<!-- end of the options -->\n", re.DOTALL)
+END = "<!-- end of the options -->"
 
 
-def test_the_document_has_the_options_as_the_settings_are_declared():
-    (printed,) = BLOCK.findall(DOCUMENT.read_text())
-    assert printed == table(), "run: python -m blkd.cli.options_document"
+@pytest.mark.parametrize("command", MODELS)
+def test_the_document_has_the_options_as_the_settings_are_declared(command):
+    block = re.compile(f"<!-- options of blkd {command} -->\n(.*?){END}\n", re.DOTALL)
+    (printed,) = block.findall(DOCUMENT.read_text())
+    assert printed == table(command), f"run: python -m blkd.cli.options_document {command}"

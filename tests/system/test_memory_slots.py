@@ -4,7 +4,6 @@
 import os
 import random
 import struct
-import time
 from pathlib import Path
 
 import pytest
@@ -106,14 +105,12 @@ def test_every_slot_is_filled_and_emptied_under_io(serve, path, options):
     assert daemon.call("show")["broken_rings"] == []
 
 
-def test_filling_every_slot_takes_a_moment(serve, path):
+def test_every_slot_can_be_filled(serve, path):
     _, front_end = serve(path)
     disk = front_end.disk()
     more = [front_end.memory.grow(1 << 16) for _ in range(SLOTS - 2)]
-    began = time.monotonic()
     for region in more:
         front_end.add_region(region)
-    assert time.monotonic() - began < 2.5  # seconds; 0.25 on an idle machine
     assert reads(disk, 1, more[-1])
 
 
@@ -124,8 +121,7 @@ def slow(serve, path):
     daemon, front_end = serve(f"faulty:{rules}:{path}", "--queues", 2, "--workers", 2)
 
     def in_flight(count):
-        while daemon.call("show")["in_flight"] < count:
-            pass
+        daemon.wait_for("in_flight", count)
 
     return *front_end.disks(2), in_flight
 

@@ -82,8 +82,7 @@ def test_memory_that_goes_while_a_request_waits_fails_it(tmp_path):
             disk = front_end.disk()
             gone = front_end.memory.regions[1]
             status = submit(disk, IN, [gone.gpa])
-            while daemon.call("show")["in_flight"] < 1:
-                pass
+            daemon.wait_for("in_flight", 1)
             os.ftruncate(gone.fd, 0)
             assert disk.ring.wait_used()
             assert disk.memory.read(status, 1)[0] == IOERR

@@ -165,8 +165,7 @@ def test_a_pause_says_how_many_requests_its_deadline_left(xfs, serve, frozen):
     disk = front_end.disk()
     thaw = frozen()
     heads = [disk.submit(OUT, n * 8, b"w" * 4096) for n in range(3)]
-    while daemon.call("show")["in_flight"] < 3:
-        pass
+    daemon.wait_for("in_flight", 3)
     assert daemon.pause(0.2) == 3
     thaw()
     assert [done.status for done in disk.wait(*heads)] == [OK] * 3
@@ -200,8 +199,7 @@ def test_stopping_a_ring_waits_for_its_requests(xfs, serve, frozen):
     disk = front_end.disk()
     thaw = frozen()
     disk.submit(OUT, 0, b"w" * 4096)
-    while daemon.call("show")["in_flight"] < 1:
-        pass
+    daemon.wait_for("in_flight", 1)
     front_end.send(Request.GET_VRING_BASE, bytes(8))
     front_end.sock.settimeout(0.3)
     with pytest.raises(TimeoutError):
@@ -218,8 +216,7 @@ def test_a_stuck_disk_does_not_keep_the_process_from_ending(xfs, serve, frozen):
     disk = front_end.disk()
     thaw = frozen()
     disk.submit(OUT, 0, b"w" * 4096)
-    while daemon.call("show")["in_flight"] < 1:
-        pass
+    daemon.wait_for("in_flight", 1)
     daemon.process.send_signal(signal.SIGTERM)
     try:
         status = daemon.process.wait(6)
@@ -238,8 +235,7 @@ def shrinking(xfs, serve, frozen):
     disk = front_end.disk()
     thaw = frozen()
     heads = [disk.submit(OUT, 4096 + n * 8, b"w" * 4096) for n in range(2)]
-    while daemon.call("show")["in_flight"] < 2:
-        pass
+    daemon.wait_for("in_flight", 2)
     with ThreadPoolExecutor(1) as executor:
         resized = executor.submit(daemon.call, "resize", "1M", "--force")
 
@@ -290,8 +286,7 @@ def test_an_image_whose_killed_server_still_writes_is_waited_for(xfs, tmp_path, 
     disk = front_end.disk()
     thaw = frozen()
     disk.submit(OUT, 0, b"w" * 4096)
-    while first.call("show")["in_flight"] < 1:
-        pass
+    first.wait_for("in_flight", 1)
     first.process.kill()
     with Daemon(path, tmp_path) as second:
         assert not select.select([second.process.stdout], [], [], 0.5)[0]
@@ -305,8 +300,7 @@ def test_sigterm_completes_what_is_in_flight(xfs, serve, frozen):
     disk = front_end.disk()
     thaw = frozen()
     heads = [disk.submit(OUT, n * 8, b"w" * 4096) for n in range(3)]
-    while daemon.call("show")["in_flight"] < 3:
-        pass
+    daemon.wait_for("in_flight", 3)
     daemon.process.send_signal(signal.SIGTERM)
     daemon.wait_for("state", "stopping")
     # A front end that saw the connection close would resume from the used index as it is now.

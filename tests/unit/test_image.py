@@ -499,6 +499,12 @@ def test_the_doctor_finds_a_good_image_good(disk):
     assert "to allocate" in checks["space"].detail
 
 
+def test_what_only_other_devices_need_keeps_no_disk_from_working(disk):
+    checks = {check.name: check for check in examine(str(disk))}
+    assert checks["network taps"].ok is None
+    assert checks["vsock of the host"].ok is None
+
+
 def test_the_doctor_knows_other_formats(disk):
     disk.write_bytes(b"QFI\xfb".ljust(1000, b"\0"))
     checks = {check.name: check for check in examine(str(disk))}

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import resource
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,28 @@ def _kvm() -> Iterator[Check]:
     yield Check("kvm", None, f"answers with version {version}, {known}")
 
 
+def _tun() -> Iterator[Check]:
+    try:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        hint = "blkd net needs it: modprobe tun; disks do not"
+        yield Check("network taps", None, f"/dev/net/tun: {error.strerror}", hint)
+        return
+    os.close(fd)
+    yield Check("network taps", None, "/dev/net/tun opens")
+
+
+def _vsock() -> Iterator[Check]:
+    """Whether the host's kernel knows vsock: good to know, since ours ends in UNIX sockets."""
+    try:
+        socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close()
+    except OSError as error:
+        hint = "blkd vsock does without: programs of the host use its UNIX sockets"
+        yield Check("vsock of the host", None, error.strerror or "not there", hint)
+    else:
+        yield Check("vsock of the host", None, "there; blkd vsock does without")
+
+
 HOST: Final[tuple[Callable[[], Iterator[Check]], ...]] = (
     _kernel,
     _io_uring,
@@ -120,6 +143,8 @@ HOST: Final[tuple[Callable[[], Iterator[Check]], ...]] = (
     _locked_memory,
     _huge_pages,
     _kvm,
+    _tun,
+    _vsock,
 )
 
 

@@ -16,9 +16,10 @@ import os
 import select
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from harness.disk import (
     DISCARD,
@@ -42,6 +43,9 @@ from harness.vring import (
     Vring,
     wait_readable,
 )
+
+if TYPE_CHECKING:
+    from harness.iommu import Iommu
 
 __all__ = [
     "DESC_INDIRECT",
@@ -92,6 +96,7 @@ class Request(enum.IntEnum):
     GET_QUEUE_NUM = 17
     SET_VRING_ENABLE = 18
     SET_BACKEND_REQ_FD = 21
+    IOTLB_MSG = 22
     GET_CONFIG = 24
     SET_CONFIG = 25
     GET_INFLIGHT_FD = 31
@@ -134,11 +139,12 @@ class Feature(enum.IntFlag):
     EVENT_IDX = 1 << 29
     PROTOCOL_FEATURES = 1 << 30
     VERSION_1 = 1 << 32
+    ACCESS_PLATFORM = 1 << 33
     RING_PACKED = 1 << 34
 
 
 WANTED_PROTOCOL = sum(Protocol) & ~(Protocol.PAGEFAULT | Protocol.BACKEND_SEND_FD)
-WANTED_FEATURES = sum(Feature) & ~(Feature.LOG_ALL | Feature.RING_PACKED)
+WANTED_FEATURES = sum(Feature) & ~(Feature.LOG_ALL | Feature.ACCESS_PLATFORM | Feature.RING_PACKED)
 
 CONFIG_CHANGE_MSG = 2  # the one request that a back end sends us
 
@@ -158,6 +164,10 @@ class FrontEnd:
         self.queues = 1
         self.max_mem_slots = 8
         self.backend_requests: socket.socket | None = None
+        self.iommu: Iommu | None = None
+        """Where there is one, it is what a driver's addresses are for."""
+        self.lock = threading.RLock()
+        """For one who sends a message and waits for its reply: an IOMMU may do so by a thread."""
         self.rings: dict[int, Ring] = {}
         self.inflight: tuple[bytes, int] | None = None
         """The in-flight region: how messages describe it, and its descriptor."""
@@ -222,8 +232,9 @@ class FrontEnd:
     def get_inflight(self, queues: int, queue_size: int, padding: int = 4) -> None:
         """Ask for a region as QEMU does, which sends a whole C structure."""
         request = INFLIGHT.pack(0, 0, queues, queue_size) + bytes(padding)
-        self.send(Request.GET_INFLIGHT_FD, request)
-        answer, flags, payload, fds = self.receive()
+        with self.lock:
+            self.send(Request.GET_INFLIGHT_FD, request)
+            answer, flags, payload, fds = self.receive()
         assert (answer, flags) == (Request.GET_INFLIGHT_FD, VERSION | REPLY), (answer, flags)
         assert len(payload) == len(request)
         self.inflight = (payload, fds[0]) if fds else None
@@ -274,11 +285,17 @@ class FrontEnd:
     ) -> None:
         flags = VERSION | (NEED_REPLY if need_reply else 0)
         message = HEADER.pack(request, flags, len(payload)) + payload
-        socket.send_fds(self.sock, [message], list(fds))
+        with self.lock:
+            socket.send_fds(self.sock, [message], list(fds))
 
     def receive(self) -> tuple[int, int, bytes, list[int]]:
         """The next message: request, flags, payload and descriptors, which we close later."""
         return self._receive(self.sock)
+
+    def receive_request(self) -> tuple[int, int, bytes, list[int]]:
+        """The next request of the back end, likewise."""
+        assert self.backend_requests
+        return self._receive(self.backend_requests)
 
     def _receive(self, sock: socket.socket) -> tuple[int, int, bytes, list[int]]:
         fds: list[int] = []
@@ -305,8 +322,9 @@ class FrontEnd:
 
     def call(self, request: int, payload: bytes = b"", fds: Iterable[int] = ()) -> bytes:
         """Send a request that has a reply of its own: the reply's payload."""
-        self.send(request, payload, fds)
-        answer, flags, reply, _ = self.receive()
+        with self.lock:
+            self.send(request, payload, fds)
+            answer, flags, reply, _ = self.receive()
         assert (answer, flags) == (request, VERSION | REPLY), (answer, flags)
         return reply
 
@@ -315,8 +333,9 @@ class FrontEnd:
 
     def ack(self, request: int, payload: bytes = b"", fds: Iterable[int] = ()) -> int:
         """Send a request with NEED_REPLY: 0 for done, anything else for refused."""
-        self.send(request, payload, fds, need_reply=True)
-        answer, flags, reply, _ = self.receive()
+        with self.lock:
+            self.send(request, payload, fds, need_reply=True)
+            answer, flags, reply, _ = self.receive()
         assert (answer, flags, len(reply)) == (request, VERSION | REPLY, 8), (answer, flags, reply)
         return int.from_bytes(reply, "little")
 
@@ -358,6 +377,8 @@ class FrontEnd:
                 self.open_backend_channel()
         self.set(Request.SET_OWNER)
         self.features = Feature(WANTED_FEATURES & offered if features is None else features)
+        if self.iommu:
+            self.features |= Feature.ACCESS_PLATFORM
         self.set_features()
         return self.features
 
@@ -384,7 +405,7 @@ class FrontEnd:
         The request and the configuration read.
         """
         assert self.backend_requests
-        request, flags, _, _ = self._receive(self.backend_requests)
+        request, flags, _, _ = self.receive_request()
         config = self.config(0, fetch) if fetch else b""
         if flags & NEED_REPLY:
             answer = HEADER.pack(request, VERSION | REPLY, 8) + struct.pack("=Q", result)
@@ -433,7 +454,8 @@ class FrontEnd:
 
     def ring_addresses(self, ring: Ring, log: int | None = None) -> bytes:
         """The payload of SET_VRING_ADDR; writes to the used ring are logged at `log`, if given."""
-        where = [self.memory.user_address(at) for at in (ring.desc, ring.used, ring.avail)]
+        find = self.iommu.iova if self.iommu else self.memory.user_address
+        where = [find(at) for at in (ring.desc, ring.used, ring.avail)]
         flags = 0 if log is None else 1
         return struct.pack("=IIQQQQ", ring.index, flags, *where, log or 0)
 

@@ -8,7 +8,7 @@ import select
 import struct
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 MIB = 1 << 20
@@ -44,6 +44,8 @@ class GuestMemory:
         self.regions: list[Region] = []
         self._next: list[int] = []
         self._free: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        self.device_address: Callable[[int], int] = lambda gpa: gpa
+        """By which address a device finds a guest address: another one behind an IOMMU."""
         for size in sizes:
             self.grow(size)
 
@@ -92,14 +94,14 @@ class GuestMemory:
         self.write(gpa, (value & 0xFFFF).to_bytes(2, "little"))
 
     def place(self, buffer: int | bytes, length: int, owned: list[tuple[int, int]]) -> int:
-        """The address of a buffer; bytes are copied to memory of `length` that joins `owned`."""
+        """A device's address of a buffer; bytes are copied to memory that joins `owned`."""
         if isinstance(buffer, int):
-            return buffer
+            return self.device_address(buffer)
         length = max(length, len(buffer))
         gpa = self.alloc(length)
         owned.append((gpa, length))
         self.write(gpa, buffer)
-        return gpa
+        return self.device_address(gpa)
 
     def alloc(self, size: int, align: int = 16, region: int | None = None) -> int:
         """The guest address of `size` zero bytes, from the first region that has room."""

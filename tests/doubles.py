@@ -16,7 +16,7 @@ class ToyDevice:
 
     def __init__(self, queues: int = 4, queue_size: int = 256) -> None:
         self.queues, self.queue_size = queues, queue_size
-        self.features = 1 << 32 | 1 << 29 | 1 << 28 | 1 << 9
+        self.features = 1 << 33 | 1 << 32 | 1 << 29 | 1 << 28 | 1 << 9
         self.generation = 0
         self.changing = range(8)
         self.flaws: dict[int, str] = {}
@@ -58,7 +58,7 @@ class RecordingDataPath:
         self.failures: dict[str, Exception] = {}
         self.base = 0
         """What a stopped ring answers."""
-        self.on_miss: Callable[[int, Access], None] = lambda iova, access: None
+        self.on_miss: Callable[[int, Access], None] = lambda _iova, _access: None
 
     def _record(self, name: str, *details: object, fds: Sequence[int | None] = ()) -> None:
         for fd in fds:

@@ -8,6 +8,7 @@ import threading
 from typing import Self
 
 from blkd.vhost_user.connection import Connection
+from blkd.vhost_user.iotlb import Access
 from harness.frontend import FrontEnd
 from tests.doubles import RecordingDataPath, ToyDevice
 
@@ -53,6 +54,10 @@ class Served:
 
     def cancel(self) -> None:
         self._loop.call_soon_threadsafe(self._task.cancel)
+
+    def miss(self, iova: int, access: Access) -> None:
+        """Let the data path lack a translation."""
+        self._loop.call_soon_threadsafe(self.data_path.on_miss, iova, access)
 
     def announce(self, timeout: float) -> concurrent.futures.Future[bool]:
         """Change the device and announce that; the answer comes later."""

@@ -44,7 +44,7 @@ class DataPlane:
         self._served = served
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.on_fault: Callable[[], None] = lambda: None
-        self.on_miss: Callable[[int, Access], None] = lambda iova, access: None
+        self.on_miss: Callable[[int, Access], None] = lambda _iova, _access: None
         self.before_first_start: Callable[[], Awaitable[None]] = _do_nothing
         self.after_migration: Callable[[], Awaitable[None]] = _do_nothing
         self._faults = MemoryFaults(self._report_fault)

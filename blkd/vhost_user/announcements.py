@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from blkd.errors import ProtocolError
-from blkd.vhost_user.backchannel import BackChannel, BackChannelSnapshot
+from blkd.vhost_user.backend_requests import BackendRequests
 from blkd.vhost_user.gate import Gate
 from blkd.vhost_user.session import Session
 from blkd.vhost_user.wire import BackendRequest, ProtocolFeature
@@ -31,66 +31,22 @@ log = structlog.get_logger()
 
 
 class Announcements:
-    """Owns the back-end channel, and announces on it each change that the front end has not read.
+    """Announces each change that the front end has not read.
 
     An announcement goes out once a vring is served and the main channel is quiet (vhost-user,
     "Back-end communication").
     """
 
-    def __init__(self, session: Session, gate: Gate) -> None:
+    def __init__(self, session: Session, gate: Gate, requests: BackendRequests) -> None:
         """`gate` is the main channel's: while it is shut, nothing is announced."""
         self._session = session
         self._gate = gate
-        self._back: BackChannel | None = None
+        self._requests = requests
         self._quiet_at = -math.inf  # loop time; infinite while a request is carried out
         self._is_due = asyncio.Event()  # there may be something to announce
         self._changed = asyncio.Event()  # the session, or whether there is a channel
-
-    # ---- the channel ----
-
-    @property
-    def has_channel(self) -> bool:
-        """Whether the front end has given a back-end channel."""
-        return self._back is not None
-
-    def use_channel(self, fd: int) -> None:
-        """Announce on the socket `fd`, which is taken; an earlier channel is closed.
-
-        Raises RequestRefused where it is no UNIX stream socket.
-        """
-        self.close()
-        self._back = BackChannel.adopt(fd)
-        self._is_due.set()
-
-    def close(self) -> None:
-        """Close the channel, if there is one."""
-        if self._back:
-            self._back.close()
-            self._back = None
-            self._changed.set()
-
-    async def freeze(self) -> None:
-        """Read nothing more from the channel until `thaw`."""
-        if self._back:
-            await self._back.gate.shut()
-
-    def thaw(self) -> None:
-        """Read from the channel again."""
-        if self._back:
-            self._back.gate.open()
-
-    def snapshot(self) -> BackChannelSnapshot | None:
-        """The channel, for another process to go on with; None where there is none."""
-        return self._back.snapshot() if self._back else None
-
-    def restore(self, snapshot: BackChannelSnapshot | None) -> None:
-        """Go on with the channel of another process; takes its descriptors.
-
-        What that process has not announced is announced.  Raises RequestRefused or ProtocolError.
-        """
-        if snapshot is not None:
-            self._back = BackChannel.restore(snapshot)
-        self._is_due.set()
+        requests.at_open.append(self._is_due.set)
+        requests.at_close.append(self._changed.set)
 
     # ---- the main channel, as far as announcements depend on it ----
 
@@ -140,30 +96,30 @@ class Announcements:
             await self._quiet()
             await self._gate.opened()
             self._is_due.clear()
-            if self._back and self._can_announce and self._session.is_stale:
-                await self._announce(self._back)
+            if self._can_announce and self._session.is_stale:
+                await self._announce()
 
     @property
     def _can_announce(self) -> bool:
         """Whether a change of the configuration can be announced now."""
         needed = ProtocolFeature.BACKEND_REQ | ProtocolFeature.CONFIG
         return (
-            self._back is not None
+            self._requests.has_channel
             and needed in self._session.protocol_features
             and bool(self._session.serving)
         )
 
-    async def _announce(self, back: BackChannel) -> None:
+    async def _announce(self) -> None:
         acknowledged = self._session.has_negotiated(ProtocolFeature.REPLY_ACK)
         try:
-            taken = await back.request(
-                BackendRequest.CONFIG_CHANGE_MSG, acknowledged=acknowledged, limit=ACK_LIMIT
+            answer = self._requests.send(
+                BackendRequest.CONFIG_CHANGE_MSG, acknowledged=acknowledged
             )
+            async with asyncio.timeout(ACK_LIMIT):
+                taken = await answer
         except TimeoutError:
             log.warning("configuration change not acknowledged", seconds=ACK_LIMIT)
-        except (ProtocolError, OSError) as error:
-            log.warning("back-end channel lost", reason=str(error))
-            if self._back is back:
-                self.close()
+        except ProtocolError:
+            log.warning("configuration change not announced")
         else:
             log.info("configuration change announced", taken=taken)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The back-end channel: our requests to the front end, and its acknowledgements."""
+"""One back-end channel: requests to the front end on a socket, and its answers in their order."""
 
 import asyncio
 import contextlib
 import socket
+from collections import deque
 from dataclasses import dataclass
 from typing import Self
 
@@ -20,9 +21,9 @@ class BackChannelSnapshot:
 
     fd: int
     overdue: int
-    """Acknowledgements that may still come, of requests given up."""
+    """Answers that may still come, to requests of the process that had it."""
     partial: PartialMessage | None
-    """The acknowledgement that has come in part."""
+    """The answer that has come in part."""
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -30,11 +31,20 @@ class BackChannelSnapshot:
         return (self.fd, *(self.partial.fds if self.partial else ()))
 
 
+@dataclass(frozen=True, slots=True)
+class _Unanswered:
+    """A request whose answer is awaited."""
+
+    request: BackendRequest | None
+    """None for one of another process."""
+    answer: asyncio.Future[bool]
+
+
 class BackChannel:
     """A socket that the front end gave us.
 
-    One request at a time.  Nothing here waits for a peer that does not read: a message that
-    does not fit into the socket breaks the channel.
+    Nothing here waits for a peer that does not read: a message that does not fit into the socket
+    breaks the channel.
     """
 
     def __init__(
@@ -45,9 +55,10 @@ class BackChannel:
         self._receiver = Receiver(sock, U64.LONGEST)
         if partial is not None:
             self._receiver.restore(partial)
-        self._overdue = overdue  # acknowledgements that may still come, of requests given up
+        future = asyncio.get_running_loop().create_future
+        self._unanswered = deque(_Unanswered(None, future()) for _ in range(overdue))
         self.gate = Gate()
-        self._waiting = False
+        self._reading = False
         self._closing = False
 
     @classmethod
@@ -77,45 +88,69 @@ class BackChannel:
 
     def snapshot(self) -> BackChannelSnapshot:
         """What it takes to go on with the channel elsewhere."""
-        return BackChannelSnapshot(self._sock.fileno(), self._overdue, self._receiver.snapshot())
+        overdue = len(self._unanswered)
+        return BackChannelSnapshot(self._sock.fileno(), overdue, self._receiver.snapshot())
 
-    async def request(self, request: BackendRequest, *, acknowledged: bool, limit: float) -> bool:
-        """Send a request without payload: whether the front end took it.
+    def send(
+        self, request: BackendRequest, payload: bytes = b"", *, acknowledged: bool
+    ) -> asyncio.Future[bool]:
+        """Send a request: whether the front end took it, once that is known.
 
-        With `acknowledged` that is what it answers, and without it always true.  Raises
-        TimeoutError if the answer takes longer than `limit` seconds, and ProtocolError if the
-        channel is of no more use.
+        With `acknowledged` that is what it answers, and without it always true.  The result
+        raises ProtocolError where the channel is lost before.  Raises ProtocolError if it is of
+        no more use.
         """
-        self._waiting = True
+        flags = VERSION | (NEED_REPLY if acknowledged else 0)
+        self._send(Header(request, flags, len(payload)).encode() + payload)
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        if acknowledged:
+            self._unanswered.append(_Unanswered(request, answer))
+        else:
+            answer.set_result(True)
+        return answer
+
+    async def read_answers(self) -> None:
+        """Read the front end's answers, endlessly or until `close`.
+
+        Raises ProtocolError where it closes the channel, or what it sends is no answer.
+        """
+        self._reading = True
         try:
-            self._send(Header(request, VERSION | (NEED_REPLY if acknowledged else 0), 0))
-            if not acknowledged:
-                return True
-            self._overdue += 1
-            async with asyncio.timeout(limit):
-                return await self._answer(request)
+            while not self._closing:
+                async with self.gate.message(self._sock):
+                    message = self._receiver.read()
+                if self._receiver.has_closed:
+                    raise ProtocolError("the front end closed the back-end channel")
+                if message is not None:
+                    header, payload, fds = message
+                    fds.close()
+                    self._take_answer(header, payload)
         finally:
-            self._waiting = False
+            self._reading = False
             if self._closing:
                 self._close()
 
     def close(self) -> None:
-        """End the channel; a request under way fails."""
+        """End the channel; requests that are not answered fail."""
         self._closing = True
-        if self._waiting:
+        if self._reading:
             # The event loop still watches the descriptor: it must outlive that.
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
         else:
             self._close()
+        while self._unanswered:
+            answer = self._unanswered.popleft().answer
+            if not answer.done():
+                answer.set_exception(ProtocolError("the back-end channel is closed"))
+                answer.exception()  # nobody has to care
 
     def _close(self) -> None:
         self._receiver.close()
         if (fd := self._sock.detach()) >= 0:
             close_foreign([fd])
 
-    def _send(self, header: Header) -> None:
-        message = header.encode()
+    def _send(self, message: bytes) -> None:
         try:
             sent = self._sock.send(message)
         except OSError as error:
@@ -123,19 +158,13 @@ class BackChannel:
         if sent < len(message):
             raise ProtocolError("the front end does not read its back-end channel")
 
-    async def _answer(self, request: BackendRequest) -> bool:
-        """The acknowledgement of the latest request, those of earlier ones passed over."""
-        while True:
-            async with self.gate.message(self._sock):
-                message = self._receiver.read()
-            if self._receiver.has_closed:
-                raise ProtocolError("the front end closed the back-end channel")
-            if message is None:
-                continue  # it is not whole, and may not be before the limit: so it stays there
-            header, payload, fds = message
-            fds.close()
-            if not header.is_reply or header.request != request:
-                raise ProtocolError(f"request {header.request} where an answer was expected")
-            self._overdue -= 1
-            if not self._overdue:
-                return U64.decode(payload).value == 0
+    def _take_answer(self, header: Header, payload: bytes) -> None:
+        """Answer the oldest request; nobody may wait for that any more."""
+        if not header.is_reply or not self._unanswered:
+            raise ProtocolError(f"request {header.request} where an answer was expected")
+        expected = self._unanswered.popleft()
+        if header.request != (expected.request or header.request):
+            raise ProtocolError(f"an answer to request {header.request}, not {expected.request}")
+        taken = U64.decode(payload).value == 0
+        if not expected.answer.done():
+            expected.answer.set_result(taken)

@@ -3,8 +3,20 @@
 
 from blkd.errors import RequestRefused
 from blkd.vhost_user.inflight import Inflight
+from blkd.vhost_user.iotlb import IotlbEntry
 from blkd.vhost_user.vring_setup import VringSetup
-from blkd.vhost_user.wire import LARGEST_OFFSET, LogBase, MemoryRegion, VirtioFeature, VringAddr
+from blkd.vhost_user.wire import (
+    ADDRESS_SPACE,
+    LARGEST_OFFSET,
+    LogBase,
+    MemoryRegion,
+    ProtocolFeature,
+    VirtioFeature,
+    VringAddr,
+)
+
+ASKING = ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK
+"""What it takes to ask for a translation, and to learn that there is none."""
 
 
 def require_size(index: int, size: int, limit: int, features: int) -> None:
@@ -61,10 +73,16 @@ def require_log_covers(setup: VringSetup, log: LogBase | None) -> None:
     """Raise RequestRefused unless the log has bits for the used ring of a vring that is logged.
 
     Without a log nothing is checked: QEMU sends it after it has started the vrings, and before it
-    enables them.
+    enables them.  Nor is it where addresses are IOVAs: where the used ring lies in guest memory
+    shows when it is translated.
     """
     _, size, _ = setup.parts[2]
-    if log and setup.logged_at is not None and setup.logged_at + size > log.covered:
+    if (
+        log
+        and not setup.translated
+        and setup.logged_at is not None
+        and setup.logged_at + size > log.covered
+    ):
         raise RequestRefused(
             f"a used ring logged at {setup.logged_at:#x}, with a log up to {log.covered:#x}"
         )
@@ -78,3 +96,24 @@ def require_no_overlap(region: MemoryRegion, others: tuple[MemoryRegion, ...]) -
                 f"memory regions overlap: {region.size} bytes at {region.guest_address:#x}"
                 f" and {other.size} at {other.guest_address:#x}"
             )
+
+
+def require_asking(features: int, protocol_features: ProtocolFeature) -> None:
+    """Raise RequestRefused where addresses are IOVAs and nobody could be asked what they mean.
+
+    A front end does not send translations of its own accord (vhost-user, "IOMMU support").
+    """
+    if features & VirtioFeature.ACCESS_PLATFORM and ASKING not in protocol_features:
+        raise RequestRefused(
+            f"ACCESS_PLATFORM with protocol features {int(protocol_features):#x}:"
+            " BACKEND_REQ and REPLY_ACK have to be negotiated first"
+        )
+
+
+def require_translation(entry: IotlbEntry) -> None:
+    """Raise RequestRefused unless an entry translates something, to addresses that there are."""
+    if not entry.size or not entry.access:
+        raise RequestRefused(f"a translation of {entry.size} bytes for {entry.access!r}")
+    for start in (entry.iova, entry.user_address):
+        if start + entry.size > ADDRESS_SPACE:
+            raise RequestRefused(f"a translation of {entry.size} bytes at {start:#x} wraps")

@@ -148,4 +148,6 @@ VringCommand = SetKick | SetCall | SetError | StartVring | MoveVring | EnableVri
 MemoryCommand = SetMemory | AddMemory | RemoveMemory | SetLog | LogData
 InflightCommand = OfferInflight | UseInflight
 IotlbCommand = TranslateAddresses | UpdateIotlb | InvalidateIotlb
-Command = MemoryCommand | InflightCommand | Configure | OpenBackChannel | VringCommand
+Command = (
+    MemoryCommand | IotlbCommand | InflightCommand | Configure | OpenBackChannel | VringCommand
+)

@@ -6,6 +6,7 @@ import contextlib
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -14,10 +15,12 @@ from blkd.host.fds import close_connection, close_foreign
 from blkd.vhost_user.admission import accepted, admit, refused
 from blkd.vhost_user.announcements import Announcements
 from blkd.vhost_user.backchannel import BackChannelSnapshot
+from blkd.vhost_user.backend_requests import BackendRequests
 from blkd.vhost_user.channel import Fds, PartialMessage, Receiver, send
 from blkd.vhost_user.data_path import DataPath
 from blkd.vhost_user.front_end_state import FrontEndState, front_end_state
 from blkd.vhost_user.gate import Gate
+from blkd.vhost_user.misses import Misses
 from blkd.vhost_user.plan_runner import PlanRunner
 from blkd.vhost_user.requests import MAX_PAYLOAD
 from blkd.vhost_user.session import Session
@@ -60,8 +63,10 @@ class Connection:
         self._data_path = data_path
         self._session = Session(device)
         self._gate = Gate()
-        self._announcements = Announcements(self._session, self._gate)
-        self._runner = PlanRunner(data_path, self._announcements)
+        self._requests = BackendRequests()
+        self._announcements = Announcements(self._session, self._gate, self._requests)
+        self._misses = Misses(device, data_path, self._requests, partial(self._gate.idle, sock))
+        self._runner = PlanRunner(data_path, self._requests, self._misses)
         self._closing = False
         self._leaving = False
 
@@ -76,16 +81,20 @@ class Connection:
         async with contextlib.AsyncExitStack() as ending:  # each step, whatever becomes of others
             ending.callback(close_connection, self._sock)
             ending.callback(self._receiver.close)
-            ending.callback(self._announcements.close)
+            ending.callback(self._requests.close)
             ending.push_async_callback(self._data_path.reset)
             async with asyncio.TaskGroup() as tasks:
-                announcing = tasks.create_task(self._announcements.run())
+                beside = [
+                    tasks.create_task(part.run())
+                    for part in (self._requests, self._announcements, self._misses)
+                ]
                 try:
                     await self._converse()
                 except (BlkdError, OSError) as error:  # alone, and not in a group of one
                     failure = error
                 self._leaving = True
-                announcing.cancel()
+                for task in beside:
+                    task.cancel()
         if failure and not (self._closing and isinstance(failure, ProtocolError)):
             raise failure
 
@@ -106,7 +115,7 @@ class Connection:
 
     def show(self) -> FrontEndState:
         """The session as it stands, for people to see."""
-        return front_end_state(self._session, back_channel=self._announcements.has_channel)
+        return front_end_state(self._session, back_channel=self._requests.has_channel)
 
     # ---- frozen ----
 
@@ -119,7 +128,7 @@ class Connection:
         try:
             async with asyncio.timeout(limit):
                 await self._gate.shut()
-                await self._announcements.freeze()
+                await self._requests.freeze()
         except TimeoutError:
             raise FreezeFailed("a request of the front end is being carried out") from None
         if self._leaving or self._closing:
@@ -133,7 +142,7 @@ class Connection:
     def thaw(self) -> None:
         """Read and send again."""
         self._gate.open()
-        self._announcements.thaw()
+        self._requests.thaw()
 
     def snapshot(self) -> ConnectionSnapshot:
         """The connection as it stands; it holds for as long as the connection is frozen."""
@@ -141,7 +150,7 @@ class Connection:
             self._sock.fileno(),
             session_snapshot(self._session),
             self._receiver.snapshot(),
-            self._announcements.snapshot(),
+            self._requests.snapshot(),
         )
 
     def restore(self, snapshot: ConnectionSnapshot) -> Mapping[int, VringSetup]:
@@ -158,7 +167,7 @@ class Connection:
                 self._receiver.restore(partial)
             restore_session(self._session, snapshot.session)
             undo.pop_all()
-        self._announcements.restore(back)
+        self._requests.restore(back)
         return self._session.setups()
 
     # ---- messages ----
@@ -199,6 +208,8 @@ class Connection:
             log.warning("request refused", request=name, reason=str(error))
             return refused(self._session, header, error)
         self._announcements.note_session(serves_more=bool(self._session.serving - serving))
+        if self._session.is_suspended:
+            self._misses.forget()
         return accepted(self._session, header, answer)
 
 

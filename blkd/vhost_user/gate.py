@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import select
 import socket
 from collections.abc import AsyncIterator
 
@@ -42,6 +43,13 @@ class Gate:
         self._open.clear()
         await self._empty.wait()
 
+    async def idle(self, sock: socket.socket) -> None:
+        """Wait until everything that the peer of `sock` has sent so far is dealt with."""
+        while not self._empty.is_set() or can_read(sock):
+            await self._empty.wait()
+            await self.opened()
+            await asyncio.sleep(0)
+
     @property
     def is_shut(self) -> bool:
         """Whether nothing is let in."""
@@ -50,3 +58,10 @@ class Gate:
     def open(self) -> None:
         """Let messages in."""
         self._open.set()
+
+
+def can_read(sock: socket.socket) -> bool:
+    """Whether there is something to read, or will never be."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))

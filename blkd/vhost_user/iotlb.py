@@ -66,7 +66,7 @@ class IotlbMessage:
         iova, size, user_address, access, kind = exactly(
             cls.LAYOUT if is_short else cls.PADDED, payload
         )
-        if access & ~(Access.READ | Access.WRITE):
+        if access > Access.READ | Access.WRITE:
             raise ProtocolError(f"unknown permissions {access:#x}")
         try:
             return cls(iova, size, user_address, Access(access), IotlbKind(kind))
@@ -84,8 +84,8 @@ class IotlbMessage:
 
     @property
     def end(self) -> int:
-        """The end of the range of addresses, cut at the end of all addresses.
+        """The end of the range of IOVAs, which is no longer than all that there are.
 
-        QEMU invalidates everything by a range from 0 that is one byte short, or that wraps.
+        QEMU means all of them by 0 bytes at 0, for there the size has wrapped.
         """
-        return min(self.iova + self.size, ADDRESS_SPACE)
+        return min(self.iova + self.size, ADDRESS_SPACE) if self.size else ADDRESS_SPACE

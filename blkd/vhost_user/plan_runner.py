@@ -5,13 +5,15 @@ from typing import cast
 
 import structlog
 
-from blkd.vhost_user.announcements import Announcements
+from blkd.vhost_user.backend_requests import BackendRequests
 from blkd.vhost_user.channel import Fds
 from blkd.vhost_user.commands import (
     AddMemory,
     Command,
     Configure,
     EnableVring,
+    InvalidateIotlb,
+    IotlbCommand,
     LogData,
     MemoryCommand,
     MoveVring,
@@ -25,10 +27,13 @@ from blkd.vhost_user.commands import (
     SetMemory,
     StartVring,
     StopVring,
+    TranslateAddresses,
+    UpdateIotlb,
     UseInflight,
     VringCommand,
 )
 from blkd.vhost_user.data_path import DataPath
+from blkd.vhost_user.misses import Misses
 from blkd.vhost_user.session import Answer, Plan
 
 log = structlog.get_logger()
@@ -37,9 +42,10 @@ log = structlog.get_logger()
 class PlanRunner:
     """Carries out plans of one session."""
 
-    def __init__(self, data_path: DataPath, announcements: Announcements) -> None:
+    def __init__(self, data_path: DataPath, requests: BackendRequests, misses: Misses) -> None:
         self._data_path = data_path
-        self._announcements = announcements
+        self._requests = requests
+        self._misses = misses
 
     async def run(self, plan: Plan, fds: Fds, reply_fds: Fds) -> Answer | None:
         """Carry out a plan's commands in their order: its answer.
@@ -65,6 +71,8 @@ class PlanRunner:
         match command:
             case SetMemory() | AddMemory() | RemoveMemory() | SetLog() | LogData():
                 await self._perform_on_memory(command, fds)
+            case TranslateAddresses() | UpdateIotlb() | InvalidateIotlb():
+                await self._perform_on_iotlb(command)
             case OfferInflight(region):
                 reply_fds.add([await self._data_path.make_inflight(region)])
             case UseInflight(region, packed):
@@ -72,7 +80,7 @@ class PlanRunner:
             case Configure():
                 await self._data_path.configure()
             case OpenBackChannel():
-                self._announcements.use_channel(fds.take_one())
+                self._requests.use_channel(fds.take_one())
             case _:
                 return await self._perform_on_vring(command, fds)
         return None
@@ -91,6 +99,17 @@ class PlanRunner:
             case LogData(on):
                 await data_path.log_data(on=on)
                 log.info("dirty log switched", on=on)
+
+    async def _perform_on_iotlb(self, command: IotlbCommand) -> None:
+        data_path = self._data_path
+        match command:
+            case TranslateAddresses(on):
+                await data_path.translate_addresses(on=on)
+            case UpdateIotlb(entry):
+                await data_path.update_iotlb(entry)
+                self._misses.note_update(entry)
+            case InvalidateIotlb(iova, size):
+                await data_path.invalidate_iotlb(iova, size)
 
     async def _perform_on_vring(self, command: VringCommand, fds: Fds) -> int | None:
         data_path = self._data_path

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from blkd.errors import ProtocolError, RequestRefused
 from blkd.vhost_user.inflight import Inflight
+from blkd.vhost_user.iotlb import IotlbMessage
 from blkd.vhost_user.wire import (
     U64,
     BackendRequest,
@@ -145,8 +146,13 @@ REQUESTS: Final = MappingProxyType(
         Request.SET_BACKEND_REQ_FD: Declaration(
             fds=ONE_FD, needs=ProtocolFeature.BACKEND_REQ, note="replaces an earlier one"
         ),
-        Request.IOTLB_MSG: declined(
-            Support.NO, "ACCESS_PLATFORM is not offered", replies=True, refusal=NOT_ZERO
+        Request.IOTLB_MSG: Declaration(
+            IotlbMessage,
+            needs=VirtioFeature.ACCESS_PLATFORM,
+            replies=True,
+            refusal=NOT_ZERO,
+            note="UPDATE at any time; INVALIDATE waits for what touches the range; "
+            "payload of 26 or 32 bytes",
         ),
         Request.SET_VRING_ENDIAN: declined(Support.NO, "CROSS_ENDIAN is not offered"),
         Request.GET_CONFIG: Declaration(
@@ -250,7 +256,7 @@ PROTOCOL_FEATURES: Final = MappingProxyType(
         ProtocolFeature.RARP: Stance(Support.FOREIGN, "network devices"),
         ProtocolFeature.REPLY_ACK: Stance(Support.YES),
         ProtocolFeature.MTU: Stance(Support.FOREIGN, "network devices"),
-        ProtocolFeature.BACKEND_REQ: Stance(Support.YES, "carries CONFIG_CHANGE_MSG"),
+        ProtocolFeature.BACKEND_REQ: Stance(Support.YES, "carries CONFIG_CHANGE_MSG and IOTLB_MSG"),
         ProtocolFeature.CROSS_ENDIAN: Stance(Support.NO, "big-endian legacy drivers"),
         ProtocolFeature.CRYPTO_SESSION: Stance(Support.FOREIGN, "crypto devices"),
         ProtocolFeature.PAGEFAULT: Stance(Support.NO, "postcopy migration"),
@@ -285,7 +291,9 @@ VIRTIO_FEATURES: Final = MappingProxyType(
         VirtioFeature.VERSION_1: Stance(
             Support.YES, "drivers without it are served on little-endian hosts"
         ),
-        VirtioFeature.ACCESS_PLATFORM: Stance(Support.NO, "no IOTLB"),
+        VirtioFeature.ACCESS_PLATFORM: Stance(
+            Support.LATER, "needs BACKEND_REQ and REPLY_ACK, negotiated before"
+        ),
         VirtioFeature.RING_PACKED: Stance(Support.YES),
         VirtioFeature.IN_ORDER: Stance(Support.NO, "completions come as the disk has them"),
         VirtioFeature.ORDER_PLATFORM: Stance(Support.FOREIGN, "hardware devices"),
@@ -299,7 +307,10 @@ VIRTIO_FEATURES: Final = MappingProxyType(
 
 BACKEND_REQUESTS: Final = MappingProxyType(
     {
-        BackendRequest.IOTLB_MSG: Stance(Support.NO, "no IOTLB"),
+        BackendRequest.IOTLB_MSG: Stance(
+            Support.LATER,
+            "MISS; what is answered without an UPDATE is denied, for its request only",
+        ),
         BackendRequest.CONFIG_CHANGE_MSG: Stance(
             Support.YES, "after a resize, once the rings run and the main channel is quiet"
         ),

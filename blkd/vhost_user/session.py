@@ -12,18 +12,21 @@ from dataclasses import replace
 from blkd.errors import RequestRefused
 from blkd.vhost_user.checks import (
     require_alignment,
+    require_asking,
     require_inflight_place,
     require_log_covers,
     require_log_place,
     require_no_overlap,
     require_queues,
     require_size,
+    require_translation,
 )
 from blkd.vhost_user.commands import (
     AddMemory,
     Command,
     Configure,
     EnableVring,
+    InvalidateIotlb,
     LogData,
     MoveVring,
     OfferInflight,
@@ -36,9 +39,12 @@ from blkd.vhost_user.commands import (
     SetMemory,
     StartVring,
     StopVring,
+    TranslateAddresses,
+    UpdateIotlb,
     UseInflight,
 )
 from blkd.vhost_user.inflight import Inflight, part_bytes
+from blkd.vhost_user.iotlb import IotlbKind, IotlbMessage
 from blkd.vhost_user.requests import MAX_MEM_SLOTS, OFFERED_PROTOCOL_FEATURES
 from blkd.vhost_user.session_vring import SessionVring
 from blkd.vhost_user.vring_setup import VringSetup
@@ -108,9 +114,14 @@ class Session:
     def serving(self) -> frozenset[int]:
         """The vrings that are started and enabled, by their indices.
 
-        While there are none, no request goes out on the back-end channel.
+        While there are none, no change is announced on the back-end channel.
         """
         return frozenset(vring.index for vring in self.vrings if vring.started and vring.enabled)
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether no vring is started: no request at all goes out on the back-end channel."""
+        return not any(vring.started for vring in self.vrings)
 
     def setups(self) -> dict[int, VringSetup]:
         """How each started vring was set up, by its index; the base is that of its start."""
@@ -147,14 +158,16 @@ class Session:
     def set_features(self, wanted: U64) -> Steps:
         """Take the driver's choice; while a vring is started only LOG_ALL can change."""
         features, changed = wanted.value, wanted.value ^ self.features
+        require_asking(features, self.protocol_features)
         if changed & ~int(VirtioFeature.LOG_ALL):
-            for vring in self.vrings:
-                yield from self._end_disabled(vring)
-            if any(vring.started for vring in self.vrings):
+            yield from self._end_all_disabled()
+            if not self.is_suspended:
                 raise RequestRefused(
                     f"features {features:#x} while rings run with {self.features:#x}"
                 )
         self.device.accept(features & ~OURS)
+        if changed & VirtioFeature.ACCESS_PLATFORM:
+            yield TranslateAddresses(bool(features & VirtioFeature.ACCESS_PLATFORM))
         if changed & VirtioFeature.LOG_ALL:
             yield LogData(bool(features & VirtioFeature.LOG_ALL))
         if (features ^ self.based_on) & VirtioFeature.RING_PACKED:
@@ -177,6 +190,7 @@ class Session:
         excess = wanted.value & ~int(OFFERED_PROTOCOL_FEATURES)
         if excess:
             raise RequestRefused(f"protocol features {excess:#x} were not offered")
+        require_asking(self.features, ProtocolFeature(wanted.value))
         self.protocol_features = ProtocolFeature(wanted.value)
 
     # The device
@@ -197,6 +211,8 @@ class Session:
         self.device.reset()
         if self.has_negotiated(VirtioFeature.LOG_ALL):
             yield LogData(on=False)
+        if self.has_negotiated(VirtioFeature.ACCESS_PLATFORM):
+            yield TranslateAddresses(on=False)
         self.features &= VirtioFeature.PROTOCOL_FEATURES
         self.status = 0
         yield Configure()
@@ -262,6 +278,21 @@ class Session:
             f"no memory region of {single.region.size} bytes"
             f" at {single.region.guest_address:#x} to remove"
         )
+
+    def iotlb_msg(self, message: IotlbMessage) -> Plan:
+        """Take a translation, or forget those of a range; nothing uses them when it is answered.
+
+        MISS and ACCESS_FAIL are a back end's own.
+        """
+        match message.kind:
+            case IotlbKind.UPDATE:
+                require_translation(message.entry)
+                yield UpdateIotlb(message.entry)
+            case IotlbKind.INVALIDATE:
+                yield InvalidateIotlb(message.iova, message.end - message.iova)
+            case _:
+                raise RequestRefused(f"{message.kind.name} from a front end")
+        return DONE
 
     # Requests in flight
 
@@ -420,6 +451,10 @@ class Session:
         """
         if vring.started and not vring.enabled:
             yield from self._stop(vring)
+
+    def _end_all_disabled(self) -> Steps:
+        for vring in self.vrings:
+            yield from self._end_disabled(vring)
 
     def _enable(self, vring: SessionVring, *, enabled: bool) -> Steps:
         """Enable or disable a vring; one that is enabled starts if nothing is missing."""

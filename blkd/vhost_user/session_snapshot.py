@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from blkd.errors import RequestRefused
 from blkd.vhost_user.checks import (
     require_alignment,
+    require_asking,
     require_log_covers,
     require_log_place,
     require_size,
@@ -68,6 +69,7 @@ def _negotiate(session: Session, snapshot: SessionSnapshot) -> None:
         raise RequestRefused(f"protocol features {excess:#x} are not offered")
     if snapshot.status > MAX_STATUS:
         raise RequestRefused(f"a device status of {snapshot.status:#x}")
+    require_asking(snapshot.features, ProtocolFeature(snapshot.protocol_features))
     session.device.accept(snapshot.features & ~OURS)
     session.features, session.based_on = snapshot.features, snapshot.based_on
     session.protocol_features = ProtocolFeature(snapshot.protocol_features)

@@ -14,7 +14,10 @@ Part = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class VringSetup:
-    """All that a vring needs to start, as negotiated; addresses are the front end's own."""
+    """All that a vring needs to start, as negotiated.
+
+    Addresses are the front end's own, or IOVAs (`translated`).
+    """
 
     size: int
     """Descriptors; a power of two where the vring is split."""
@@ -28,12 +31,19 @@ class VringSetup:
     features: int
     """The negotiated virtio features: layout and notifications depend on them."""
     logged_at: int | None = None
-    """The guest address under which writes to `used` are logged; None if not."""
+    """The guest address under which writes to `used` are logged; None if not.
+
+    Where addresses are IOVAs, it only says that they are: QEMU gives an IOVA here too."""
 
     @property
     def packed(self) -> bool:
         """Whether it is a packed virtqueue (2.8), not a split one (2.7)."""
         return bool(self.features & VirtioFeature.RING_PACKED)
+
+    @property
+    def translated(self) -> bool:
+        """Whether its addresses, and those of its descriptors, are IOVAs."""
+        return bool(self.features & VirtioFeature.ACCESS_PLATFORM)
 
     @property
     def event_idx(self) -> bool:

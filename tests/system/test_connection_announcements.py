@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a front end learns that the configuration changed."""
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -9,7 +10,8 @@ import time
 
 import pytest
 
-from blkd.vhost_user.backchannel import BackChannel
+from blkd.errors import ProtocolError
+from blkd.vhost_user.backchannel import BackChannel, BackChannelSnapshot
 from blkd.vhost_user.wire import BackendRequest
 from harness.frontend import CONFIG_CHANGE_MSG, NEED_REPLY, FrontEnd, Protocol, Request
 from harness.vring import wait_readable
@@ -246,25 +248,73 @@ def test_an_announcement_does_not_wait_for_who_cannot_read(served, end):
     assert announced.result(5) is False
 
 
-async def test_an_answer_that_comes_late_is_not_taken_for_the_next():
+@contextlib.asynccontextmanager
+async def channel():
+    """A channel whose answers are read, and the front end's end of it."""
     ours, theirs = socket.socketpair()
     channel = BackChannel(theirs)
     with ours, contextlib.closing(channel):
-        request = BackendRequest.CONFIG_CHANGE_MSG
-        with pytest.raises(TimeoutError):
-            await channel.request(request, acknowledged=True, limit=0.05)
-        ours.send(struct.pack("=IIIQ", request, 5, 8, 1) + struct.pack("=IIIQ", request, 5, 8, 0))
-        assert await channel.request(request, acknowledged=True, limit=5) is True
+        reading = asyncio.create_task(channel.read_answers())
+        yield channel, ours
+        reading.cancel()
+        await asyncio.wait([reading])
+
+
+def answer(request: int, result: int) -> bytes:
+    return struct.pack("=IIIQ", request, 5, 8, result)
+
+
+async def give_up(answered: asyncio.Future[bool]) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await answered
+
+
+async def test_an_answer_that_comes_late_is_not_taken_for_the_next():
+    request = BackendRequest.CONFIG_CHANGE_MSG
+    async with channel() as (back, ours), asyncio.timeout(5):
+        await give_up(back.send(request, acknowledged=True))
+        ours.send(answer(request, 1) + answer(request, 0))
+        assert await back.send(request, acknowledged=True) is True
 
 
 async def test_an_answer_whose_end_comes_late_is_not_taken_for_the_next():
-    ours, theirs = socket.socketpair()
-    channel = BackChannel(theirs)
-    with ours, contextlib.closing(channel):
-        request = BackendRequest.CONFIG_CHANGE_MSG
-        late = struct.pack("=IIIQ", request, 5, 8, 1)
+    request = BackendRequest.CONFIG_CHANGE_MSG
+    async with channel() as (back, ours), asyncio.timeout(5):
+        late = answer(request, 1)
         ours.send(late[:7])
-        with pytest.raises(TimeoutError):
-            await channel.request(request, acknowledged=True, limit=0.05)
-        ours.send(late[7:] + struct.pack("=IIIQ", request, 5, 8, 0))
-        assert await channel.request(request, acknowledged=True, limit=5) is True
+        await give_up(back.send(request, acknowledged=True))
+        ours.send(late[7:] + answer(request, 0))
+        assert await back.send(request, acknowledged=True) is True
+
+
+async def test_many_requests_are_answered_in_their_order():
+    async with channel() as (back, ours), asyncio.timeout(5):
+        kinds = [BackendRequest.CONFIG_CHANGE_MSG, BackendRequest.IOTLB_MSG] * 3
+        answers = [back.send(kind, bytes(32), acknowledged=True) for kind in kinds]
+        for n, kind in enumerate(kinds):
+            ours.send(answer(kind, n % 3))
+        assert await asyncio.gather(*answers) == [True, False, False] * 2
+
+
+async def test_answers_that_another_process_awaited_are_passed_over():
+    ours, theirs = socket.socketpair()
+    with ours:
+        snapshot = BackChannelSnapshot(theirs.detach(), overdue=2, partial=None)
+        back = BackChannel.restore(snapshot)
+        with contextlib.closing(back):
+            reading = asyncio.create_task(back.read_answers())
+            awaited = back.send(BackendRequest.IOTLB_MSG, acknowledged=True)
+            assert back.snapshot().overdue == 3
+            ours.send(answer(2, 1) + answer(1, 1) + answer(1, 0))
+            assert await asyncio.wait_for(awaited, 5) is True
+            reading.cancel()
+            await asyncio.wait([reading])
+
+
+async def test_requests_that_are_not_answered_fail_with_their_channel():
+    async with channel() as (back, _):
+        awaited = back.send(BackendRequest.IOTLB_MSG, acknowledged=True)
+        back.close()
+        with pytest.raises(ProtocolError):
+            await awaited

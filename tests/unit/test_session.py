@@ -239,7 +239,7 @@ def test_features_come_twice_and_reach_the_device_without_bit_30(talk):
 
 
 def test_features_never_offered_are_refused(talk):
-    assert talk.refuses(Request.SET_FEATURES, U64(1 << 33 | BIT_30))
+    assert talk.refuses(Request.SET_FEATURES, U64(1 << 35 | BIT_30))
     assert talk.refuses(Request.SET_PROTOCOL_FEATURES, U64(1 << 12))
 
 

@@ -82,6 +82,8 @@ async def _restore_memory(
         await plane.set_log(session.log, fds.take(front_end.log.memory))
     if front_end.features & VirtioFeature.LOG_ALL:
         await plane.log_data(on=True)
+    if front_end.features & VirtioFeature.ACCESS_PLATFORM:
+        await plane.translate_addresses(on=True)
     memory = [fds.take(region.memory) for region in front_end.regions]
     await plane.set_memory(session.regions, memory)
     if (record := front_end.inflight) is not None:

@@ -17,7 +17,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from harness.agent import Agent, Answer, GuestError
 from harness.initramfs import Kernel, MissingPart, build
@@ -53,6 +53,7 @@ LONGEST_DOWNTIME = 1000
 class Disk:
     """A vhost-user-blk device of the guest: the first is /dev/vda, and so on."""
 
+    reconnects: ClassVar[bool] = True
     socket: Path
     queues: int = 4
     queue_size: int = 256
@@ -76,6 +77,7 @@ class Net:
     It has no MSI-X vectors: under TCG, QEMU 7.2 dies of a null pointer when one changes.
     """
 
+    reconnects: ClassVar[bool] = True
     socket: Path
     packed: bool = False
 
@@ -86,7 +88,25 @@ class Net:
         return "-netdev", netdev, "-device", f"virtio-net-pci,netdev=net-{chardev},vectors=0{ring}"
 
 
-Device = Disk | Net
+@dataclass(frozen=True, slots=True)
+class Vsock:
+    """A virtio-vsock device; its vhost-user back end, which listens, gives the guest its CID.
+
+    QEMU has no way to connect it a second time, and with a chardev that reconnects not even a
+    first: such a chardev connects only after the device has asked for its features.
+    """
+
+    reconnects: ClassVar[bool] = False
+    socket: Path
+    packed: bool = False
+
+    def arguments(self, chardev: str) -> tuple[str, ...]:
+        """What makes QEMU have it, on this chardev."""
+        ring = ",packed=on" if self.packed else ""
+        return "-device", f"vhost-user-vsock-pci,chardev={chardev}{ring}"
+
+
+Device = Disk | Net | Vsock
 
 
 class Iommu(enum.Enum):
@@ -382,9 +402,10 @@ class Machine:
             size = f"size={spare.virtio_mem},share=on,reserve=off"
             yield from ("-object", f"memory-backend-memfd,id=spare-memory,{size}")
             yield from ("-device", "virtio-mem-pci,id=spare,memdev=spare-memory,requested-size=0")
-        again = "reconnect-ms=500" if self.qemu_version >= RECONNECT_MS_SINCE else "reconnect=1"
+        again = ",reconnect-ms=500" if self.qemu_version >= RECONNECT_MS_SINCE else ",reconnect=1"
         for n, device in enumerate(parts.devices):
-            yield from ("-chardev", f"socket,id=device{n},path={device.socket},{again}")
+            reconnect = again if device.reconnects else ""
+            yield from ("-chardev", f"socket,id=device{n},path={device.socket}{reconnect}")
             yield from device.arguments(f"device{n}")
 
 

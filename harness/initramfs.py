@@ -22,7 +22,10 @@ RELEASE = platform.freedesktop_os_release()["VERSION_CODENAME"]
 GUEST = Path(__file__).parent.parent / "build" / "guest" / RELEASE
 INIT = Path(__file__).with_name("init")
 PROGRAMS = ("fio", "blkdiscard", "flock")
-MODULES = ("virtio_pci", "virtio_console", "virtio_blk", "virtio_mem", "virtio_net")
+MODULES = (
+    *("virtio_pci", "virtio_console", "virtio_blk", "virtio_mem", "virtio_net"),
+    "vmw_vsock_virtio_transport",
+)
 
 
 class MissingPart(BlkdError):

@@ -75,7 +75,7 @@ def log_data(front_end: FrontEnd, *, on: bool) -> None:
 
 def log_ring(front_end: FrontEnd, ring: Ring, *, on: bool) -> None:
     """Switch the logging of a ring's own areas."""
-    log = ring.used if on else None
+    log = front_end.memory.device_address(ring.used) if on else None
     front_end.set(Request.SET_VRING_ADDR, front_end.ring_addresses(ring, log))
 
 

@@ -201,6 +201,10 @@ class FrontEnd:
         It goes from the used index of a split ring, as it was read then or is now, and forgets
         where a packed one was.
         """
+        with self.lock:
+            self._resume(path, base)
+
+    def _resume(self, path: str | os.PathLike[str], base: int | None) -> None:
         self.sock.close()
         self.sock = self._connected(path, self.timeout)
         features, self.protocol_features = self.features, Protocol(0)

@@ -2,6 +2,7 @@
 """Doors for tests into the data path's inline functions; no part of a release."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 import os
@@ -19,7 +20,8 @@ from sys.uring cimport (
     io_uring_prep_msg_ring, io_uring_queue_exit, io_uring_queue_init, io_uring_sqe,
 )
 from virtio.dirtylog cimport DirtyLog, RingLog, mark, mark_areas, mark_segments
-from virtio.guestmem cimport GuestMemory, Region
+from virtio.guestmem cimport GuestMemory, Region, guest_address
+from virtio.iotlb cimport Iotlb, MOST_REMOVED, forget, iotlb_bytes, lay_out_iotlb, learn
 from virtio.packed cimport is_no_fresh_ring, is_untouched, take_packed
 from virtio.split cimport take_split, walk_split
 from virtio.virtq cimport Chain, Segment, UsedChain, Virtq, event_passed
@@ -73,6 +75,8 @@ cdef class Guest:
     cdef uint16_t links[MAX_ENTRIES]
     cdef uint16_t lasts[MAX_ENTRIES]
     cdef Again again[MAX_ENTRIES]
+    cdef Iotlb *iotlb           # NULL: addresses are the guest's own
+    cdef const GuestMemory *addresses   # by which chains are walked
 
     def __init__(self, regions, *, int size, uint64_t desc, uint64_t avail, uint64_t used,
                  bint packed=False, bint indirect=True, bint event_idx=False,
@@ -91,6 +95,7 @@ cdef class Guest:
         for i, (_, number) in enumerate(order):
             self.by_base[i] = self.regions[<int>number]
         self.memory.by_base = self.by_base
+        self.addresses = &self.memory
         memset(&self.vq, 0, sizeof(self.vq))
         self.vq.size = size
         self.vq.longest_chain = max(size, longest_chain)
@@ -99,6 +104,58 @@ cdef class Guest:
         self.vq.desc = self.at(desc)
         self.vq.driver = self.at(avail)
         self.vq.device = self.at(used)
+
+    def __dealloc__(self):
+        free(self.iotlb)
+
+    def go_behind_iommu(self, uint32_t capacity):
+        """Have addresses be IOVAs, of which up to `capacity` ranges can be known."""
+        free(self.iotlb)
+        self.iotlb = lay_out_iotlb(calloc(1, iotlb_bytes(capacity + 1, 1 << 14)), capacity + 1)
+        self.addresses = &self.iotlb.memory
+
+    def learn(self, uint64_t iova, uint64_t size, uint64_t address, uint32_t access=3):
+        """Have `size` bytes at an IOVA lie at a guest address."""
+        cdef Region range
+        range.guest_address, range.size, range.base = iova, size, self.at(address)
+        learn(self.iotlb, &self.memory, &range, access)
+        self.vq.near = 0
+
+    def forget(self, uint64_t first, uint64_t last):
+        """Forget what is known of some IOVAs: the (guest address, size) of each range, or None."""
+        self.iotlb.removed_count = 0
+        forget(self.iotlb, first, last, True)
+        self.vq.near = 0
+        if self.iotlb.removed_count > MOST_REMOVED:
+            return None
+        return [
+            (self.guest_address(self.iotlb.removed[i].base), self.iotlb.removed[i].size)
+            for i in range(self.iotlb.removed_count)
+        ]
+
+    def known(self):
+        """What is known, in order: (IOVA, size, guest address, access) of each range."""
+        found, left = [], [self.iotlb.root]
+        while left:
+            node = left.pop()
+            if node:
+                r = self.iotlb.ranges[<uint32_t>node]
+                n = self.iotlb.nodes[<uint32_t>node]
+                found.append(
+                    (r.guest_address, r.size, self.guest_address(r.base), n.access)
+                )
+                left += [n.left, n.right]
+        return sorted(found)
+
+    def missing(self):
+        """What the last walk lacked: (IOVA of a page, access)."""
+        return self.iotlb.missing.iova, self.iotlb.missing.access
+
+    cdef uint64_t guest_address(self, const uint8_t *base) except? 0:
+        cdef uint64_t address = 0
+        if not guest_address(&self.memory, base, &address):
+            raise ValueError("mapped nowhere")
+        return address
 
     cdef uint8_t *at(self, uint64_t address) except NULL:
         for i in range(self.memory.count):
@@ -110,7 +167,7 @@ cdef class Guest:
         """The split chain's segments as (guest address, length, device writes)."""
         cdef Chain chain
         chain.id = head
-        check(walk_split(&self.vq, &self.memory, self.segments, room, &chain))
+        check(walk_split(&self.vq, self.addresses, self.segments, room, &chain))
         return self.resolved(&chain)
 
     def log_chain(self, uint16_t head, Log log):
@@ -165,9 +222,9 @@ cdef class Guest:
         cdef Chain chain
         cdef int rc
         if self.vq.packed:
-            rc = take_packed(&self.vq, &self.memory, self.segments, MAX_SEGMENTS, &chain)
+            rc = take_packed(&self.vq, self.addresses, self.segments, MAX_SEGMENTS, &chain)
         else:
-            rc = take_split(&self.vq, &self.memory, self.segments, MAX_SEGMENTS, &chain)
+            rc = take_split(&self.vq, self.addresses, self.segments, MAX_SEGMENTS, &chain)
         if check(rc) == 0:
             return None
         if is_recorded(&self.inflight):
@@ -221,7 +278,7 @@ cdef class Guest:
         cdef Chain chain
         cdef const Again *again = &self.again[number]
         check(walk_again(
-            &self.inflight, &self.vq, &self.memory, again, self.segments, MAX_SEGMENTS, &chain
+            &self.inflight, &self.vq, self.addresses, again, self.segments, MAX_SEGMENTS, &chain
         ))
         if self.vq.packed:
             self.entries[chain.id] = again.entry

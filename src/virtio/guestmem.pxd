@@ -8,7 +8,7 @@ from sys.uring cimport iovec
 
 
 cdef struct Region:
-    uint64_t guest_address      # first guest physical address
+    uint64_t guest_address      # first guest physical address, or IOVA behind an IOMMU
     uint64_t size               # bytes
     uint8_t *base               # where it is mapped here
 
@@ -18,6 +18,7 @@ cdef struct GuestMemory:
     const Region *regions       # sorted by guest address, never overlapping
     const Region *by_base       # the same, sorted by where they are mapped
     uint32_t count
+    bint is_iotlb               # it is the first member of an Iotlb, and `regions` are in no order
     uint32_t chunk_count
     const iovec *chunks         # the same memory as mapped here, sorted, in registrable pieces
 
@@ -76,11 +77,12 @@ cdef inline uint8_t *translate_whole(
 ) noexcept nogil:
     """Where `length` bytes from guest `address` are mapped in one piece, or NULL.
 
-    `near` is the number of the region that is tried first, and becomes that of the one found.
+    `near` is the number of the region that is tried first, and becomes that of the one found; of an
+    Iotlb no other is tried.
     """
     cdef uint64_t found = length
     cdef uint8_t *base = near_base(memory, address, length, near[0])
-    if unlikely(base == NULL):
+    if unlikely(base == NULL) and not memory.is_iotlb:
         base = translate(memory, address, &found, near)
     return base if found == length else NULL
 

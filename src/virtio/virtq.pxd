@@ -5,21 +5,24 @@ Names no device.  Everything read from the rings is the guest's and may change a
 time: it is copied once and only the copy is checked and used.
 """
 
-from libc.errno cimport EFAULT, EINVAL, ENOBUFS
+from libc.errno cimport EAGAIN, EFAULT, EINVAL, ENOBUFS
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from sys.atomics cimport load_relaxed_u64, prefetch_to_write
 from sys.hints cimport unlikely
 from virtio.flaw cimport (
-    FLAW_BUFFER_CUT, FLAW_BUFFER_UNMAPPED, FLAW_BUFFERS, FLAW_INDIRECT_NOT_AGREED,
-    FLAW_TABLE_LENGTH, FLAW_TABLE_LONG, FLAW_TABLE_UNMAPPED, Flaw, found_flaw,
+    FLAW_BUFFER_CUT, FLAW_BUFFER_UNMAPPED, FLAW_BUFFERS, FLAW_INDIRECT_NOT_AGREED, FLAW_NONE,
+    FLAW_TABLE_LENGTH, FLAW_TABLE_LONG, FLAW_TABLE_UNMAPPED, Flaw, FlawKind, found_flaw,
 )
 from virtio.guestmem cimport GuestMemory, near_base, translate, translate_whole
+from virtio.iotlb cimport ACCESS_READ, ACCESS_WRITE, Iotlb, iotlb_of, translate_iova
 from virtio.layouts cimport DESC_F_WRITE, Desc
 
 
 cdef enum:
     CHAINS_AHEAD = 2            # whose header is fetched into the cache while one is walked
+    MISSED = -EAGAIN            # a walk's result where a translation is missing: see Iotlb.missing
 
 
 cdef struct Segment:
@@ -65,6 +68,23 @@ cdef struct UsedChain:
     uint32_t entry
 
 
+ctypedef int (*FindTable)(
+    Virtq *vq, const GuestMemory *memory, uint64_t address, uint32_t length, const void **table
+) noexcept nogil
+
+
+cdef extern from *:
+    """
+    /* The function, as a pointer of which gcc knows nothing: it cannot put it into its caller. */
+    #define blkd_apart(function) ({ \
+        __typeof__(*(function)) *blkd_pointer = (function); \
+        __asm__("" : "+r"(blkd_pointer)); \
+        blkd_pointer; \
+    })
+    """
+    FindTable apart "blkd_apart"(FindTable function) noexcept nogil
+
+
 # What is wrong is found out where it is said, not where it is seen: what gcc is to put into the
 # loops stays small.
 
@@ -79,17 +99,73 @@ cdef inline int refuse_buffer(
     return found_flaw(&vq.flaw, FLAW_BUFFER_CUT, address, length, missing, EFAULT)
 
 
+cdef inline FlawKind table_flaw(const Virtq *vq, uint32_t length) noexcept nogil:
+    """What is wrong with an indirect table wherever it is, if anything."""
+    if not vq.indirect:
+        return FLAW_INDIRECT_NOT_AGREED
+    if length == 0 or length & (sizeof(Desc) - 1):
+        return FLAW_TABLE_LENGTH
+    return FLAW_TABLE_LONG if length > vq.longest_chain * sizeof(Desc) else FLAW_NONE
+
+
 cdef inline int refuse_table(Virtq *vq, uint64_t address, uint32_t length) noexcept nogil:
     """Note what is wrong with an indirect table: -errno."""
-    if not vq.indirect:
-        return found_flaw(&vq.flaw, FLAW_INDIRECT_NOT_AGREED, 0, 0, 0, EINVAL)
-    if length == 0 or length & (sizeof(Desc) - 1):
-        return found_flaw(&vq.flaw, FLAW_TABLE_LENGTH, address, length, sizeof(Desc), EINVAL)
-    if length > vq.longest_chain * sizeof(Desc):
+    cdef FlawKind kind = table_flaw(vq, length)
+    if kind == FLAW_INDIRECT_NOT_AGREED:
+        return found_flaw(&vq.flaw, kind, 0, 0, 0, EINVAL)
+    if kind == FLAW_TABLE_LENGTH:
+        return found_flaw(&vq.flaw, kind, address, length, sizeof(Desc), EINVAL)
+    if kind == FLAW_TABLE_LONG:
         return found_flaw(
-            &vq.flaw, FLAW_TABLE_LONG, address, length // sizeof(Desc), vq.longest_chain, ENOBUFS
+            &vq.flaw, kind, address, length // sizeof(Desc), vq.longest_chain, ENOBUFS
         )
     return found_flaw(&vq.flaw, FLAW_TABLE_UNMAPPED, address, length, 0, EFAULT)
+
+
+cdef inline int add_last_byte(
+    Virtq *vq, Iotlb *t, uint64_t address, uint32_t length, bint device_writes, Segment *out,
+    uint32_t room,
+) noexcept nogil:
+    """Resolve a buffer's last byte only, to NULL where that is missing: as `add_segments`.
+
+    So are chains walked that are to fail: an answer goes to the last byte that can be written.
+    """
+    cdef uint64_t one = 1
+    if length == 0:
+        return 0
+    if room == 0:
+        return refuse_buffer(vq, address, length, address, True)
+    out.base = translate_iova(
+        t, address + length - 1, &one, ACCESS_WRITE if device_writes else ACCESS_READ, &vq.near
+    )
+    out.len, out.device_writes = 1, device_writes
+    return 1
+
+
+cdef inline int add_translated(
+    Virtq *vq, Iotlb *t, uint64_t address, uint32_t length, bint device_writes, Segment *out,
+    uint32_t room,
+) noexcept nogil:
+    """Resolve a buffer of IOVAs: as `add_segments`, or MISSED."""
+    cdef uint64_t at = address, left = length, piece
+    cdef uint32_t n = 0, access = ACCESS_WRITE if device_writes else ACCESS_READ
+    cdef uint8_t *base
+    if address + length < address:
+        return refuse_buffer(vq, address, length, 0, False)
+    if t.only_last_bytes:
+        return add_last_byte(vq, t, address, length, device_writes, out, room)
+    while left:
+        if n == room:
+            return refuse_buffer(vq, address, length, at, True)
+        piece = left
+        base = translate_iova(t, at, &piece, access, &vq.near)
+        if base == NULL:
+            return MISSED
+        out[n].base, out[n].len, out[n].device_writes = base, <uint32_t>piece, device_writes
+        at += piece
+        left -= piece
+        n += 1
+    return <int>n
 
 
 cdef inline int add_pieces(
@@ -100,6 +176,9 @@ cdef inline int add_pieces(
     cdef uint64_t at = address, left = length, piece
     cdef uint32_t n = 0
     cdef uint8_t *base
+    cdef Iotlb *t = iotlb_of(memory)
+    if t != NULL:
+        return add_translated(vq, t, address, length, device_writes, out, room)
     while left:
         piece = left
         base = translate(memory, at, &piece, &vq.near) if n < room else NULL
@@ -125,6 +204,32 @@ cdef inline int add_segments(
     return 1
 
 
+cdef inline int far_table(
+    Virtq *vq, const GuestMemory *memory, uint64_t address, uint32_t length, const void **table
+) noexcept nogil:
+    """Find an indirect table by its IOVA: as `indirect_table`, or MISSED.
+
+    One that lies in pieces is copied; no other is found before this one has been walked.
+    """
+    cdef uint64_t piece = length, done = 0
+    cdef uint8_t *base
+    cdef Iotlb *t = iotlb_of(memory)
+    if t == NULL or table_flaw(vq, length) or address + length < address:
+        return refuse_table(vq, address, length)
+    while done < length:
+        piece = length - done
+        base = translate_iova(t, address + done, &piece, ACCESS_READ, &vq.near)
+        if base == NULL:
+            return MISSED
+        if piece == length:
+            table[0] = base
+            return <int>(length // sizeof(Desc))
+        memcpy(t.table + done, base, piece)
+        done += piece
+    table[0] = t.table
+    return <int>(length // sizeof(Desc))
+
+
 cdef inline int indirect_table(
     Virtq *vq, const GuestMemory *memory, uint64_t address, uint32_t length, const void **table,
 ) noexcept nogil:
@@ -135,7 +240,7 @@ cdef inline int indirect_table(
     ):
         table[0] = translate_whole(memory, address, length, &vq.near)
     if unlikely(table[0] == NULL):
-        return refuse_table(vq, address, length)
+        return apart(far_table)(vq, memory, address, length, table)
     return <int>(length // sizeof(Desc))
 
 

@@ -166,7 +166,8 @@ class Session:
                     f"features {features:#x} while rings run with {self.features:#x}"
                 )
         self.device.accept(features & ~OURS)
-        if changed & VirtioFeature.ACCESS_PLATFORM:
+        if (features | changed) & VirtioFeature.ACCESS_PLATFORM and self.is_suspended:
+            # Again, too: after a reset QEMU says nothing of what it has taken back.
             yield TranslateAddresses(bool(features & VirtioFeature.ACCESS_PLATFORM))
         if changed & VirtioFeature.LOG_ALL:
             yield LogData(bool(features & VirtioFeature.LOG_ALL))

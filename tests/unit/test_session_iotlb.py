@@ -75,8 +75,15 @@ def test_the_feature_has_addresses_translated(talk):
     assert talk.commands == [TranslateAddresses(on=False), Configure()]
     talk.say(Request.SET_FEATURES, U64(FEATURES))
     assert talk.commands == [TranslateAddresses(on=True), Configure()]
+
+
+def test_what_is_known_is_forgotten_when_the_features_are_set_again(talk):
+    """QEMU sets them at each start, and does not invalidate what a reset has made void."""
     talk.say(Request.SET_FEATURES, U64(FEATURES))
-    assert talk.commands == [Configure()]
+    assert talk.commands == [TranslateAddresses(on=True), Configure()]
+    talk.start_ring()
+    talk.say(Request.SET_FEATURES, U64(FEATURES | LOG_ALL))
+    assert TranslateAddresses(on=True) not in talk.commands
 
 
 def test_a_reset_device_takes_addresses_as_they_are(talk):

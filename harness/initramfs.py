@@ -33,6 +33,20 @@ class MissingPart(BlkdError):
 
 
 @dataclass(frozen=True, slots=True)
+class Extra:
+    """What some guests have beside what all have; their initramfs is a file of its own."""
+
+    name: str
+    programs: tuple[Path, ...]
+    """They come to lie in /bin."""
+    modules: tuple[str, ...] = ()
+    """For "insmod /modules/NAME.ko": init loads none of them.  What they need is loaded."""
+
+
+NOTHING = Extra("initramfs", ())
+
+
+@dataclass(frozen=True, slots=True)
 class Kernel:
     """Debian's cloud kernel as fetch_kernel.sh unpacked it."""
 
@@ -47,8 +61,8 @@ class Kernel:
             return cls(root / "boot" / f"vmlinuz-{modules.name}", modules)
         raise MissingPart(f"no kernel in {root}", hint="make demo and make test fetch it")
 
-    def module_order(self) -> dict[str, Path]:
-        """Names and files of MODULES and all that they need, in the order to load them."""
+    def module_order(self, names: tuple[str, ...]) -> dict[str, Path]:
+        """The files of these modules and of all that they need, by name, in the order to load."""
         files = {
             path.name.split(".")[0].replace("-", "_"): path for path in self.modules.rglob("*.ko*")
         }
@@ -62,7 +76,7 @@ class Kernel:
                 add(need.replace("-", "_"))
             order[name] = files[name]
 
-        for name in MODULES:
+        for name in names:
             add(name)
         return order
 
@@ -81,11 +95,11 @@ def program(name: str) -> Path:
     return Path(found)
 
 
-def with_libraries(path: Path) -> list[Path]:
-    """A program and every shared object that the dynamic linker loads for it."""
+def libraries(path: Path) -> list[Path]:
+    """Every shared object that the dynamic linker loads for a program."""
     command = ["/usr/bin/ldd", str(path)]
     listed = subprocess.run(command, check=True, capture_output=True, text=True)
-    return [path, *(Path(library) for library in re.findall(r"(/\S+) \(0x", listed.stdout))]
+    return [Path(library) for library in re.findall(r"(/\S+) \(0x", listed.stdout)]
 
 
 class Cpio:
@@ -125,15 +139,21 @@ class Cpio:
         self._out.write(bytes(-self._out.tell() % 4))
 
 
-def build(kernel: Kernel) -> Path:
+def user_space(extra: Extra) -> dict[Path, Path]:
+    """Programs and their libraries: where each is in the guest, and where it is here."""
+    place = {path: path for path in map(program, PROGRAMS)}
+    place |= {Path("/bin", path.name): path for path in extra.programs}
+    place |= {library: library for path in place.values() for library in libraries(path)}
+    return {Path("/bin/busybox"): program("busybox"), **place}
+
+
+def build(kernel: Kernel, extra: Extra = NOTHING) -> Path:
     """The initramfs for `kernel`: the one at hand, unless an input has changed since."""
-    binaries = [
-        program("busybox"),
-        *(p for name in PROGRAMS for p in with_libraries(program(name))),
-    ]
-    modules = kernel.module_order()
-    inputs = fingerprint([*binaries, *modules.values(), INIT, Path(__file__)])
-    archive, stamp = GUEST / "initramfs.cpio", GUEST / "initramfs.inputs"
+    files = user_space(extra)
+    order = kernel.module_order(MODULES)
+    modules = kernel.module_order(MODULES + extra.modules)
+    inputs = fingerprint([*files.values(), *modules.values(), INIT, Path(__file__)])
+    archive, stamp = GUEST / f"{extra.name}.cpio", GUEST / f"{extra.name}.inputs"
     if archive.exists() and stamp.exists() and stamp.read_text() == inputs:
         return archive
 
@@ -141,11 +161,11 @@ def build(kernel: Kernel) -> Path:
     cpio.add(Path("/init"), INIT.read_bytes())
     for mount_point in ("proc", "sys", "dev"):
         cpio.add(Path("/", mount_point), b"", stat.S_IFDIR | 0o755)
-    for path in dict.fromkeys(binaries):
-        cpio.add(Path("/bin/busybox") if path.name == "busybox" else path, path.read_bytes())
+    for place, path in files.items():
+        cpio.add(place, path.read_bytes())
     for name, path in modules.items():
         cpio.add(Path(f"/modules/{name}.ko"), module_bytes(path))
-    cpio.add(Path("/modules/order"), "".join(f"{name}\n" for name in modules).encode())
+    cpio.add(Path("/modules/order"), "".join(f"{name}\n" for name in order).encode())
     new = archive.with_suffix(".new")
     new.write_bytes(cpio.finish())
     new.rename(archive)

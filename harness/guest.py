@@ -106,7 +106,31 @@ class Vsock:
         return "-device", f"vhost-user-vsock-pci,chardev={chardev}{ring}"
 
 
-Device = Disk | Net | Vsock
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """A network card, "eth0" and so on, wired to that of another guest: no back end of ours.
+
+    Each frame is a datagram from one socket to the other; QEMU makes its own, and those sent
+    before the other is there are lost, as on a wire.
+    """
+
+    local: Path
+    remote: Path
+    number: int
+    """From 1: another one for each card on the wire, for its address."""
+
+    def arguments(self, name: str) -> tuple[str, ...]:
+        """What makes QEMU have it, under this name."""
+        ends = (
+            f"{end}.type=unix,{end}.path={path}"
+            for end, path in (("local", self.local), ("remote", self.remote))
+        )
+        mac = f"52:54:00:00:00:{self.number:02x}"
+        netdev = f"dgram,id=net-{name},{','.join(ends)}"
+        return "-netdev", netdev, "-device", f"virtio-net-pci,netdev=net-{name},mac={mac}"
+
+
+Device = Disk | Net | Vsock | Wire
 
 
 class Iommu(enum.Enum):
@@ -404,8 +428,9 @@ class Machine:
             yield from ("-device", "virtio-mem-pci,id=spare,memdev=spare-memory,requested-size=0")
         again = ",reconnect-ms=500" if self.qemu_version >= RECONNECT_MS_SINCE else ",reconnect=1"
         for n, device in enumerate(parts.devices):
-            reconnect = again if device.reconnects else ""
-            yield from ("-chardev", f"socket,id=device{n},path={device.socket}{reconnect}")
+            if not isinstance(device, Wire):
+                reconnect = again if device.reconnects else ""
+                yield from ("-chardev", f"socket,id=device{n},path={device.socket}{reconnect}")
             yield from device.arguments(f"device{n}")
 
 

@@ -113,10 +113,19 @@ cdef inline int record_packed(Inflight *f, Virtq *vq, Chain *chain) noexcept nog
 
 
 cdef inline void unrecord_packed(Inflight *f, const Chain *chain) noexcept nogil:
-    """Forget the chain that was recorded last, which is never carried out."""
+    """Forget the chain that was recorded last, which is not carried out now.
+
+    Others may have been given back since then: its entries come before theirs in the free list.
+    """
+    cdef PackedEntry *entries = packed_entries(f)
+    cdef uint32_t last = f.last[chain.entry]
+    f.next[last] = f.head
+    store_release_u64(
+        &entries[last].state, state_word(last == chain.entry, f.head, last, chain.descriptors)
+    )
     f.head = <uint16_t>chain.entry
     write_heads(packed_region(f), f.head, f.head)
-    forget(&packed_entries(f)[chain.entry])
+    forget(&entries[chain.entry])
 
 
 cdef inline void link_packed(

@@ -10,7 +10,7 @@ from inflight.region cimport is_recorded
 from inflight.split cimport record_split, unrecord_split
 from virtio.packed cimport take_packed
 from virtio.split cimport take_split
-from virtio.virtq cimport Chain
+from virtio.virtq cimport Chain, Position
 from worker.state cimport Begin, FETCH_BUDGET, Worker
 from worker.vring cimport Vring
 
@@ -55,3 +55,35 @@ cdef inline int fetch(Worker *w, Vring *r, Begin begin) noexcept nogil:
     Returns 1 if there may be more, 0, or -errno, which breaks the vring.
     """
     return fetch_packed(w, r, begin) if r.vq.packed else fetch_split(w, r, begin)
+
+
+# A device that has to see a chain before it knows its use fetches one by one.
+
+cdef inline int take(Worker *w, Vring *r, Chain *chain) noexcept nogil:
+    """Fetch the next chain, its buffers into the worker's segments: 1, 0 without one, or -errno.
+
+    It is the device's from then on, to be given back or to be put back.
+    """
+    cdef int rc
+    if r.vq.packed:
+        rc = take_packed(&r.vq, w.view.memory, w.segments, w.segment_room, chain)
+        if rc > 0 and is_recorded(&r.inflight):
+            rc = record_packed(&r.inflight, &r.vq, chain) or rc
+        return rc
+    rc = take_split(&r.vq, w.view.memory, w.segments, w.segment_room, chain)
+    if rc > 0 and is_recorded(&r.inflight):
+        record_split(&r.inflight, chain)
+    return rc
+
+
+cdef inline void put_back(Vring *r, const Chain *chain, Position before) noexcept nogil:
+    """Have a chain available again that was fetched and not used, and none fetched after it.
+
+    `before` is `vq.avail` as it was then.
+    """
+    if is_recorded(&r.inflight):
+        if r.vq.packed:
+            unrecord_packed(&r.inflight, chain)
+        else:
+            unrecord_split(&r.inflight, chain)
+    r.vq.avail = before

@@ -17,6 +17,7 @@ class ToyDevice:
     def __init__(self, queues: int = 4, queue_size: int = 256) -> None:
         self.queues, self.queue_size = queues, queue_size
         self.features = 1 << 33 | 1 << 32 | 1 << 29 | 1 << 28 | 1 << 9
+        self.protocol_features = 0
         self.generation = 0
         self.changing = range(8)
         self.flaws: dict[int, str] = {}
@@ -126,6 +127,9 @@ class RecordingDataPath:
     async def stop_vring(self, index: int) -> int:
         self._record("stop_vring", index)
         return self.base
+
+    def announce(self, mac: bytes) -> None:
+        self._record("announce", mac)
 
     async def configure(self) -> None:
         self._record("configure")

@@ -37,7 +37,9 @@ class DataPlane:
     when the front end's memory has shrunk while it was in use: its connection has to end.
     `before_first_start` is awaited before a vring starts while none is started, and may refuse
     that.  `after_migration` is awaited when the last vring has stopped while data is logged: the
-    guest may go on elsewhere.
+    guest may go on elsewhere.  `before_configuring` is awaited before the workers serve with the
+    device's present parameters, and may refuse them; `after_enabling` when a vring was enabled or
+    disabled.  `on_announce` is called with the MAC address of a guest that has come here.
     """
 
     def __init__(self, served: ServedDevice, plan: WorkerPlan) -> None:
@@ -47,6 +49,9 @@ class DataPlane:
         self.on_miss: Callable[[int, Access], None] = lambda _iova, _access: None
         self.before_first_start: Callable[[], Awaitable[None]] = _do_nothing
         self.after_migration: Callable[[], Awaitable[None]] = _do_nothing
+        self.before_configuring: Callable[[], Awaitable[None]] = _do_nothing
+        self.after_enabling: Callable[[], Awaitable[None]] = _do_nothing
+        self.on_announce: Callable[[bytes], None] = lambda _mac: None
         self._faults = MemoryFaults(self._report_fault)
         self._workers = Workers(served, plan, self._fail)
         # A new worker is sent what these have for it, in this order.
@@ -145,6 +150,12 @@ class DataPlane:
     async def enable_vring(self, index: int, *, enabled: bool) -> None:
         """Let vring `index` be served, or have it wait; it stays started."""
         await self._vrings.enable(index, enabled=enabled)
+        await self.after_enabling()
+
+    @property
+    def enabled_vrings(self) -> frozenset[int]:
+        """The vrings that are served once they are started."""
+        return self._vrings.enabled
 
     async def stop_vring(self, index: int) -> int:
         """Drain vring `index` and stop it: the base to go on from, as GET_VRING_BASE has it.
@@ -225,9 +236,14 @@ class DataPlane:
 
     async def configure(self) -> None:
         """Serve with the device's present parameters, such as capacity and cache mode."""
+        await self.before_configuring()
         if (note := self._served.note) is not None:
             self._recording.write_note(note)
         await self._workers.post(lambda thread: thread.configure())
+
+    def announce(self, mac: bytes) -> None:
+        """Have the network learn that the guest of this MAC address is here now."""
+        self.on_announce(mac)
 
     async def pause(self, deadline: float) -> None:
         """Fetch nothing more and wait for what is in flight.

@@ -79,6 +79,11 @@ class Vrings:
         """Those that a front end has used."""
         return iter(tuple(self._used.values()))
 
+    @property
+    def enabled(self) -> frozenset[int]:
+        """The indices of those that are enabled."""
+        return frozenset(self._enabled)
+
     async def use(self, index: int) -> "Vring":
         """Vring `index`, with a worker that knows all that the others know.
 

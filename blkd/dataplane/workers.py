@@ -34,13 +34,15 @@ class WorkerPlan:
     """How many worker threads serve a device, where they run, and how long they poll."""
 
     workers: int
-    """Vring I belongs to worker I modulo this."""
+    """Group I of vrings belongs to worker I modulo this."""
     cpus: tuple[int, ...] = ()
     """Worker I is pinned to the I-th of these, starting over behind the last; none: to none."""
     poll_us: int = 0
     """Microseconds to poll before a sleep, at the most; 0 for never."""
     register_memory: bool = False
     """Whether each worker registers guest memory with its io_uring."""
+    group: int = 1
+    """Vrings in a row that have one worker."""
 
     def cpu(self, worker: int) -> int | None:
         """The CPU that a worker is pinned to."""
@@ -48,12 +50,13 @@ class WorkerPlan:
 
     def worker_of(self, index: int) -> tuple[int, int]:
         """Which worker serves vring `index` of the device, and the vring's number there."""
-        number, worker = divmod(index, self.workers)
-        return worker, number
+        group, within = divmod(index, self.group)
+        number, worker = divmod(group, self.workers)
+        return worker, number * self.group + within
 
-    def vrings_of(self, worker: int, queues: int) -> int:
-        """How many of a device's `queues` vrings a worker serves."""
-        return len(range(worker, queues, self.workers))
+    def vrings_of(self, worker: int, queues: int) -> list[int]:
+        """Which of a device's `queues` vrings a worker serves, in the order of their numbers."""
+        return [index for index in range(queues) if self.worker_of(index)[0] == worker]
 
 
 class Workers:
@@ -101,7 +104,7 @@ class Workers:
         try:
             return WorkerThread(
                 worker,
-                self._plan.vrings_of(worker, self._served.device.queues),
+                len(self._plan.vrings_of(worker, self._served.device.queues)),
                 self._served,
                 self._plan,
                 self._on_failure,

@@ -24,7 +24,7 @@ def admit(session: Session, header: Header, payload: bytes, fd_count: int) -> Pl
         RequestRefused: It cannot be granted: `refused` has the reply.
     """
     request, declaration = declared(header)
-    if declaration.support is not Support.YES:
+    if declaration.support not in {Support.YES, Support.OF_DEVICE}:
         raise RequestRefused(f"{request.name}: {declaration.note}")
     try:
         content = declaration.payload.decode(payload)

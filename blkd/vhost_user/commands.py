@@ -102,6 +102,13 @@ class Configure:
 
 
 @dataclass(frozen=True, slots=True)
+class Announce:
+    """Have the network learn that the guest of this MAC address is here."""
+
+    mac: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class OpenBackChannel:
     """Use the socket that came along for requests to the front end."""
 
@@ -149,5 +156,11 @@ MemoryCommand = SetMemory | AddMemory | RemoveMemory | SetLog | LogData
 InflightCommand = OfferInflight | UseInflight
 IotlbCommand = TranslateAddresses | UpdateIotlb | InvalidateIotlb
 Command = (
-    MemoryCommand | IotlbCommand | InflightCommand | Configure | OpenBackChannel | VringCommand
+    MemoryCommand
+    | IotlbCommand
+    | InflightCommand
+    | Announce
+    | Configure
+    | OpenBackChannel
+    | VringCommand
 )

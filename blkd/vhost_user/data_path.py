@@ -132,6 +132,9 @@ class DataPath(Protocol):
     async def stop_vring(self, index: int) -> int:
         """Drain and stop vring `index`, dropping its kick and call: the base to go on from."""
 
+    def announce(self, mac: bytes) -> None:
+        """Have the network learn that the guest of this MAC address is here now."""
+
     async def configure(self) -> None:
         """Serve with the device's present parameters, such as capacity and cache mode."""
 

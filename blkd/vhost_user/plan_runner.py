@@ -9,6 +9,7 @@ from blkd.vhost_user.backend_requests import BackendRequests
 from blkd.vhost_user.channel import Fds
 from blkd.vhost_user.commands import (
     AddMemory,
+    Announce,
     Command,
     Configure,
     EnableVring,
@@ -79,6 +80,8 @@ class PlanRunner:
                 await self._data_path.use_inflight(region, fds.take_one(), packed=packed)
             case Configure():
                 await self._data_path.configure()
+            case Announce(mac):
+                self._data_path.announce(mac)
             case OpenBackChannel():
                 self._requests.use_channel(fds.take_one())
             case _:

@@ -45,6 +45,8 @@ class Support(enum.Enum):
     YES = "supported"
     LATER = "not offered yet"
     NO = "refused"
+    OF_DEVICE = "network devices"
+    """Supported, but offered by devices of this kind only: `Device.protocol_features`."""
     FOREIGN = "n.a."
     """Means nothing to a block device, or to this kind of back end."""
 
@@ -141,7 +143,12 @@ REQUESTS: Final = MappingProxyType(
         Request.SET_VRING_ENABLE: Declaration(
             VringState, needs=VirtioFeature.PROTOCOL_FEATURES, note="a disabled ring stays started"
         ),
-        Request.SEND_RARP: declined(Support.FOREIGN, "network devices"),
+        Request.SEND_RARP: Declaration(
+            U64,
+            needs=ProtocolFeature.RARP,
+            support=Support.OF_DEVICE,
+            note="announces a guest that was migrated here; the address is the first six bytes",
+        ),
         Request.NET_SET_MTU: declined(Support.FOREIGN, "network devices"),
         Request.SET_BACKEND_REQ_FD: Declaration(
             fds=ONE_FD, needs=ProtocolFeature.BACKEND_REQ, note="replaces an earlier one"
@@ -253,7 +260,7 @@ PROTOCOL_FEATURES: Final = MappingProxyType(
     {
         ProtocolFeature.MQ: Stance(Support.YES),
         ProtocolFeature.LOG_SHMFD: Stance(Support.YES, "dirty log of live migration"),
-        ProtocolFeature.RARP: Stance(Support.FOREIGN, "network devices"),
+        ProtocolFeature.RARP: Stance(Support.OF_DEVICE, "announces after a migration"),
         ProtocolFeature.REPLY_ACK: Stance(Support.YES),
         ProtocolFeature.MTU: Stance(Support.FOREIGN, "network devices"),
         ProtocolFeature.BACKEND_REQ: Stance(Support.YES, "carries CONFIG_CHANGE_MSG and IOTLB_MSG"),

@@ -23,6 +23,7 @@ from blkd.vhost_user.checks import (
 )
 from blkd.vhost_user.commands import (
     AddMemory,
+    Announce,
     Command,
     Configure,
     EnableVring,
@@ -66,6 +67,7 @@ from blkd.vhost_user.wire import (
 from blkd.virtio.device import Device
 
 TRANSPORT_OFFSET = 0x100  # of virtio-mmio's configuration space (virtio 1.3, 4.2.2)
+MAC_BYTES = 6
 MAX_INDEX = 0xFFFF  # of a split vring
 MAX_STATUS = 0xFF  # virtio 1.3, 2.1: eight bits
 
@@ -133,6 +135,11 @@ class Session:
         """Whether the device's configuration has changed since the front end read it."""
         return self.fetched != self.device.generation
 
+    @property
+    def offered_protocol_features(self) -> int:
+        """Those of every device, and those of this kind."""
+        return int(OFFERED_PROTOCOL_FEATURES) | self.device.protocol_features
+
     def has_negotiated(self, feature: ProtocolFeature | VirtioFeature) -> bool:
         """Whether the front end has accepted a feature that was offered."""
         if isinstance(feature, ProtocolFeature):
@@ -184,11 +191,11 @@ class Session:
 
     def get_protocol_features(self, _: Empty) -> Answer:
         """Offer the extensions of the protocol that blkd supports."""
-        return U64(OFFERED_PROTOCOL_FEATURES)
+        return U64(self.offered_protocol_features)
 
     def set_protocol_features(self, wanted: U64) -> None:
         """Take the front end's choice."""
-        excess = wanted.value & ~int(OFFERED_PROTOCOL_FEATURES)
+        excess = wanted.value & ~self.offered_protocol_features
         if excess:
             raise RequestRefused(f"protocol features {excess:#x} were not offered")
         require_asking(self.features, ProtocolFeature(wanted.value))
@@ -242,6 +249,10 @@ class Session:
         """Write a part of the configuration space.  Raises RequestRefused where it is read-only."""
         self.device.write_config(config_offset(written), written.data)
         yield Configure()
+
+    def send_rarp(self, address: U64) -> Steps:
+        """Have the network learn where a guest is: its MAC address, the first byte lowest."""
+        yield Announce(address.value.to_bytes(8, "little")[:MAC_BYTES])
 
     def set_backend_req_fd(self, _: Empty) -> Steps:
         """Use a socket for requests to the front end ("Back-end communication")."""

@@ -15,7 +15,7 @@ from blkd.vhost_user.checks import (
     require_log_place,
     require_size,
 )
-from blkd.vhost_user.requests import MAX_MEM_SLOTS, OFFERED_PROTOCOL_FEATURES
+from blkd.vhost_user.requests import MAX_MEM_SLOTS
 from blkd.vhost_user.session import MAX_INDEX, MAX_STATUS, OURS, Session
 from blkd.vhost_user.session_vring import SessionVring
 from blkd.vhost_user.wire import LogBase, MemoryRegion, ProtocolFeature, VirtioFeature, VringAddr
@@ -65,7 +65,7 @@ def restore_session(session: Session, snapshot: SessionSnapshot) -> None:
 
 
 def _negotiate(session: Session, snapshot: SessionSnapshot) -> None:
-    if excess := snapshot.protocol_features & ~int(OFFERED_PROTOCOL_FEATURES):
+    if excess := snapshot.protocol_features & ~session.offered_protocol_features:
         raise RequestRefused(f"protocol features {excess:#x} are not offered")
     if snapshot.status > MAX_STATUS:
         raise RequestRefused(f"a device status of {snapshot.status:#x}")

@@ -246,6 +246,7 @@ class BlkDevice:
         """The answer to GET_ID, NUL-padded and unterminated when full (5.2.6)."""
 
         self.features = self.shown.features
+        self.protocol_features = 0
         self.discard = Feature.DISCARD in Feature(self.features)
         self.max_discard_sectors = self.shown.max_discard_sectors
         self.max_write_zeroes_sectors = self.shown.max_write_zeroes_sectors

@@ -24,6 +24,9 @@ class Device(Protocol):
     features: int
     """Virtio feature bits offered, ring features included, vhost-user's bit 30 not."""
 
+    protocol_features: int
+    """Features of vhost-user that only this kind of device has."""
+
     generation: int
     """Rises whenever the configuration space changes in a way that the driver must learn of."""
 

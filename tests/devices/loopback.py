@@ -36,6 +36,7 @@ class LoopbackDevice:
     queues = 2
     queue_size = MAX_QUEUE_SIZE
     features = VERSION_1 | RING_PACKED | EVENT_IDX | INDIRECT_DESC | LOG_ALL
+    protocol_features = 0
     generation = 0
     changing = range(0)
     flaws: Mapping[int, str] = {}

@@ -9,6 +9,7 @@ from setuptools import Extension, setup
 RELEASED = {
     "blkd.ring": "src/ring.pyx",
     "blkd.block": "src/block.pyx",
+    "blkd.network": "src/network.pyx",
     "blkd.loadgen.native": "src/loadgen.pyx",
 }
 """Extensions, and the source of each."""

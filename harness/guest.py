@@ -80,11 +80,19 @@ class Net:
     reconnects: ClassVar[bool] = True
     socket: Path
     packed: bool = False
+    pairs: int = 1
+    """Pairs of queues."""
+    mtu: int | None = None
+    """What the guest is told, if anything."""
+    mac: str | None = None
 
     def arguments(self, chardev: str) -> tuple[str, ...]:
         """What makes QEMU have it, on this chardev."""
         ring = ",packed=on" if self.packed else ""
-        netdev = f"vhost-user,id=net-{chardev},chardev={chardev}"
+        ring += ",mq=on" if self.pairs > 1 else ""
+        ring += f",host_mtu={self.mtu}" if self.mtu else ""
+        ring += f",mac={self.mac}" if self.mac else ""
+        netdev = f"vhost-user,id=net-{chardev},chardev={chardev},queues={self.pairs}"
         return "-netdev", netdev, "-device", f"virtio-net-pci,netdev=net-{chardev},vectors=0{ring}"
 
 

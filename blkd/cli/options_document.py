@@ -10,9 +10,10 @@ from msgspec import inspect
 
 from blkd.export.config import ExportConfig
 from blkd.export.endpoint_config import EndpointConfig
+from blkd.export.net_config import NetConfig
 from blkd.export.option import Setting, settings_of
 
-MODELS: dict[str, type[EndpointConfig]] = {"serve": ExportConfig}
+MODELS: dict[str, type[EndpointConfig]] = {"serve": ExportConfig, "net": NetConfig}
 """The settings of each command that serves."""
 
 HEAD = """\

@@ -1,10 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The asyncio face of the data path: the only package that imports `blkd.ring`, `blkd.block`."""
+"""The asyncio face of the data path: the only package that imports the extensions that serve."""
 
 from blkd.dataplane.engines import discards_by_command
 from blkd.dataplane.plane import DataPlane
 from blkd.dataplane.probe import probe_io_uring
 from blkd.dataplane.served_disk import ServedDisk
+from blkd.dataplane.served_net import ServedNet
 from blkd.dataplane.workers import WorkerPlan
 
-__all__ = ["DataPlane", "ServedDisk", "WorkerPlan", "discards_by_command", "probe_io_uring"]
+__all__ = [
+    "DataPlane",
+    "ServedDisk",
+    "ServedNet",
+    "WorkerPlan",
+    "discards_by_command",
+    "probe_io_uring",
+]

@@ -139,6 +139,7 @@ cdef extern from "<liburing.h>" nogil:
         io_uring_sqe *sqe, int fd, uint64_t offset, uint64_t n
     )
     void io_uring_prep_timeout(io_uring_sqe *sqe, void *delay, unsigned count, unsigned flags)
+    void io_uring_prep_poll_add(io_uring_sqe *sqe, int fd, unsigned events)
     void io_uring_prep_poll_multishot(io_uring_sqe *sqe, int fd, unsigned events)
     void io_uring_prep_cancel64(io_uring_sqe *sqe, uint64_t user_data, int flags)
     void io_uring_prep_msg_ring(

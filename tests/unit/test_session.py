@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from blkd.errors import BlkdError, ProtocolError
 from blkd.vhost_user.commands import (
     AddMemory,
+    Announce,
     Configure,
     EnableVring,
     MoveVring,
@@ -117,6 +118,8 @@ def test_commands_of_a_ring_alternate(said):
 
 # Declarations
 
+CARRIED_OUT = {Support.YES, Support.OF_DEVICE}
+
 
 def test_each_request_of_the_specification_is_declared():
     assert set(REQUESTS) == set(Request)
@@ -125,7 +128,7 @@ def test_each_request_of_the_specification_is_declared():
 
 @pytest.mark.parametrize("request_", Request, ids=lambda request: request.name)
 def test_a_request_has_a_handler_exactly_if_it_is_supported(request_):
-    supported = REQUESTS[request_].support is Support.YES
+    supported = REQUESTS[request_].support in CARRIED_OUT
     assert hasattr(Session, request_.name.lower()) == supported
     assert supported or REQUESTS[request_].note
 
@@ -136,7 +139,19 @@ def test_only_what_works_whole_is_offered(talk):
     )
 
 
-declined = [request for request, said in REQUESTS.items() if said.support is not Support.YES]
+def test_a_device_adds_protocol_features_of_its_own():
+    assert Conversation().refuses(Request.SEND_RARP, U64(1))
+    talk = Conversation(features=None)
+    talk.device.protocol_features = int(ProtocolFeature.RARP)
+    offered = talk.number(Request.GET_PROTOCOL_FEATURES)
+    assert offered == OFFERED_PROTOCOL_FEATURES | ProtocolFeature.RARP
+    talk.say(Request.SET_PROTOCOL_FEATURES, U64(offered))
+    talk.say(Request.SET_FEATURES, U64(BIT_30))
+    assert talk.say(Request.SEND_RARP, U64(0x0605040302FF), need_reply=True) == bytes(8)
+    assert talk.commands == [Announce(b"\xff\2\3\4\5\6")]
+
+
+declined = [request for request, said in REQUESTS.items() if said.support not in CARRIED_OUT]
 
 
 @pytest.mark.parametrize("request_", declined, ids=lambda request: request.name)

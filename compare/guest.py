@@ -32,28 +32,30 @@ async def in_guest(
     Raises MeasurementFailed, GuestError.
     """
     neighbours = Neighbours()
-    with _on_processor(int(CLIENT_CPUS)):
+    with on_processor(int(CLIENT_CPUS)):
         async with (
             serving(subject, image, cpus=TARGET_CPUS) as target,
             machine.boot(Disk(target.socket, queues=1), cpus=CPUS) as guest,
         ):
-            seen = [await _run(guest, target, Which(case, subject, number)) for case in cases]
+            seen = [await run_load(guest, target, Which(case, subject, number)) for case in cases]
     foreign = neighbours.processors()
     return [msgspec.structs.replace(sample, foreign=foreign) for sample in seen]
 
 
-async def _run(guest: Guest, target: Target, which: Which) -> Sample:
+async def run_load(
+    guest: Guest, target: Target, which: Which, disk: str = DISK, runtime: float = RUNTIME
+) -> Sample:
     """What fio sees in the guest; the processor time is the back end's, as on the host."""
-    command = shlex.join(fio_command(which.case, ENGINE, DISK, RUNTIME, 0))
+    command = shlex.join(fio_command(which.case, ENGINE, disk, runtime, 0))
     used = cpu_seconds(target.pid)
-    out = await guest.run(command, limit=RUNTIME + LIMIT)
+    out = await guest.run(command, limit=runtime + LIMIT)
     used = cpu_seconds(target.pid) - used
-    sample = fio_sample(which, json.loads(out[out.index("{") :]), RUNTIME)
+    sample = fio_sample(which, json.loads(out[out.index("{") :]), runtime)
     return msgspec.structs.replace(sample, cpu_us=round(used * US / sample.ios, 3))
 
 
 @contextlib.contextmanager
-def _on_processor(number: int) -> Iterator[None]:
+def on_processor(number: int) -> Iterator[None]:
     """What is started in this context runs on that processor, unless it is pinned elsewhere."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {number})

@@ -310,12 +310,12 @@ class Guest:
         )
         return out.split()[0]
 
-    async def kernel_errors(self) -> list[str]:
-        """Every line of level "err" or worse in the kernel's log since init was started.
+    async def kernel_errors(self, since: str = INIT_STARTS) -> list[str]:
+        """Every line of level "err" or worse in the kernel's log since it logged that.
 
-        Before that no driver is loaded, and the kernel complains of emulated clocks.
+        Before init was started no driver is loaded, and the kernel complains of emulated clocks.
         """
-        _, found, log = (await self.run("dmesg -r")).partition(INIT_STARTS)
+        _, found, log = (await self.run("dmesg -r")).partition(since)
         assert found, "the log is kept from the beginning"
         lines = re.findall(r"^<(\d+)>(.*)$", log, re.MULTILINE)
         return [text for level, text in lines if int(level) & 7 <= LOG_LEVEL_ERR]

@@ -20,11 +20,13 @@ TEST_PACKAGES := btrfs-progs e2fsprogs fdisk qemu-system-common strace util-linu
 OTHER_DEBIAN_PACKAGES := debootstrap util-linux
 INSIDE_OTHER_DEBIAN := make $(BUILD_PACKAGES) $(GUEST_PACKAGES) $(TEST_PACKAGES)
 BENCH_PACKAGES := git
+# Besides BUILD_PACKAGES, to unpack and build the kernel's vsock tests.
+SUITE_PACKAGES := xz-utils
 # Unpacked under build/, never installed: the kernel that guests boot.
 KERNEL_PACKAGE := linux-image-cloud-amd64
 
 SOURCES := $(wildcard src/* src/*/*) setup.py pyproject.toml
-PYTHON_FILES := blkd compare demo drills harness tests setup.py
+PYTHON_FILES := blkd compare demo drills harness suites tests setup.py
 
 RESULTS := compare/results
 # The page of the quick run is not the one that is kept.
@@ -34,7 +36,7 @@ QUICK_PAGE := build/bench/benchmarks.md
 TESTS := tests
 OTHER_TESTS := tests --ignore=tests/guest/test_two_debians.py
 
-.PHONY: demo test test-here test-other check build sanitize drills bench bench-quick bench-guest profile clean
+.PHONY: demo test test-here test-other check build sanitize drills bench bench-quick bench-guest profile vsock-test vsock-test-other clean
 
 demo: build $(GUEST)/kernel/version packages-guest
 	$(BIN)/python -m demo.run
@@ -69,6 +71,14 @@ sanitize: $(VENV)/tested packages-test
 drills: $(VENV)/tested $(GUEST)/kernel/version packages-guest packages-test
 	$(BIN)/python -m drills.run
 	$(BIN)/python -m drills.report
+
+# The kernel's own vsock tests between two guests; its source is fetched, some 150 MB.
+vsock-test: build $(VENV)/tested $(GUEST)/vsock-tests/version packages-guest
+	$(BIN)/python -m suites.vsock
+
+# Likewise with the kernel of the other Debian, under its QEMU.
+vsock-test-other: other-debian
+	$(IN_OTHER_DEBIAN) $(MAKE) VENV=$(OTHER_VENV) vsock-test
 
 # Side by side with others, about 20 minutes; writes docs/benchmarks.md.
 bench: bench-ready
@@ -121,12 +131,15 @@ $(VENV)/checked: $(VENV)/tested
 $(GUEST)/kernel/version: harness/fetch_kernel.sh | packages-guest
 	harness/fetch_kernel.sh $(KERNEL_PACKAGE) $(GUEST)/kernel
 
+$(GUEST)/vsock-tests/version: suites/fetch_vsock.sh $(GUEST)/kernel/version | packages-build packages-suite
+	suites/fetch_vsock.sh $(GUEST)/kernel $(GUEST)/vsock-tests
+
 # A minute, once.
 .PHONY: other-debian
 other-debian: packages-other-debian
 	tests/other-debian make $(OTHER_DEBIAN) $(OTHER_ROOT) $(INSIDE_OTHER_DEBIAN)
 
-.PHONY: packages-build packages-guest packages-test packages-bench packages-other-debian
+.PHONY: packages-build packages-guest packages-test packages-bench packages-suite packages-other-debian
 packages-build:
 	@packaging/install-packages $(BUILD_PACKAGES)
 packages-guest:
@@ -135,5 +148,7 @@ packages-test:
 	@packaging/install-packages $(TEST_PACKAGES)
 packages-bench:
 	@packaging/install-packages $(BENCH_PACKAGES)
+packages-suite:
+	@packaging/install-packages $(SUITE_PACKAGES)
 packages-other-debian:
 	@packaging/install-packages $(OTHER_DEBIAN_PACKAGES)

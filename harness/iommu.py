@@ -11,6 +11,7 @@ Without a thread, `next_miss` and `answer` are the same step by step.
 
 import contextlib
 import enum
+import socket
 import struct
 import threading
 import time
@@ -140,9 +141,7 @@ class Iommu:
 
     def next_miss(self, timeout: float = 5) -> Miss:
         """The next miss; it is not answered.  Raises TimeoutError."""
-        channel = self.front_end.backend_requests
-        assert channel is not None
-        if not wait_readable(channel.fileno(), timeout):
+        if not self.is_asked(timeout):
             raise TimeoutError("the back end misses nothing")
         request, flags, payload, _ = self.front_end.receive_request()
         assert (request, flags) == (MISS_MSG, VERSION | NEED_REPLY), (request, flags)
@@ -178,9 +177,21 @@ class Iommu:
         self.answer(miss)
         return miss
 
+    def serve_next(self) -> None:
+        """Answer the next request of the back end, be it a miss or not."""
+        channel = self.front_end.backend_requests
+        assert channel is not None
+        head = channel.recv(HEADER.size, socket.MSG_PEEK | socket.MSG_WAITALL)
+        if len(head) < HEADER.size:
+            raise ConnectionError("the back end closed the back-end channel")
+        if HEADER.unpack(head)[0] == MISS_MSG:
+            self.answer_next()
+        else:
+            self.front_end.answer_backend()
+
     @contextlib.contextmanager
     def serving(self) -> Iterator[None]:
-        """Answer all misses on a thread; what went wrong there is raised at the end."""
+        """Answer all that is asked on a thread; what went wrong there is raised at the end."""
         ending = threading.Event()
         failures: list[BaseException] = []
 
@@ -189,7 +200,7 @@ class Iommu:
                 try:
                     with self.front_end.lock:
                         if self.is_asked(0):
-                            self.answer_next()
+                            self.serve_next()
                             continue
                 except OSError:  # the back end is gone; the next one has a channel of its own
                     time.sleep(0.01)

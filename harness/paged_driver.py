@@ -34,6 +34,7 @@ class PagedDriver:
         """Negotiate, with requests in flight recorded, as QEMU does: the IOMMU."""
         iommu = Iommu(front_end)
         front_end.prepare(packed=packed)
+        front_end.config(0, 60)
         front_end.track_inflight(rings, size)
         return iommu
 

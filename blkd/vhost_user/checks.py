@@ -15,6 +15,9 @@ from blkd.vhost_user.wire import (
     VringAddr,
 )
 
+IOVA_PAGE = 0x1000
+"""Bytes: the smallest page of any IOMMU."""
+
 ASKING = ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK
 """What it takes to ask for a translation, and to learn that there is none."""
 
@@ -111,9 +114,13 @@ def require_asking(features: int, protocol_features: ProtocolFeature) -> None:
 
 
 def require_translation(entry: IotlbEntry) -> None:
-    """Raise RequestRefused unless an entry translates something, to addresses that there are."""
+    """Raise RequestRefused unless an entry translates whole pages to addresses that there are."""
     if not entry.size or not entry.access:
         raise RequestRefused(f"a translation of {entry.size} bytes for {entry.access!r}")
     for start in (entry.iova, entry.user_address):
+        if (start | entry.size) % IOVA_PAGE:
+            raise RequestRefused(
+                f"a translation of {entry.size} bytes at {start:#x}, no whole pages"
+            )
         if start + entry.size > ADDRESS_SPACE:
             raise RequestRefused(f"a translation of {entry.size} bytes at {start:#x} wraps")

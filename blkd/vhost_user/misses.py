@@ -51,7 +51,7 @@ class _Sent:
 
     miss: Miss
     is_met: bool = False
-    """Whether a translation has come, or none is wanted any more."""
+    """Whether a translation has come, was denied, or is not wanted any more."""
 
 
 class Misses:
@@ -111,6 +111,7 @@ class Misses:
             if taken:
                 await self._catch_up()
             if not sent.is_met:
+                sent.is_met = True  # who misses it from now on may miss the denial: ask again
                 log.warning("translation denied", iova=sent.miss.iova, access=sent.miss.access.name)
                 await self._data_path.deny_iotlb(sent.miss.iova, sent.miss.access)
             self._settle(sent)

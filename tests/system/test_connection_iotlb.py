@@ -142,6 +142,26 @@ def test_a_miss_that_comes_again_before_its_answer_is_asked_for_again(served, io
     assert wait_denied(served, 1) == [(PAGE_AT, Access.READ)]
 
 
+def test_a_miss_that_comes_while_it_is_denied_is_asked_for_again(served, iommu):
+    """Whoever misses it then has not been told of the denial."""
+    noted = []
+
+    async def deny(iova, access):
+        noted.append((iova, access))
+        if len(noted) == 1:
+            served.data_path.on_miss(iova, access)
+
+    served.data_path.deny_iotlb = deny
+    served.miss(PAGE_AT, Access.READ)
+    for _ in range(2):
+        assert iommu.next_miss() == Miss(PAGE_AT, READ)
+        iommu.acknowledge(1)
+    deadline = time.monotonic() + 5
+    while len(noted) < 2 and time.monotonic() < deadline:
+        served.front_end.call(Request.GET_FEATURES)
+    assert noted == [(PAGE_AT, Access.READ)] * 2
+
+
 def test_nobody_waits_for_a_miss(served, iommu):
     served.miss(PAGE_AT, Access.READ)
     iommu.next_miss()

@@ -41,11 +41,14 @@ def _option(setting: Setting, text: str) -> Callable[[Command], Command]:
     if setting.default_text is not None:
         given["default"] = setting.default_text
 
+    if is_repeated := setting.option.is_repeated:
+        given["multiple"] = True
+
     def checked(_ctx: click.Context, _param: click.Parameter, written: Any) -> object:
         if written is None:
             return setting.default
         try:
-            value = value_of(written)
+            value = tuple(map(value_of, written)) if is_repeated else value_of(written)
             setting.check(value)
         except ConfigError as error:
             raise click.BadParameter(str(error)) from error

@@ -33,6 +33,8 @@ class Option:
     """Makes the value of a text, or raises ConfigError; None where click knows how."""
     write: Callable[[Any], str] = str
     """Makes the text of a value."""
+    is_repeated: bool = False
+    """Whether it may be given several times: `read` makes one item of the field's tuple of each."""
     rule: Callable[[Any], None] | None = None
     """Raises ConfigError on a value of the right type that is not allowed all the same."""
 

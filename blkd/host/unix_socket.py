@@ -28,22 +28,31 @@ class Passing(SocketError):
     """The path is taken for a moment: by a process that is dying, or by one that starts as well."""
 
 
-async def listen_soon(path: str, mode: int, group: int | None = None) -> socket.socket:
+async def listen_soon(
+    path: str, mode: int, group: int | None = None, kind: int = socket.SOCK_STREAM
+) -> socket.socket:
     """`listen`, tried for some seconds where the path is taken for a moment only."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     while True:
         waited = loop.time() - began
         try:
-            return listen(path, mode, group, alone=waited < TURN_LIMIT)
+            return listen(path, mode, group, alone=waited < TURN_LIMIT, kind=kind)
         except Passing:
             if waited > LINGER_LIMIT:
                 raise
         await asyncio.sleep(LINGER_PERIOD)
 
 
-def listen(path: str, mode: int, group: int | None = None, *, alone: bool = True) -> socket.socket:
-    """A non-blocking socket listening at `path`, whose file has the permissions `mode`.
+def listen(
+    path: str,
+    mode: int,
+    group: int | None = None,
+    *,
+    alone: bool = True,
+    kind: int = socket.SOCK_STREAM,
+) -> socket.socket:
+    """A non-blocking socket of a kind, listening at `path`, whose file has the permissions `mode`.
 
     It belongs to `group`, if one is given; until it does, only to the owner.  A socket file that
     nobody answers on any more is replaced: by one process, of those that find it at the same time
@@ -56,7 +65,7 @@ def listen(path: str, mode: int, group: int | None = None, *, alone: bool = True
     _check(path)
     with contextlib.ExitStack() as undo, _turn(path) if alone else contextlib.nullcontext():
         _clear(path)
-        sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        sock = undo.enter_context(socket.socket(socket.AF_UNIX, kind))
         sock.setblocking(False)
         # bind() takes the mode from here: never open to more than `mode`, not for a moment.
         os.fchmod(sock.fileno(), mode if group is None else mode & OWNERS)
@@ -129,14 +138,14 @@ def _turn(path: str) -> Iterator[None]:
         yield
 
 
-def unlink_if_ours(path: str) -> None:
+def unlink_if_ours(path: str, kind: int = socket.SOCK_STREAM) -> None:
     """Remove the socket file at `path` if it is this process that listens there.
 
     To be called while the socket still listens; a file that somebody else has put in
     its place meanwhile stays.
     """
     with contextlib.suppress(OSError):
-        if _listener(path) == os.getpid():
+        if _listener(path, kind) == os.getpid():
             Path(path).unlink()
 
 
@@ -228,9 +237,9 @@ def _clear(path: str) -> None:
         ) from error
 
 
-def _listener(path: str) -> int | None:
+def _listener(path: str, kind: int = socket.SOCK_STREAM) -> int | None:
     """The process that listens at `path`, 0 if it is not known, None if there is none."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.setblocking(False)
         try:
             probe.connect(path)

@@ -10,6 +10,7 @@ RELEASED = {
     "blkd.ring": "src/ring.pyx",
     "blkd.block": "src/block.pyx",
     "blkd.network": "src/network.pyx",
+    "blkd.vsock": "src/vsock.pyx",
     "blkd.loadgen.native": "src/loadgen.pyx",
 }
 """Extensions, and the source of each."""

@@ -12,6 +12,7 @@ from blkd.cli.verbs import Verbs
 COMMANDS = {  # name: (module, what the list of commands says)
     "serve": ("serve", "Serve an image to a virtual machine as a disk."),
     "net": ("serve_net", "Serve a TAP to a virtual machine as a network device."),
+    "vsock": ("serve_vsock", "Give virtual machines sockets to the host and to each other."),
     "image": ("image", "Create an image, or describe one."),
     "show": ("control", "Show the state of a served disk."),
     "stats": ("control", "Show how many requests a served disk has answered."),

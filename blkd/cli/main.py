@@ -12,7 +12,7 @@ def main() -> None:
     """Run `blkd` with the arguments of this process."""
     standard_fds.keep_standard()
     command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
-    serves = command in {"serve", "net", "upgrade"}
+    serves = command in {"serve", "net", "vsock", "upgrade"}
     if serves:
         signals.hold()
         lean.import_structlog()

@@ -12,8 +12,13 @@ from blkd.export.config import ExportConfig
 from blkd.export.endpoint_config import EndpointConfig
 from blkd.export.net_config import NetConfig
 from blkd.export.option import Setting, settings_of
+from blkd.export.vsock_config import VsockConfig
 
-MODELS: dict[str, type[EndpointConfig]] = {"serve": ExportConfig, "net": NetConfig}
+MODELS: dict[str, type[EndpointConfig]] = {
+    "serve": ExportConfig,
+    "net": NetConfig,
+    "vsock": VsockConfig,
+}
 """The settings of each command that serves."""
 
 HEAD = """\

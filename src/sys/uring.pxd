@@ -141,6 +141,14 @@ cdef extern from "<liburing.h>" nogil:
     void io_uring_prep_timeout(io_uring_sqe *sqe, void *delay, unsigned count, unsigned flags)
     void io_uring_prep_poll_add(io_uring_sqe *sqe, int fd, unsigned events)
     void io_uring_prep_poll_multishot(io_uring_sqe *sqe, int fd, unsigned events)
+    void io_uring_prep_multishot_accept(
+        io_uring_sqe *sqe, int fd, void *address, void *length, int flags
+    )
+    void io_uring_prep_connect(io_uring_sqe *sqe, int fd, const void *address, uint32_t length)
+    void io_uring_prep_recv(io_uring_sqe *sqe, int fd, void *buffer, size_t n, int flags)
+    void io_uring_prep_send(io_uring_sqe *sqe, int fd, const void *buffer, size_t n, int flags)
+    void io_uring_prep_recvmsg(io_uring_sqe *sqe, int fd, void *message, unsigned flags)
+    void io_uring_prep_sendmsg(io_uring_sqe *sqe, int fd, const void *message, unsigned flags)
     void io_uring_prep_cancel64(io_uring_sqe *sqe, uint64_t user_data, int flags)
     void io_uring_prep_msg_ring(
         io_uring_sqe *sqe, int fd, unsigned n, uint64_t data, unsigned flags

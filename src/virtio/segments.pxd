@@ -45,3 +45,24 @@ cdef inline uint32_t give_bytes(
         memcpy(segments[i].base, source + done, piece)
         done += piece
     return done
+
+
+cdef inline uint32_t put_bytes(
+    Segment **segments, uint32_t *count, const uint8_t *source, uint32_t length
+) noexcept nogil:
+    """Copy up to `length` bytes into the front of the segments, which is then behind them; how many
+    bytes.
+    """
+    cdef uint32_t done = 0, piece
+    cdef Segment *first
+    while done < length and count[0]:
+        first = segments[0]
+        piece = min(length - done, first.len)
+        memcpy(first.base, source + done, piece)
+        done += piece
+        first.base += piece
+        first.len -= piece
+        if first.len == 0:
+            segments[0] += 1
+            count[0] -= 1
+    return done

@@ -13,7 +13,7 @@ FUNCTION = re.compile(
     r"^static (?!PyObject)[^\n;]*?\b(__pyx_f_\w+)\([^;{]*\) \{\n(.*?)^\}\n",
     re.MULTILINE | re.DOTALL,
 )
-EXTENSIONS = ["ring", "block", "network", "loadgen"]
+EXTENSIONS = ["ring", "block", "network", "vsock", "loadgen"]
 PYTHON = re.compile(r"\b(?:Py_?[A-Z]\w*|__Pyx_\w*(?:GIL|Gil|Raise|Err|Refnanny|AddTraceback)\w*)\b")
 
 

@@ -95,6 +95,7 @@ class Request(enum.IntEnum):
     SET_PROTOCOL_FEATURES = 16
     GET_QUEUE_NUM = 17
     SET_VRING_ENABLE = 18
+    SEND_RARP = 19
     SET_BACKEND_REQ_FD = 21
     IOTLB_MSG = 22
     GET_CONFIG = 24
@@ -112,6 +113,7 @@ class Request(enum.IntEnum):
 class Protocol(enum.IntFlag):
     MQ = 1 << 0
     LOG_SHMFD = 1 << 1
+    RARP = 1 << 2
     REPLY_ACK = 1 << 3
     BACKEND_REQ = 1 << 5
     PAGEFAULT = 1 << 8

@@ -193,17 +193,18 @@ def _open_queue(name: str, *, several: bool, undo: contextlib.ExitStack) -> int:
         raise ConfigError(f"{TUN} cannot be opened: {error.strerror}", hint=hint) from error
     undo.callback(os.close, fd)
     choices = (IFF_MULTI_QUEUE,) if several else (0, IFF_MULTI_QUEUE)
-    failure: OSError | None = None
     for choice in choices:
         try:
             flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | choice
             fcntl.ioctl(fd, TUNSETIFF, REQUEST.pack(name.encode(), flags))
         except OSError as error:
-            failure = error
+            if error.errno == errno.EINVAL and choice != choices[-1]:
+                continue  # it is of the other kind
+            what = f"the TAP {name} cannot be used: {error.strerror}"
+            raise ConfigError(what, hint=_hint(error)) from error
         else:
-            return fd
-    assert failure is not None
-    raise ConfigError(f"the TAP {name} cannot be used: {failure.strerror}", hint=_hint(failure))
+            break
+    return fd
 
 
 def _hint(failure: OSError) -> str:

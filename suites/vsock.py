@@ -103,7 +103,7 @@ class Report:
     def show(self, ran: list[Ran]) -> None:
         """Print how every test ended in either direction."""
         listeners = list(dict.fromkeys(each.listens for each in ran))
-        table = Table("program", "test", *(f"CID {n} listens" for n in listeners), box=SIMPLE_HEAD)
+        table = Table("program", "test", *(f"{n} listens" for n in listeners), box=SIMPLE_HEAD)
         rows: dict[tuple[str, int], dict[int, Outcome]] = {}
         for each in ran:
             rows.setdefault((each.program, each.number), {})[each.listens] = each.outcome
@@ -190,12 +190,12 @@ async def main() -> int:
     with tempfile.TemporaryDirectory(prefix="vsock-") as name:
         directory = Path(name)
         sides = loopback(machine) if alone else siblings(machine, directory)
-        async with sides as (one, other):
-            try:
+        try:
+            async with sides as (one, other):
                 await run(programs, one, other, report)
-            finally:
-                for line in [] if alone else complaints(directory):
-                    report.console.print(f"blkd: {line}", markup=False)
+        finally:
+            for line in complaints(directory):
+                report.console.print(f"blkd: {line}", markup=False)
     return 1 if report.failed else 0
 
 

@@ -34,7 +34,7 @@ class Forward:
         return f"{self.port}:{self.to}"
 
 
-def forward(text: str) -> Forward:
+def read_forward(text: str) -> Forward:
     """Read `PORT:unix:PATH` or `PORT:ADDRESS:PORT`.  Raises ConfigError."""
     port, _, to = text.partition(":")
     if to.startswith(UNIX):
@@ -73,7 +73,7 @@ def _number(text: str, most: int, whole: str) -> int:
     return int(text)
 
 
-def cid(text: str) -> int:
+def read_cid(text: str) -> int:
     """Read a guest's CID.  Raises ConfigError."""
     if not text.isdecimal() or not text.isascii() or not FIRST_CID <= int(text) <= LAST_CID:
         raise ConfigError(f"{text!r} is no CID of a guest, from {FIRST_CID} to {LAST_CID}")
@@ -99,7 +99,7 @@ class VsockConfig(EndpointConfig, frozen=True, forbid_unknown_fields=True, kw_on
             "The guest's CID, from 3 on; once a guest, and so with the two that follow.",
             metavar="N",
             required=True,
-            read=cid,
+            read=read_cid,
             is_repeated=True,
         ),
     ]
@@ -138,7 +138,7 @@ class VsockConfig(EndpointConfig, frozen=True, forbid_unknown_fields=True, kw_on
             "Connect the guest to TARGET, unix:PATH or a loopback address and port, where it"
             " connects to this port of the host; as often as needed.",
             metavar="PORT:TARGET",
-            read=forward,
+            read=read_forward,
             is_repeated=True,
         ),
     ] = ()

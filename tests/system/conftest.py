@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Storage of many kinds: block devices and file systems that differ in what they can do."""
+"""Storage of many kinds, and socket devices with their drivers.
 
+Storage is block devices and file systems that differ in what they can do.
+"""
+
+import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +13,9 @@ import pytest
 from harness.daemon import Daemon, image
 from harness.frontend import FrontEnd
 from harness.storage import DISK_BYTES, loop_device, mounted, run
+from harness.vsock import VsockDriver
 from tests.engines import late
+from tests.vsock_host import Vsock
 
 
 @pytest.fixture
@@ -121,3 +127,31 @@ def serve(tmp_path):
     yield served
     for each in reversed(running):
         each.__exit__()
+
+
+@pytest.fixture
+def vsock(tmp_path):
+    with Vsock(tmp_path) as process:
+        process.ready()
+        yield process
+
+
+@pytest.fixture(params=["split", "packed"])
+def driver(vsock, request):
+    with FrontEnd.connect(vsock.socket) as front_end:
+        yield VsockDriver(front_end, packed=request.param == "packed")
+
+
+@pytest.fixture
+def split(vsock):
+    with FrontEnd.connect(vsock.socket) as front_end:
+        yield VsockDriver(front_end)
+
+
+@pytest.fixture
+def siblings(tmp_path):
+    """The drivers of two guests of one process."""
+    with Vsock(tmp_path, cids=(3, 4)) as process, contextlib.ExitStack() as stack:
+        process.ready()
+        ends = [stack.enter_context(FrontEnd.connect(path)) for path in process.paths.values()]
+        yield [VsockDriver(end, cid=cid) for end, cid in zip(ends, process.paths, strict=True)]

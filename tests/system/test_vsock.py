@@ -7,107 +7,21 @@ import random
 import socket
 import struct
 import threading
-import time
-from collections.abc import Iterator
 
 import pytest
 
-from harness.daemon import Serving
 from harness.frontend import FrontEnd
 from harness.vsock import (
     BUF_ALLOC,
     RECEIVE,
     SEND,
-    SEQPACKET,
     Op,
     Packet,
     VsockDriver,
 )
+from tests.vsock_host import CID, accepted, read_all
 
 MIB = 1 << 20
-CID = 3
-
-
-class Vsock(Serving):
-    """`blkd vsock` with one guest."""
-
-    def __init__(self, directory, *options, cid=CID):
-        self.uds = directory / "host"
-        self.socket = directory / "guest.sock"
-        self.control = directory / "control.sock"
-        command = ["blkd", "vsock", "--cid", cid, "--socket", self.socket, "--uds", self.uds]
-        super().__init__(
-            [*command, "--control", self.control, "--json", *options], directory / "log"
-        )
-
-    def connect(self, kind=socket.SOCK_STREAM):
-        """A host program's socket, connected to where it can ask for a port."""
-        sock = socket.socket(socket.AF_UNIX, kind)
-        sock.settimeout(10)
-        sock.connect(str(self.uds) + (".seqpacket" if kind == socket.SOCK_SEQPACKET else ""))
-        return sock
-
-    def ask(self, port, kind=socket.SOCK_STREAM):
-        sock = self.connect(kind)
-        sock.sendall(b"CONNECT %d\n" % port)
-        return sock
-
-    def listen(self, port, kind=socket.SOCK_STREAM, backlog=128):
-        """A host program that listens at a port."""
-        sock = socket.socket(socket.AF_UNIX, kind)
-        sock.settimeout(10)
-        sock.bind(f"{self.uds}_{port}")
-        sock.listen(backlog)
-        return sock
-
-    def connections(self):
-        (device,) = self.call("show")["devices"]
-        return device["facts"]["connections"]
-
-    def wait_for_connections(self, count, timeout=10):
-        deadline = time.monotonic() + timeout
-        while (now := self.connections()) != count:
-            assert time.monotonic() < deadline, f"{now} connections, not {count}"
-
-
-@pytest.fixture
-def vsock(tmp_path):
-    with Vsock(tmp_path) as process:
-        process.ready()
-        yield process
-
-
-@pytest.fixture(params=["split", "packed"])
-def driver(vsock, request):
-    with FrontEnd.connect(vsock.socket) as front_end:
-        yield VsockDriver(front_end, packed=request.param == "packed")
-
-
-@pytest.fixture
-def split(vsock):
-    with FrontEnd.connect(vsock.socket) as front_end:
-        yield VsockDriver(front_end)
-
-
-@contextlib.contextmanager
-def accepted(driver, vsock, port=80, **how) -> Iterator[tuple]:
-    """A stream that the guest has opened: the driver's side and the host program's."""
-    kind = socket.SOCK_SEQPACKET if how.get("kind") == SEQPACKET else socket.SOCK_STREAM
-    with vsock.listen(port, kind) as listener:
-        guest = driver.connect(port, **how)
-        host, _ = listener.accept()
-        host.settimeout(10)
-        with host:
-            yield guest, host
-
-
-def read_all(sock, count):
-    data = b""
-    while len(data) < count:
-        piece = sock.recv(count - len(data))
-        assert piece, f"the end after {len(data)} bytes of {count}"
-        data += piece
-    return data
 
 
 def echo_all(sock):

@@ -25,6 +25,9 @@ MOST_GUESTS: Final = vsock.MOST_MEMBERS
 Group = vsock.Group
 """Guests that reach each other."""
 
+BACKLOG: Final = 1024
+"""Host programs that may wait to be accepted."""
+
 ONE_WORKER: Final = WorkerPlan(1)
 """All vrings of a guest have one worker, whose connections are its alone."""
 
@@ -46,6 +49,7 @@ class HostSide:
         self.streams, self.messages = streams, messages
         for listening in (streams, messages):
             listening.setblocking(True)  # io_uring waits in its own way
+            listening.listen(BACKLOG)
 
     def close(self) -> None:
         """Close both sockets and remove their files."""

@@ -79,6 +79,7 @@ cdef class HotLoop:
         self.blk.engine.kind, self.blk.engine.iovecs = ENGINE_NULL, self.iovecs
         self.blk.limits.capacity, self.blk.limits.block_mask = LOOP_CAPACITY, 511
         self.worker.view, self.worker.vrings, self.worker.count = &self.view, &self.vring, 1
+        self.worker.addresses = &self.memory
         self.worker.segments, self.worker.segment_room = self.segments, 16
         self.part.requests, self.part.free, self.vring.used = (
             self.requests, self.free, self.used

@@ -30,7 +30,7 @@ from worker.notify cimport call_driver, leave_call
 from worker.state cimport Worker, next_sqe, submit_queued
 from worker.states cimport (
     BREAK, BROKEN, LOSE, LOST, PLACE, RUNNING, SETTLE, START, START_BROKEN, STOP, STOPPED, STOPPING,
-    VringEvent, VringState, state_after,
+    VringEvent, VringState, WAIT, WAITING, state_after,
 )
 from worker.vring cimport Vring
 
@@ -360,11 +360,12 @@ def passed(uint16_t event, uint16_t now, uint16_t before):
 
 
 STATES = {
-    "stopped": STOPPED, "running": RUNNING, "broken": BROKEN, "lost": LOST, "stopping": STOPPING,
+    "stopped": STOPPED, "running": RUNNING, "waiting": WAITING, "broken": BROKEN, "lost": LOST,
+    "stopping": STOPPING,
 }
 EVENTS = {
-    "start": START, "start broken": START_BROKEN, "break": BREAK, "lose": LOSE, "place": PLACE,
-    "stop": STOP, "settle": SETTLE,
+    "start": START, "start broken": START_BROKEN, "wait": WAIT, "break": BREAK, "lose": LOSE,
+    "place": PLACE, "stop": STOP, "settle": SETTLE,
 }
 
 

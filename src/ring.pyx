@@ -27,20 +27,24 @@ from sys.uring cimport (
 from virtio.dirtylog cimport DirtyLog
 from virtio.flaw cimport Flaw
 from virtio.guestmem cimport GuestMemory, MemoryView, Region
+from virtio.iotlb cimport Iotlb as IotlbState, iotlb_bytes, lay_out_iotlb
+from virtio.layouts cimport Desc
 from virtio.virtq cimport Segment, UsedChain
 from virtio.virtqueue cimport vring_base
 from worker.commands cimport MemoryChange, Placement, VringStart
 from worker.loop cimport open_uring, serve
 from worker.mailbox cimport (
-    Answer, CMD_CONFIGURE, CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_REGISTER, CMD_RESUME,
-    CMD_SET_CALL, CMD_SET_ERROR, CMD_SET_KICK, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP,
-    Command, CommandKind, MAILBOX_SLOTS, REPORT_RECOVERED, take_answer, post_command,
+    Answer, CMD_CONFIGURE, CMD_DENY_IOTLB, CMD_ENABLE, CMD_INVALIDATE_IOTLB, CMD_MOVE, CMD_PAUSE,
+    CMD_QUIT, CMD_REGISTER, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR, CMD_SET_IOTLB, CMD_SET_KICK,
+    CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP, CMD_UPDATE_IOTLB, Command, CommandKind,
+    MAILBOX_SLOTS, Miss, REPORT_RECOVERED, post_command, take_answer, take_miss,
 )
 from worker.state cimport (
     DEVICE_CAPSULE, Device, FETCH_BUDGET, MAX_RINGS, SPARE_SEGMENTS, Worker as WorkerState,
 )
-from worker.states cimport BROKEN, LOST, STOPPED
-from worker.vring cimport Vring, is_started
+from worker.states cimport BROKEN, LOST, STOPPED, WAITING
+from worker.translating cimport Invalidation, Translation
+from worker.vring cimport Parked, Vring, is_started
 
 cdef extern from "<sys/mman.h>" nogil:
     """
@@ -230,6 +234,27 @@ cdef class View:
         self.state.memory = &map.memory
 
 
+MOST_TRANSLATIONS = 1 << 18     # ranges: each other page of 2 GiB, in 10 MiB of a worker's
+
+
+cdef class Iotlb:
+    """What one worker knows of IOVAs; it has room for tables of `longest` descriptors."""
+
+    cdef IotlbState *state
+    cdef Py_ssize_t length
+
+    def __cinit__(self, uint32_t longest):
+        self.length = iotlb_bytes(MOST_TRANSLATIONS, longest * sizeof(Desc))
+        at = reserve(self.length)
+        if at == NULL:
+            raise MemoryError(f"cannot reserve {self.length} bytes")
+        self.state = lay_out_iotlb(at, MOST_TRANSLATIONS)
+
+    def __dealloc__(self):
+        if self.state != NULL:
+            munmap(self.state, self.length)
+
+
 def fault_eventfd() -> int:
     """An eventfd, readable once a front end's memory shrank while it was in use; ours to keep.
 
@@ -288,7 +313,8 @@ cdef void lay_out(Vring *r, uint32_t number, uint8_t *at, uint32_t largest) noex
     r.kick.fd = r.kick.next_fd = r.error = -1
     r.used = <UsedChain *>at
     r.inflight.again = <Again *>(r.used + largest + FETCH_BUDGET)
-    r.inflight.next = <uint16_t *>(r.inflight.again + largest)
+    r.parked = <Parked *>(r.inflight.again + largest)
+    r.inflight.next = <uint16_t *>(r.parked + largest)
     r.inflight.last = r.inflight.next + largest
 
 
@@ -309,6 +335,7 @@ cdef class Worker:
     cdef dict kept              # ticket -> what the worker may still point to
     cdef View view
     cdef Mapping log
+    cdef Iotlb iotlb
     cdef readonly object part
     cdef object capsule         # what `state.device` points to
 
@@ -342,8 +369,8 @@ cdef class Worker:
     cdef void reserve_tables(self, uint32_t largest) except *:
         """Give every vring its tables."""
         cdef uint32_t i
-        cdef size_t of_ring = largest * (sizeof(Again) + 2 * sizeof(uint16_t)) + (
-            (largest + FETCH_BUDGET) * sizeof(UsedChain)
+        cdef size_t of_ring = (largest + FETCH_BUDGET) * sizeof(UsedChain) + largest * (
+            sizeof(Again) + 2 * sizeof(uint16_t) + sizeof(Parked)
         )
         self.bytes_reserved = self.state.count * of_ring
         self.reserved = reserve(self.bytes_reserved)
@@ -459,6 +486,47 @@ cdef class Worker:
         self.view = view        # the old one is kept under the ticket until the answer
         return ticket
 
+    def set_iotlb(self, bint on) -> int:
+        """Take addresses of chains for IOVAs, of which nothing is known, or not any more.
+
+        No ring is started, until the answer.
+        """
+        cdef Iotlb iotlb = Iotlb(self.state.segment_room) if on else None
+        cdef IotlbState *state = NULL if iotlb is None else iotlb.state
+        ticket = self.post(CMD_SET_IOTLB, 0, 0, (<char *>&state)[:sizeof(state)], self.iotlb)
+        self.iotlb = iotlb      # the old one is kept under the ticket until the answer
+        return ticket
+
+    def update_iotlb(self, uint64_t iova, uint64_t size, uint64_t address, uint32_t access) -> int:
+        """Have `size` bytes from an IOVA lie at this address, in one region of the present map."""
+        cdef Translation what
+        what.range.guest_address, what.range.size = iova, size
+        what.range.base, what.access = <uint8_t *>address, access
+        return self.post(CMD_UPDATE_IOTLB, 0, 0, (<char *>&what)[:sizeof(what)])
+
+    def invalidate_iotlb(self, uint64_t first, uint64_t last, rings) -> int:
+        """Forget IOVAs from `first` to `last`, and where these rings lie, by their numbers.
+
+        The answer comes when no request that has begun touches what was there.
+        """
+        cdef Invalidation what
+        what.first, what.last, what.vrings = first, last, sum(1 << ring for ring in rings)
+        return self.post(CMD_INVALIDATE_IOTLB, 0, 0, (<char *>&what)[:sizeof(what)])
+
+    def deny_iotlb(self, uint64_t iova, uint32_t access) -> int:
+        """Fail every request that waits for this miss."""
+        cdef Miss what
+        what.iova, what.access = iova, access
+        return self.post(CMD_DENY_IOTLB, 0, 0, (<char *>&what)[:sizeof(what)])
+
+    def misses(self) -> list:
+        """What has to be asked for since: (IOVA of a page, access) each."""
+        cdef Miss miss
+        taken = []
+        while take_miss(&self.state.mailbox, &miss):
+            taken.append((miss.iova, miss.access))
+        return taken
+
     def register_memory(self) -> int:
         """Pin the present memory map once, not at each request; its `populate` has come before.
 
@@ -563,7 +631,7 @@ cdef class Worker:
         return {
             "started": is_started(r), "enabled": bool(r.enabled),
             "broken": r.state in (BROKEN, LOST),
-            "lost": is_started(r) and not r.is_placed, "size": r.vq.size,
+            "lost": is_started(r) and not r.is_placed and r.state != WAITING, "size": r.vq.size,
             "in_flight": r.in_flight, "next_avail": r.vq.avail.index,
             "base": vring_base(&r.vq),
         }

@@ -42,6 +42,7 @@ class FlawKind(enum.IntEnum):
     LOG = 23
     KICK = 24
     MEMORY = 25
+    DENIED = 26
 
 
 SENTENCES: Final[Mapping[int, str]] = {
@@ -91,6 +92,9 @@ SENTENCES: Final[Mapping[int, str]] = {
     FlawKind.LOG: "it writes where the dirty log has no bit",
     FlawKind.KICK: "its kick eventfd cannot be polled: errno {value}",
     FlawKind.MEMORY: "it is in no memory region any more",
+    FlawKind.DENIED: (
+        "a chain that cannot even be failed: its IOMMU gives no access {value} to {where:#x}"
+    ),
 }
 
 

@@ -1,24 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a guest is answered: at once, or for a request whose I/O the engine has ended."""
 
-from libc.errno cimport EOPNOTSUPP
+from libc.errno cimport EINVAL, EOPNOTSUPP
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from blk.counters cimport count_answer
 from blk.failures cimport note_failure
 from blk.layouts cimport BLK_S_IOERR, BLK_S_OK, BLK_S_UNSUPP
 from blk.logged cimport give_back_logged
-from blk.operation cimport Operation
+from blk.operation cimport BLK_FLAW_NO_STATUS, Operation
 from blk.request cimport Request, blk_vring, give_request_back, take_range
 from blk.state cimport blk_of
 from engine.dispatch cimport start
 from engine.engine cimport Engine, IO_DISCARD, IO_READ, IO_WRITE, IoKind, make_whole, take_first
 from sys.hints cimport unlikely
 from virtio.dirtylog cimport mark_iovecs, mark_segments
+from virtio.flaw cimport found_flaw
 from virtio.guestmem cimport GuestMemory
-from virtio.virtq cimport Chain
+from virtio.virtq cimport Chain, Segment
 from worker.state cimport Worker
 from worker.vring cimport Vring, give_back
+
+
+cdef enum:
+    UNKNOWN_TYPE = 0xffffffff   # of a request whose header was not read: counted as another
 
 
 cdef inline uint8_t status_of(
@@ -55,6 +60,25 @@ cdef inline void answer_at_once(
     else:
         op.status_byte[0] = op.status
         give_back(r, chain, written + 1)        # and the status
+
+
+cdef inline int fail_chain(Worker *w, Vring *r, const Chain *chain) noexcept nogil:
+    """Answer a chain with an error whose buffers may not all be used: 1, or -EINVAL.
+
+    Its status is its last byte to be written, and the only one that is touched.
+    """
+    cdef const Segment *last = &w.segments[chain.segments - 1]
+    cdef uint8_t *status_byte
+    if chain.segments == 0 or not last.device_writes:
+        return found_flaw(&r.vq.flaw, BLK_FLAW_NO_STATUS, 0, chain.segments, 0, EINVAL)
+    status_byte = last.base + last.len - 1
+    count_answer(&blk_vring(r).counters, UNKNOWN_TYPE, 0, BLK_S_IOERR)
+    if w.log.of_data:
+        give_back_logged(w, r, w.view.memory, chain, status_byte, BLK_S_IOERR, 0, True)
+    else:
+        status_byte[0] = BLK_S_IOERR
+        give_back(r, chain, 1)
+    return 1
 
 
 cdef inline void end_logged(

@@ -9,7 +9,7 @@ from blk.limits cimport MAX_RANGES
 from blk.operation cimport Operation
 from engine.engine cimport Io
 from sys.uring cimport iovec
-from virtio.guestmem cimport MemoryView
+from virtio.guestmem cimport MemoryView, Region
 from virtio.virtq cimport Chain
 from worker.state cimport Worker, hold, let_go
 from worker.vring cimport Vring
@@ -30,6 +30,7 @@ cdef struct Request:
     uint32_t data_count
     uint32_t type               # virtio-blk's
     bint durable                # is answered once the disk has it
+    uint32_t free_in            # the round of `is_used` in which it was found to be free
     Chain chain
     iovec few[FEW_IOVECS]
 
@@ -42,6 +43,7 @@ cdef struct BlkVring:
     iovec *iovecs               # `iov_room` for each request that needs more than a few
     BlkRange *ranges            # MAX_RANGES for each request
     uint32_t iov_room
+    uint32_t round              # of `is_used`
     BlkCounters counters
 
 
@@ -130,3 +132,42 @@ cdef inline void give_request_back(Worker *w, Request *q) noexcept nogil:
     b.free_count += 1
     r.wanted += 1
     let_go(w, r, q.pinned)
+
+
+cdef inline bint is_within(
+    const void *at, size_t length, const Region *ranges, uint32_t count
+) noexcept nogil:
+    """Whether some of `length` bytes are in one of the ranges, as mapped here."""
+    cdef uint32_t i
+    for i in range(count):
+        if <const uint8_t *>at < ranges[i].base + ranges[i].size and (
+            ranges[i].base < <const uint8_t *>at + length
+        ):
+            return True
+    return False
+
+
+cdef inline bint touches(const Request *q, const Region *ranges, uint32_t count) noexcept nogil:
+    """Whether a request in flight has a buffer in one of the ranges."""
+    cdef uint32_t i
+    if is_within(q.status_byte, 1, ranges, count):
+        return True
+    for i in range(q.data_count):
+        if is_within(q.data[i].iov_base, q.data[i].iov_len, ranges, count):
+            return True
+    return False
+
+
+cdef inline bint is_used(const Vring *r, const Region *ranges, uint32_t count) noexcept nogil:
+    """Whether a request of a vring that is in flight has a buffer in one of the ranges."""
+    cdef BlkVring *b = blk_vring(r)
+    cdef uint32_t i
+    if r.in_flight == 0:
+        return False
+    b.round += 1                # the free ones are known by it: a request does not note its end
+    for i in range(b.free_count):
+        b.requests[b.free[i]].free_in = b.round
+    for i in range(r.vq.size):
+        if b.requests[i].free_in != b.round and touches(&b.requests[i], ranges, count):
+            return True
+    return False

@@ -3,15 +3,18 @@
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 
-from blk.answers cimport answer_at_once, answer_ended, status_of
+from blk.answers cimport answer_at_once, answer_ended, fail_chain, status_of
 from blk.limits cimport BlkLimits
 from blk.operation cimport Operation, parse_request
-from blk.request cimport Request, free_requests, next_ranges, take_range, take_request
+from blk.request cimport (
+    Request, free_requests, is_used, next_ranges, take_range, take_request,
+)
 from blk.state cimport Blk, blk_of
 from engine.dispatch cimport begin_turn, complete, drain, end_turn, start, try_at_once
 from engine.engine cimport Engine, IO_NONE, Io, end_io
 from engine.foreign cimport copy_written
 from sys.uring cimport io_uring_cqe
+from virtio.guestmem cimport Region
 from virtio.virtq cimport Chain
 from worker.fetching cimport fetch
 from worker.state cimport Device, TAG_DEVICE, Worker, pointer_of, tag_of
@@ -84,6 +87,15 @@ cdef inline int serve_blk(Worker *w, Vring *r) noexcept nogil:
     return rc
 
 
+cdef inline bint uses_blk(Worker *w, const Region *ranges, uint32_t count) noexcept nogil:
+    """Whether a request in flight has a buffer in one of the ranges."""
+    cdef uint32_t i
+    for i in range(w.started_count):
+        if is_used(w.started[i], ranges, count):
+            return True
+    return False
+
+
 cdef inline void complete_blk(Worker *w, io_uring_cqe **cqes, uint32_t count) noexcept nogil:
     """Go on with each Io that a completion is for."""
     cdef uint32_t i
@@ -116,4 +128,5 @@ cdef inline void be_blk(Device *d) noexcept nogil:
     d.open, d.configure, d.start = open_blk, configure_blk, start_blk
     d.begin_turn, d.end_turn = begin_turn_blk, end_turn_blk
     d.serve, d.begin, d.complete = serve_blk, begin_request, complete_blk
+    d.fail, d.uses = fail_chain, uses_blk
     d.quit, d.copy_read = quit_blk, copy_read_blk

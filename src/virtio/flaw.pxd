@@ -38,6 +38,7 @@ cdef enum FlawKind:
     FLAW_LOG                    # the dirty log has no bit for what the ring writes
     FLAW_KICK                   # value: the errno for which its kick eventfd cannot be polled
     FLAW_MEMORY                 # no memory region has the ring any more
+    FLAW_DENIED                 # where: an IOVA's page; value: the access to it that was denied
     FLAW_OF_DEVICE = 64         # the device's own begin here
 
 

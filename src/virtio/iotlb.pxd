@@ -50,6 +50,7 @@ cdef struct Iotlb:
     uint32_t free               # the first of those that were given back
     uint32_t random
     Missing missing             # what the last walk lacked
+    bint has_unasked            # something is missing that was not asked for
     bint only_last_bytes        # of each buffer the last byte will do, or none: see `add_last_byte`
     uint8_t *table              # room for an indirect table that lies in pieces
     # The invalidation under way: it waits for requests that use what was mapped there.

@@ -204,6 +204,36 @@ cdef inline int walk_packed(
             return 0
 
 
+cdef inline int skip_packed(Virtq *vq, Chain *chain) noexcept nogil:
+    """Step behind the available chain at `vq.avail`, whatever it has: 1, or -ELOOP."""
+    cdef const PackedDesc *d
+    for chain.descriptors in range(1, vq.size + 1):
+        d = &packed_ring(vq)[vq.avail.index]
+        advance(&vq.avail, 1, vq.size)
+        if not load_relaxed_u16(&d.flags) & DESC_F_NEXT:
+            return 1
+    return found_flaw(&vq.flaw, FLAW_LOOP, vq.avail.index, 0, vq.size, ELOOP)
+
+
+cdef inline int walk_skipped_packed(
+    Virtq *vq, const GuestMemory *memory, Position at, Segment *out, uint32_t room, Chain *chain
+) noexcept nogil:
+    """Resolve the chain of `chain.descriptors` at a position into `out`: 0, or -errno."""
+    cdef PackedDesc d
+    cdef uint32_t i, n = 0
+    cdef int rc
+    d.id = 0
+    for i in range(chain.descriptors):
+        copy_once(&d, &packed_ring(vq)[at.index], sizeof(PackedDesc))
+        rc = add_packed(vq, memory, &d, i, out + n, room - n)
+        if rc < 0:
+            return rc
+        n += rc
+        advance(&at, 1, vq.size)
+    chain.id, chain.segments = d.id, n
+    return 0
+
+
 cdef inline void look_ahead_packed(const Virtq *vq, const GuestMemory *memory) noexcept nogil:
     """Have what a later chain needs on its way before it is walked, if one is known of."""
     cdef Position at = vq.avail

@@ -156,6 +156,17 @@ cdef inline void look_ahead_split(const Virtq *vq, const GuestMemory *memory) no
         expect_header(vq, memory, &d.addr)
 
 
+cdef inline int skip_split(Virtq *vq, Chain *chain) noexcept nogil:
+    """Step behind the next available chain, which has the head `chain.id`: 1, or -ERANGE."""
+    cdef uint32_t at = vq.avail.index & (vq.size - 1)
+    chain.id = load_relaxed_u16(&avail_ring(vq)[2 + at])
+    chain.descriptors = 1
+    if chain.id >= vq.size:
+        return found_flaw(&vq.flaw, FLAW_HEAD, at, chain.id, vq.size, ERANGE)
+    vq.avail.index += 1
+    return 1
+
+
 cdef inline int take_split(
     Virtq *vq, const GuestMemory *memory, Segment *out, uint32_t room, Chain *chain
 ) noexcept nogil:

@@ -74,15 +74,7 @@ ctypedef int (*FindTable)(
 
 
 cdef extern from *:
-    """
-    /* The function, as a pointer of which gcc knows nothing: it cannot put it into its caller. */
-    #define blkd_apart(function) ({ \
-        __typeof__(*(function)) *blkd_pointer = (function); \
-        __asm__("" : "+r"(blkd_pointer)); \
-        blkd_pointer; \
-    })
-    """
-    FindTable apart "blkd_apart"(FindTable function) noexcept nogil
+    FindTable apart "blkd_apart"(FindTable function) noexcept nogil     # see sys.hints
 
 
 # What is wrong is found out where it is said, not where it is seen: what gcc is to put into the

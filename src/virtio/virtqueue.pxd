@@ -7,13 +7,16 @@ is written once for each layout and has no branch here.
 
 from libc.stdint cimport uint16_t, uint32_t
 
+from virtio.guestmem cimport GuestMemory
 from virtio.packed cimport (
-    packed_base, packed_has_more, publish_packed, rearm_packed, start_packed, suppress_packed,
+    packed_base, packed_has_more, publish_packed, rearm_packed, skip_packed, start_packed,
+    suppress_packed, walk_skipped_packed,
 )
 from virtio.split cimport (
-    publish_split, rearm_split, split_base, split_has_more, start_split, suppress_split,
+    publish_split, rearm_split, skip_split, split_base, split_has_more, start_split,
+    suppress_split, walk_split,
 )
-from virtio.virtq cimport UsedChain, Virtq
+from virtio.virtq cimport Chain, Position, Segment, UsedChain, Virtq
 
 
 cdef inline int start(Virtq *vq, uint32_t base) noexcept nogil:
@@ -32,6 +35,20 @@ cdef inline uint32_t vring_base(const Virtq *vq) noexcept nogil:
 cdef inline bint has_more(const Virtq *vq) noexcept nogil:
     """Whether the driver has made more available than was fetched."""
     return packed_has_more(vq) if vq.packed else split_has_more(vq)
+
+
+cdef inline int skip(Virtq *vq, Chain *chain) noexcept nogil:
+    """Step behind the next available chain, of which nothing is resolved: 1, or -errno."""
+    return skip_packed(vq, chain) if vq.packed else skip_split(vq, chain)
+
+
+cdef inline int walk_skipped(
+    Virtq *vq, const GuestMemory *memory, Position head, Segment *out, uint32_t room, Chain *chain
+) noexcept nogil:
+    """Resolve the chain that was skipped, from `head` on: 0, or -errno."""
+    if vq.packed:
+        return walk_skipped_packed(vq, memory, head, out, room, chain)
+    return walk_split(vq, memory, out, room, chain)
 
 
 cdef inline bint publish(Virtq *vq, const UsedChain *used, uint32_t count) noexcept nogil:

@@ -3,16 +3,19 @@
 
 from libc.errno cimport EBUSY, EFAULT
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from sys.eventfds cimport bind_signal
 from virtio.dirtylog cimport DirtyLog, RingLog
 from virtio.flaw cimport FLAW_NONE
 from virtio.guestmem cimport MemoryView
+from virtio.iotlb cimport Iotlb
 from virtio.virtqueue cimport start, vring_base
 from worker.mailbox cimport (
-    CMD_CONFIGURE, CMD_ENABLE, CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_REGISTER, CMD_RESUME,
-    CMD_SET_CALL, CMD_SET_ERROR, CMD_SET_KICK, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP,
-    Command, stage_answer, take_command,
+    CMD_CONFIGURE, CMD_DENY_IOTLB, CMD_ENABLE, CMD_INVALIDATE_IOTLB, CMD_MOVE, CMD_PAUSE, CMD_QUIT,
+    CMD_REGISTER, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR, CMD_SET_IOTLB, CMD_SET_KICK, CMD_SET_LOG,
+    CMD_SET_MEMORY, CMD_START, CMD_STOP, CMD_UPDATE_IOTLB, Command, Miss, stage_answer,
+    take_command,
 )
 from worker.notify cimport arm_kick, call_driver, leave_call, leave_kick, lose_ring
 from worker.registration cimport leave_registered, register_memory
@@ -21,14 +24,15 @@ from worker.state cimport MAX_RINGS, Worker
 from worker.states cimport (
     PLACE, RUNNING, SETTLE, START, START_BROKEN, STOP, STOPPING,
 )
+from worker.translating cimport (
+    Invalidation, LATER, Translation, choose_addresses, deny_iotlb, invalidate_iotlb, set_iotlb,
+    settle_iotlb, update_iotlb,
+)
 from worker.vring cimport Vring, change, is_started
 
 cdef extern from "<errno.h>" nogil:
     enum:
         ECANCELED
-
-cdef enum:
-    LATER = 1                   # a command's result when its answer is not due yet
 
 
 cdef struct Placement:
@@ -95,13 +99,14 @@ cdef inline int start_ring(Worker *w, Vring *r, const VringStart *how) noexcept 
     rc = place_anew(w, r, how)
     if rc < 0:
         return rc
-    r.in_flight = r.used_count = 0
+    r.in_flight = r.used_count = r.parked_count = 0
+    memset(&r.awaited, 0, sizeof(r.awaited))
     w.device.start(w, r)
     change(r, START_BROKEN if how.broken else START)
     r.kick.wanted = True
     w.started[w.started_count] = r
     w.started_count += 1
-    r.base, r.taken_over, r.unrecovered = how.base, how.taken_over, True
+    r.base, r.taken_over, r.unrecovered, r.has_earlier = how.base, how.taken_over, True, True
     arm_kick(w, r)
     return 0
 
@@ -117,12 +122,13 @@ cdef inline int set_memory(Worker *w, uint64_t ticket, const MemoryChange *memor
     cdef MemoryView *old = w.view
     for i in range(w.count):
         r = &w.vrings[i]
-        if memory.places[i].desc == NULL:
+        if memory.places[i].desc == NULL and r.is_placed:
             r.is_placed = False
             lose_ring(w, r)
-        elif is_started(r):
+        elif memory.places[i].desc != NULL and is_started(r):
             place(r, &memory.places[i])
     w.view = memory.view
+    choose_addresses(w)
     leave_registered(w)
     if old == NULL:
         return 0
@@ -222,12 +228,27 @@ cdef inline int64_t apply_to_ring(Worker *w, const Command *c) noexcept nogil:
     return 0
 
 
+cdef inline int64_t apply_to_iotlb(Worker *w, const Command *c) noexcept nogil:
+    """Carry out a command for what is known of IOVAs: its result, -errno, or LATER."""
+    if c.kind == CMD_SET_IOTLB:
+        set_iotlb(w, (<Iotlb **>c.data)[0])
+    elif c.kind == CMD_UPDATE_IOTLB:
+        return update_iotlb(w, <const Translation *>c.data)
+    elif c.kind == CMD_INVALIDATE_IOTLB:
+        return invalidate_iotlb(w, c.ticket, <const Invalidation *>c.data)
+    elif c.kind == CMD_DENY_IOTLB and w.iotlb != NULL:
+        deny_iotlb(w, <const Miss *>c.data)
+    return 0
+
+
 cdef inline int64_t apply(Worker *w, const Command *c) noexcept nogil:
     """Carry out one command: its result, -errno, or LATER."""
     if c.kind == CMD_SET_MEMORY:
         return set_memory(w, c.ticket, <const MemoryChange *>c.data)
     if c.kind == CMD_REGISTER:
         return register_view(w, c.ticket)
+    if CMD_SET_IOTLB <= c.kind <= CMD_DENY_IOTLB:
+        return apply_to_iotlb(w, c)
     if c.kind == CMD_SET_LOG:
         w.log = (<const DirtyLog *>c.data)[0]
     elif c.kind == CMD_CONFIGURE:
@@ -303,4 +324,6 @@ cdef inline void settle(Worker *w) noexcept nogil:
         stage_answer(&w.mailbox, w.pause_ticket, 0, 0)
         w.pause_ticket = 0
     settle_views(w)
+    if w.iotlb != NULL:
+        settle_iotlb(w)
     register_memory(w)

@@ -8,11 +8,20 @@ device's own.
 from inflight.packed cimport record_packed, unrecord_packed
 from inflight.region cimport is_recorded
 from inflight.split cimport record_split, unrecord_split
+from sys.hints cimport unlikely
 from virtio.packed cimport take_packed
 from virtio.split cimport take_split
-from virtio.virtq cimport Chain, Position
+from virtio.virtq cimport Chain, MISSED, Position
+from worker.parking cimport missed, park
 from worker.state cimport Begin, FETCH_BUDGET, Worker
 from worker.vring cimport Vring
+
+
+ctypedef int (*Missed)(Worker *w, Vring *r, Chain *chain) noexcept nogil
+
+
+cdef extern from *:
+    Missed apart "blkd_apart"(Missed function) noexcept nogil           # see sys.hints
 
 
 # Two loops that differ in one call: neither has a branch on the layout.
@@ -20,13 +29,17 @@ from worker.vring cimport Vring
 cdef inline int fetch_split(Worker *w, Vring *r, Begin begin) noexcept nogil:
     """Begin what is available and wanted, up to this vring's turn: as `fetch`."""
     cdef Chain chain
+    cdef bint lacks
     cdef int budget = FETCH_BUDGET, rc = 1
     while rc > 0 and budget > 0 and r.wanted:
-        rc = take_split(&r.vq, w.view.memory, w.segments, w.segment_room, &chain)
+        rc = take_split(&r.vq, w.addresses, w.segments, w.segment_room, &chain)
+        lacks = rc == MISSED
+        if unlikely(lacks):
+            rc = apart(missed)(w, r, &chain)
         if rc > 0:
             if is_recorded(&r.inflight):
                 record_split(&r.inflight, &chain)
-            rc = begin(w, r, &chain)
+            rc = park(w, r, &chain) if unlikely(lacks) else begin(w, r, &chain)
             if rc < 0 and is_recorded(&r.inflight):
                 unrecord_split(&r.inflight, &chain)
             budget -= rc
@@ -36,13 +49,17 @@ cdef inline int fetch_split(Worker *w, Vring *r, Begin begin) noexcept nogil:
 cdef inline int fetch_packed(Worker *w, Vring *r, Begin begin) noexcept nogil:
     """Begin what is available and wanted, up to this vring's turn: as `fetch`."""
     cdef Chain chain
+    cdef bint lacks
     cdef int budget = FETCH_BUDGET, rc = 1
     while rc > 0 and budget > 0 and r.wanted:
-        rc = take_packed(&r.vq, w.view.memory, w.segments, w.segment_room, &chain)
+        rc = take_packed(&r.vq, w.addresses, w.segments, w.segment_room, &chain)
+        lacks = rc == MISSED
+        if unlikely(lacks):
+            rc = apart(missed)(w, r, &chain)
         if rc > 0 and is_recorded(&r.inflight):
             rc = record_packed(&r.inflight, &r.vq, &chain) or rc
         if rc > 0:
-            rc = begin(w, r, &chain)
+            rc = park(w, r, &chain) if unlikely(lacks) else begin(w, r, &chain)
             if rc < 0 and is_recorded(&r.inflight):
                 unrecord_packed(&r.inflight, &chain)
             budget -= rc

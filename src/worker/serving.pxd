@@ -7,11 +7,12 @@ from inflight.record cimport link, settle, walk_again
 from inflight.recovery cimport recover
 from inflight.region cimport Again, has_again, is_recorded
 from sys.hints cimport unlikely
-from virtio.virtq cimport Chain
+from virtio.virtq cimport Chain, MISSED
 from virtio.virtqueue cimport has_more, publish, rearm, suppress
 from worker.logged cimport logged_areas
 from worker.mailbox cimport REPORT_RECOVERED, stage_answer
 from worker.notify cimport break_ring, call_driver
+from worker.parking cimport park_recorded, serve_awaited, serve_parked
 from worker.state cimport Worker
 from worker.states cimport RUNNING
 from worker.vring cimport Vring
@@ -31,10 +32,13 @@ cdef inline int submit_again(Worker *w, Vring *r) noexcept nogil:
         again = &r.inflight.again[r.inflight.again_done]
         r.inflight.again_done += 1
         rc = walk_again(
-            &r.inflight, &r.vq, w.view.memory, again, w.segments, w.segment_room, &chain
+            &r.inflight, &r.vq, w.addresses, again, w.segments, w.segment_room, &chain
         )
         if rc >= 0:
             rc = w.device.begin(w, r, &chain)
+        elif rc == MISSED:
+            park_recorded(w, r, again.entry, again.descriptors)
+            rc = 0
     return min(rc, 0)
 
 
@@ -55,14 +59,19 @@ cdef inline void recover_ring(Worker *w, Vring *r) noexcept nogil:
 
 
 cdef inline void do_again(Worker *w, Vring *r) noexcept nogil:
-    """Recover a ring that was not looked at yet, and start what was left in flight there."""
+    """Recover a ring that was not looked at yet, and start what was fetched there and not begun."""
     cdef int rc
-    if unlikely(r.unrecovered):
+    r.has_earlier = False
+    if r.unrecovered:
         recover_ring(w, r)
-    if unlikely(has_again(&r.inflight)) and r.state == RUNNING:
+    if has_again(&r.inflight) and r.state == RUNNING:
         rc = submit_again(w, r)
         if rc < 0:
             break_ring(w, r, rc)
+    if r.parked_count and r.state == RUNNING:
+        serve_parked(w, r)
+    if r.awaited.access and r.state == RUNNING:
+        serve_awaited(w, r)
 
 
 cdef inline void spare_kicks(Worker *w, Vring *r) noexcept nogil:
@@ -78,9 +87,10 @@ cdef inline void spare_kicks(Worker *w, Vring *r) noexcept nogil:
 cdef inline void serve_ring(Worker *w, Vring *r) noexcept nogil:
     """Fetch from a ring that may hold more."""
     cdef int rc
-    do_again(w, r)
-    if r.state != RUNNING:
-        return
+    if unlikely(r.has_earlier):
+        do_again(w, r)
+        if r.state != RUNNING:
+            return
     spare_kicks(w, r)
     rc = w.device.serve(w, r)
     r.wants_look = rc > 0

@@ -10,7 +10,8 @@ from sys.uring cimport (
     io_uring_submit, io_uring_submit_and_wait,
 )
 from virtio.dirtylog cimport DirtyLog
-from virtio.guestmem cimport MemoryView
+from virtio.guestmem cimport GuestMemory, MemoryView, Region
+from virtio.iotlb cimport Iotlb
 from virtio.virtq cimport Chain, Segment
 from worker.completions cimport Completions
 from worker.mailbox cimport Mailbox
@@ -80,6 +81,12 @@ cdef struct Device:
     # Begin one chain: its share of a turn's budget, or -errno, which breaks the vring.  It may have
     # been in flight before the vring started, whatever is wanted now.
     Begin begin
+    # Answer one chain with an error, in the last byte that it gives to write; of its other buffers
+    # nothing may be known.  1, or -errno, which breaks the vring.  NULL where no answer can say so.
+    Begin fail
+    # Whether a chain that was begun may still touch what is mapped at one of so many ranges, by
+    # their `base`.  NULL for any.
+    bint (*uses)(Worker *w, const Region *ranges, uint32_t count) noexcept nogil
     # Take completions of the worker's io_uring; those tagged TAG_DEVICE are the device's, which
     # knows what their pointers are: blk's are all of an Io.
     void (*complete)(Worker *w, io_uring_cqe **cqes, unsigned count) noexcept nogil
@@ -98,6 +105,8 @@ cdef struct Worker:
     Device *device              # what it serves
     DirtyLog log                # worker, replaced by CMD_SET_LOG
     MemoryView *view            # worker; the map that new requests use
+    const GuestMemory *addresses    # worker: what chains are walked by, that map's or the IOTLB's
+    Iotlb *iotlb                # worker, replaced by CMD_SET_IOTLB: NULL without an IOMMU
     int registered              # worker: 1 if the map of `view` is registered, 0 or -errno if not
     bint has_registered         # worker: the kernel has a map registered, of `view` or an older one
     bint register_due           # worker: an older one is to be unregistered, or `view`'s registered

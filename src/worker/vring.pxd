@@ -6,10 +6,11 @@ Everything here belongs to the vring's worker; the counters are read by the cont
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from inflight.region cimport Inflight
+from inflight.region cimport Again, Inflight
 from sys.atomics cimport load_relaxed_u64, store_relaxed_u64
 from sys.eventfds cimport Signal
 from virtio.dirtylog cimport RingLog
+from virtio.iotlb cimport Missing
 from virtio.virtq cimport Chain, UsedChain, Virtq
 from worker.states cimport STOPPED, VringEvent, VringState, state_after
 
@@ -31,6 +32,12 @@ cdef struct Call:
     uint64_t count
 
 
+cdef struct Parked:
+    # A chain that was fetched and recorded, and is walked again when what it lacks has come.
+    Missing missing
+    Again chain
+
+
 cdef struct Vring:
     Virtq vq
     RingLog log                 # of its own areas
@@ -45,7 +52,11 @@ cdef struct Vring:
     bint is_placed              # in the present memory; else its place is in an older map
     bint enabled
     bint wants_look             # the driver may have made more available
+    bint has_earlier            # chains that were fetched earlier are to begin before any other
     bint unrecovered            # it was not looked at since it started
+    Parked *parked              # `parked_count` of them, in the order in which they came
+    uint32_t parked_count
+    Missing awaited             # while it is WAITING in its place: by its next chain
     bint taken_over             # `base` is from who served it before, and knew where it was
     uint32_t base               # as it was started
     uint64_t stop_ticket        # CMD_STOP to be answered, while it is STOPPING

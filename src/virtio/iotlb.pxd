@@ -245,11 +245,13 @@ cdef inline bint continues(
 
 cdef inline void take_out(Iotlb *t, uint32_t node) noexcept nogil:
     """Take a node out of the tree and give it back."""
-    cdef uint64_t address = t.ranges[node].guest_address
-    cdef uint32_t before, within, rest
-    part(t, t.root, address, &before, &within)
-    part(t, within, address + 1, &within, &rest)
-    t.root = join(t, before, rest)
+    cdef uint32_t *at = &t.root
+    while at[0] != node:
+        if t.ranges[node].guest_address < t.ranges[at[0]].guest_address:
+            at = &t.nodes[at[0]].left
+        else:
+            at = &t.nodes[at[0]].right
+    at[0] = join(t, t.nodes[node].left, t.nodes[node].right)
     free_node(t, node)
 
 
@@ -270,7 +272,7 @@ cdef inline void learn(
             node = take_node(t, range, access)
         add_node(t, node)
     after = node_before(t, end)
-    if after != node and continues(t, guest, node, &t.ranges[after], t.nodes[after].access):
+    if end and after != node and continues(t, guest, node, &t.ranges[after], t.nodes[after].access):
         t.ranges[node].size += t.ranges[after].size
         take_out(t, after)
 

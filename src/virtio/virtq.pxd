@@ -142,7 +142,7 @@ cdef inline int add_translated(
     cdef uint64_t at = address, left = length, piece
     cdef uint32_t n = 0, access = ACCESS_WRITE if device_writes else ACCESS_READ
     cdef uint8_t *base
-    if address + length < address:
+    if length and address + (length - 1) < address:
         return refuse_buffer(vq, address, length, 0, False)
     if t.only_last_bytes:
         return add_last_byte(vq, t, address, length, device_writes, out, room)
@@ -206,7 +206,7 @@ cdef inline int far_table(
     cdef uint64_t piece = length, done = 0
     cdef uint8_t *base
     cdef Iotlb *t = iotlb_of(memory)
-    if t == NULL or table_flaw(vq, length) or address + length < address:
+    if t == NULL or table_flaw(vq, length) or address + (length - 1) < address:
         return refuse_table(vq, address, length)
     while done < length:
         piece = length - done

@@ -177,11 +177,13 @@ cdef class Guest:
         check(walk_split(&self.vq, &self.memory, self.segments, MAX_SEGMENTS, &chain))
         return bool(mark_segments(&log.log, &self.memory, self.segments, chain.segments))
 
-    def log_areas(self, uint64_t desc, uint64_t device, Log log):
-        """Mark the areas of the ring that we write, which are logged at these addresses."""
+    def log_areas(self, pieces, Log log):
+        """Mark the areas of a ring that we write, (guest address, length) each piece of them."""
         cdef RingLog ring
-        ring.desc, ring.device = desc, device
-        return bool(mark_areas(&log.log, &ring, &self.vq))
+        ring.count = len(pieces)
+        for i, (address, length) in enumerate(pieces):
+            ring.pieces[i].address, ring.pieces[i].length = address, length
+        return bool(mark_areas(&log.log, &ring))
 
     cdef list resolved(self, const Chain *chain):
         return [self.describe(&self.segments[i]) for i in range(chain.segments)]

@@ -92,6 +92,7 @@ RECOVERED = REPORT_RECOVERED    # as `Worker.answers` has it
 
 # ---- guest memory ----
 
+PAGE = 4096                     # bytes: what an IOMMU may have each anywhere
 LARGEST_CHUNK = 1 << 30         # bytes that io_uring registers as one buffer
 
 cdef enum:
@@ -140,6 +141,52 @@ cdef class Mapping:
         if self.base != NULL:
             forget_mapping(self.base)
             with nogil:         # pages to free, or a file that is waited for
+                munmap(self.base, self.length)
+
+
+cdef class Joined:
+    """Pieces of guest memory, one behind the other, (address, length) each as mapped here.
+
+    They are mapped once more: what one piece is to an IOMMU may lie anywhere.  All but the first
+    begin where a page does, and all but the last end so.
+
+    Raises:
+        OSError: The kernel cannot map them so, as pages that are huge.
+    """
+
+    cdef void *base
+    cdef size_t length
+    cdef uint64_t within        # bytes of the mapping before the first piece
+
+    def __init__(self, pieces):
+        cdef uint64_t start, end, at = 0
+        spans = [
+            (address // PAGE * PAGE, (address + length + PAGE - 1) // PAGE * PAGE)
+            for address, length in pieces
+        ]
+        self.within = pieces[0][0] % PAGE
+        self.length = sum(end - start for start, end in spans)
+        self.base = reserve(self.length)
+        if self.base == NULL:
+            raise OSError(errno, os.strerror(errno))
+        watch_mapping(self.base, self.length, PAGE)
+        for start, end in spans:
+            # What is shared is mapped a second time where none of it is to move.
+            if mremap(<void *>start, 0, end - start, MREMAP_MAYMOVE | MREMAP_FIXED,
+                      <uint8_t *>self.base + at) == MAP_FAILED:
+                raise OSError(errno, os.strerror(errno))
+            at += end - start
+        madvise(self.base, self.length, MADV_DONTDUMP)
+
+    @property
+    def address(self):
+        """Where the first piece is mapped."""
+        return <uint64_t>self.base + self.within
+
+    def __dealloc__(self):
+        if self.base != NULL:
+            forget_mapping(self.base)
+            with nogil:
                 munmap(self.base, self.length)
 
 
@@ -215,6 +262,19 @@ cdef class MemoryMap:
                 return m.address + (address - m.user_address)
         return 0
 
+    def pieces(self, address: int, length: int) -> list:
+        """Where these bytes of the front end's own are mapped here: (address, length) each.
+
+        Empty where not all of them are.
+        """
+        found, mappings = [], sorted(self.mappings, key=lambda m: m.user_address)
+        for m in mappings:
+            if length and m.user_address <= address < m.user_address + m.size:
+                piece = min(length, m.user_address + m.size - address)
+                found.append((m.address + (address - m.user_address), piece))
+                address, length = address + piece, length - piece
+        return [] if length else found
+
     def guest_address(self, address: int) -> int:
         """The guest address of what the front end has at its own `address`, in the map."""
         for m in self.mappings:
@@ -272,9 +332,9 @@ def fault_eventfd() -> int:
 # ---- what Python passes to a worker, as the data path takes it ----
 
 cdef Placement placement(where) noexcept:
-    """A ring's place from (desc, driver, device, log), or from None where it is not mapped.
+    """A ring's place from (desc, driver, device, logged, kept), or from None where it has none.
 
-    `log` is (desc, device) as guest addresses, or None where its areas are not logged.
+    `logged` has (guest address, length) of each piece of its areas that we write and log.
     """
     cdef Placement p
     memset(&p, 0, sizeof(p))
@@ -282,9 +342,9 @@ cdef Placement placement(where) noexcept:
         p.desc = <void *><uint64_t>where[0]
         p.driver = <void *><uint64_t>where[1]
         p.device = <void *><uint64_t>where[2]
-        if where[3] is not None:
-            p.log.on = True
-            p.log.desc, p.log.device = where[3]
+        p.log.count = len(where[3])
+        for i, (address, length) in enumerate(where[3]):
+            p.log.pieces[i].address, p.log.pieces[i].length = address, length
     return p
 
 
@@ -336,6 +396,7 @@ cdef class Worker:
     cdef View view
     cdef Mapping log
     cdef Iotlb iotlb
+    cdef dict places            # ring -> where it lies, with what keeps that mapped
     cdef readonly object part
     cdef object capsule         # what `state.device` points to
 
@@ -345,7 +406,7 @@ cdef class Worker:
         self.state.completions.fd = -1
         if not 0 < rings <= MAX_RINGS:
             raise ValueError(f"{rings} rings for one worker")
-        self.kept = {}
+        self.kept, self.places = {}, {}
         self.part, self.capsule = part, part.capsule
         self.state.device = device_of(self.capsule, rings, largest, longest_chain)
         self.state.count = rings
@@ -415,7 +476,7 @@ cdef class Worker:
     cdef set mappings(self):
         """All memory that it may still point to."""
         found = set() if self.view is None else set(self.view.map.mappings)
-        for _, kept in self.kept.values():
+        for _, kept, _ in self.kept.values():
             if isinstance(kept, View):
                 found.update((<View>kept).map.mappings)
         return found
@@ -458,14 +519,14 @@ cdef class Worker:
         return taken
 
     cdef uint64_t post(self, CommandKind kind, uint32_t ring, int64_t value, bytes data,
-                       object keep=None) except 0:
+                       object keep=None, object keep_too=None) except 0:
         cdef Command c
         if len(self.kept) >= MAILBOX_SLOTS - 1:
             raise OSError(EBUSY, "the worker has stopped answering")
         if ring >= self.state.count:
             raise IndexError(f"ring {ring} of {self.state.count}")
         self.tickets += 1
-        self.kept[self.tickets] = (data, keep)
+        self.kept[self.tickets] = (data, keep, keep_too)
         c.kind, c.vring, c.ticket, c.value = kind, ring, self.tickets, value
         c.data = NULL if data is None else <void *><char *>data
         post_command(&self.state.mailbox, &c)
@@ -482,8 +543,11 @@ cdef class Worker:
         change.view = NULL if view is None else &view.state
         for i, where in enumerate(places):
             change.places[i] = placement(where)
-        ticket = self.post(CMD_SET_MEMORY, 0, 0, (<char *>&change)[:sizeof(change)], self.view)
+        ticket = self.post(
+            CMD_SET_MEMORY, 0, 0, (<char *>&change)[:sizeof(change)], self.view, self.places
+        )
         self.view = view        # the old one is kept under the ticket until the answer
+        self.places = {i: where for i, where in enumerate(places) if where is not None}
         return ticket
 
     def set_iotlb(self, bint on) -> int:
@@ -511,7 +575,8 @@ cdef class Worker:
         """
         cdef Invalidation what
         what.first, what.last, what.vrings = first, last, sum(1 << ring for ring in rings)
-        return self.post(CMD_INVALIDATE_IOTLB, 0, 0, (<char *>&what)[:sizeof(what)])
+        left = [self.places.pop(ring, None) for ring in rings]
+        return self.post(CMD_INVALIDATE_IOTLB, 0, 0, (<char *>&what)[:sizeof(what)], left)
 
     def deny_iotlb(self, uint64_t iova, uint32_t access) -> int:
         """Fail every request that waits for this miss."""
@@ -561,8 +626,8 @@ cdef class Worker:
         What is in flight is recorded at the address `inflight`, if that is not 0: a region of
         `entries` descriptors that is mapped for as long as the ring may run.
 
-        `place` is (desc, driver, device, log), the last None or the guest addresses of desc and
-        device where our writes to them are logged.
+        `place` is (desc, driver, device, logged, kept): `logged` has the pieces of guest memory
+        that we write there, where that is logged, and `kept` is kept for as long as it lies there.
 
         One that is `taken_over` goes on exactly where it was left, `broken` if it was so.
         """
@@ -573,16 +638,23 @@ cdef class Worker:
         how.inflight, how.entries = <void *>inflight, entries
         how.event_idx, how.indirect = event_idx, indirect
         how.taken_over, how.broken = taken_over, broken
-        return self.post(CMD_START, ring, 0, (<char *>&how)[:sizeof(how)])
+        return self.post_placement(CMD_START, ring, (<char *>&how)[:sizeof(how)], place)
 
     def move(self, uint32_t ring, place) -> int:
         """Tell a running ring where it lies now."""
         cdef Placement where = placement(place)
-        return self.post(CMD_MOVE, ring, 0, (<char *>&where)[:sizeof(where)])
+        return self.post_placement(CMD_MOVE, ring, (<char *>&where)[:sizeof(where)], place)
+
+    cdef uint64_t post_placement(self, CommandKind kind, uint32_t ring, bytes data, place) except 0:
+        """Post a command that gives a ring this place; it may be at the old one until the answer.
+        """
+        ticket = self.post(kind, ring, 0, data, self.places.get(ring))
+        self.places[ring] = place
+        return ticket
 
     def stop(self, uint32_t ring) -> int:
         """Drain and stop a ring; the answer is its next base, as GET_VRING_BASE gives it."""
-        return self.post(CMD_STOP, ring, 0, None)
+        return self.post(CMD_STOP, ring, 0, None, self.places.pop(ring, None))
 
     def enable(self, uint32_t ring, bint enabled) -> int:
         """Let a ring be served, or have it wait."""

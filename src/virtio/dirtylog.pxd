@@ -10,13 +10,12 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from sys.atomics cimport or_release_u8
 from sys.uring cimport iovec
 from virtio.guestmem cimport GuestMemory, guest_address
-from virtio.virtq cimport Segment, Virtq
+from virtio.virtq cimport Segment
 
 
 cdef enum:
     LOG_PAGE_SHIFT = 12         # a bit stands for 4096 bytes, whatever pages the host has
-    DESC_SHIFT = 4              # bytes of a descriptor, in both layouts
-    EVENT_BYTES = 4             # of a packed ring's event suppression structure
+    LOG_PIECES = 8              # of a ring's areas: the longest lie in 6 pages, each somewhere
 
 
 cdef struct DirtyLog:
@@ -25,11 +24,16 @@ cdef struct DirtyLog:
     bint of_data                # what requests write is logged; rings have switches of their own
 
 
+cdef struct LoggedPiece:
+    uint64_t address            # of the guest
+    uint64_t length             # bytes
+
+
 cdef struct RingLog:
-    # Where the writes to a ring's own areas are logged, as guest addresses.
-    bint on
-    uint64_t desc
-    uint64_t device
+    # The areas of a ring that we write, the used ring of a split one, or descriptors and device's
+    # area of a packed one: as guest memory has them.  Behind an IOMMU that may be in pieces.
+    uint32_t count              # 0: they are not logged
+    LoggedPiece pieces[LOG_PIECES]
 
 
 cdef inline bint mark(DirtyLog *log, uint64_t address, uint64_t length) noexcept nogil:
@@ -82,14 +86,10 @@ cdef inline bint mark_iovecs(
     return marked
 
 
-cdef inline bint mark_areas(DirtyLog *log, const RingLog *ring, const Virtq *vq) noexcept nogil:
-    """Mark the areas of a ring that we write, whole, for they are few pages: whether so.
-
-    Those are the used ring, or the descriptors and the device's area of a packed ring.
-    """
-    if not vq.packed:
-        return mark(log, ring.device, 6 + 8 * <uint64_t>vq.size)
-    return (
-        mark(log, ring.desc, <uint64_t>vq.size << DESC_SHIFT)
-        and mark(log, ring.device, EVENT_BYTES)
-    )
+cdef inline bint mark_areas(DirtyLog *log, const RingLog *ring) noexcept nogil:
+    """Mark the areas of a ring that we write, whole, for they are few pages: whether so."""
+    cdef uint32_t i
+    for i in range(ring.count):
+        if not mark(log, ring.pieces[i].address, ring.pieces[i].length):
+            return False
+    return True

@@ -19,7 +19,7 @@ cdef inline void outrun_log(Worker *w, Vring *r) noexcept nogil:
 
 cdef inline bint logged_areas(Worker *w, Vring *r) noexcept nogil:
     """Log our writes to a ring's own areas: whether the log, if any, has bits for them."""
-    if w.log.bits == NULL or mark_areas(&w.log, &r.log, &r.vq):
+    if w.log.bits == NULL or mark_areas(&w.log, &r.log):
         return True
     outrun_log(w, r)
     return False

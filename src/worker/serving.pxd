@@ -80,7 +80,7 @@ cdef inline void spare_kicks(Worker *w, Vring *r) noexcept nogil:
         return
     r.kick.wanted = False
     suppress(&r.vq)
-    if unlikely(r.log.on):
+    if unlikely(r.log.count):
         logged_areas(w, r)
 
 
@@ -113,7 +113,7 @@ cdef inline void publish_ring(Worker *w, Vring *r) noexcept nogil:
     if w.when_idle.now:
         spare_kicks(w, r)       # of a driver that goes on at once: its vring is polled
     # Before the index moves, too: were we killed in between, it would be lost.
-    if unlikely(r.log.on) and not logged_areas(w, r):
+    if unlikely(r.log.count) and not logged_areas(w, r):
         r.used_count = 0
         return
     if is_recorded(&r.inflight):
@@ -121,7 +121,7 @@ cdef inline void publish_ring(Worker *w, Vring *r) noexcept nogil:
     else:
         wanted = publish(&r.vq, r.used, r.used_count)
     r.used_count = 0
-    if unlikely(r.log.on):
+    if unlikely(r.log.count):
         logged_areas(w, r)
     if wanted:
         call_driver(w, r)
@@ -169,6 +169,6 @@ cdef inline bint want_kicks(Worker *w) noexcept nogil:
         r.kick.wanted = True
         if rearm(&r.vq):
             r.wants_look = found = True
-        if unlikely(r.log.on):
+        if unlikely(r.log.count):
             logged_areas(w, r)
     return found

@@ -110,18 +110,19 @@ def test_a_buffer_beyond_the_log_is_reported_and_the_others_are_marked():
 @pytest.mark.parametrize(("size", "touched"), [(8, [3]), (512, [3, 4]), (1024, [3, 4, 5])])
 def test_the_used_ring_is_marked_from_its_flags_to_its_event(size, touched):
     bits = bytearray(BYTES)
-    assert Ring(size).guest.log_areas(0, 3 * PAGE, Log(bits))
+    assert Ring(size).guest.log_areas([(3 * PAGE, 6 + 8 * size)], Log(bits))
     assert pages(bits) == touched
 
 
 def test_descriptors_and_device_area_of_a_packed_ring_are_marked():
     bits = bytearray(BYTES)
     ring = Ring(512, packed=True)
-    assert ring.guest.log_areas(7 * PAGE, 100 * PAGE + 4092, Log(bits))
+    assert ring.guest.log_areas([(7 * PAGE, 512 * 16), (100 * PAGE + 4092, 4)], Log(bits))
     assert pages(bits) == [7, 8, 100]
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 def test_areas_beyond_the_log_are_reported(packed):
     bits = bytearray(BYTES)
-    assert not Ring(packed=packed).guest.log_areas(0, 8 * BYTES * PAGE - 2, Log(bits))
+    areas = [(0, 16), (8 * BYTES * PAGE - 2, 4)]
+    assert not Ring(packed=packed).guest.log_areas(areas, Log(bits))

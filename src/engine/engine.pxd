@@ -11,18 +11,13 @@ wait and leaves the rest to `uring`; `null`; `foreign` for those of libraries wi
 own; `faulty` in front of any of them.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
+from sys.clock cimport KernelTimespec
 from sys.uring cimport iovec
 from virtio.virtq cimport Segment
 from worker.completions cimport Completion
 from worker.state cimport Worker
-
-cdef extern from "<linux/time_types.h>" nogil:
-    cdef struct KernelTimespec "__kernel_timespec":
-        int64_t tv_sec
-        int64_t tv_nsec
-
 
 cdef extern from *:
     """

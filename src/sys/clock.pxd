@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A clock for what is measured in nanoseconds."""
+"""A clock for what is measured in nanoseconds, and how long io_uring is to wait."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
+
+cdef extern from "<linux/time_types.h>" nogil:
+    cdef struct KernelTimespec "__kernel_timespec":
+        int64_t tv_sec
+        int64_t tv_nsec
+
 
 cdef extern from "<time.h>" nogil:
     cdef struct timespec:

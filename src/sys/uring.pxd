@@ -44,6 +44,13 @@ cdef extern from "<liburing.h>" nogil:
         memcpy((char *)sqe + BLKD_SQE_ADDR3, &n, sizeof(n));
     }
 
+    /* An address of any family: liburing wants the type that has no size. */
+    static inline void blkd_prep_connect(
+        struct io_uring_sqe *sqe, int fd, const void *address, uint32_t length
+    ) {
+        io_uring_prep_connect(sqe, fd, address, length);
+    }
+
     /* Completions to take, or to be had for a call (IORING_SETUP_TASKRUN_FLAG). */
     static inline int blkd_uring_has_news(const struct io_uring *ring) {
         return *ring->cq.khead != __atomic_load_n(ring->cq.ktail, __ATOMIC_RELAXED)
@@ -144,7 +151,9 @@ cdef extern from "<liburing.h>" nogil:
     void io_uring_prep_multishot_accept(
         io_uring_sqe *sqe, int fd, void *address, void *length, int flags
     )
-    void io_uring_prep_connect(io_uring_sqe *sqe, int fd, const void *address, uint32_t length)
+    void prep_connect "blkd_prep_connect"(
+        io_uring_sqe *sqe, int fd, const void *address, uint32_t length
+    )
     void io_uring_prep_recv(io_uring_sqe *sqe, int fd, void *buffer, size_t n, int flags)
     void io_uring_prep_send(io_uring_sqe *sqe, int fd, const void *buffer, size_t n, int flags)
     void io_uring_prep_recvmsg(io_uring_sqe *sqe, int fd, void *message, unsigned flags)

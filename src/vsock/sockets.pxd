@@ -10,8 +10,8 @@ from sys.sockets cimport (
     socket_state,
 )
 from sys.uring cimport (
-    io_uring_prep_connect, io_uring_prep_recv, io_uring_prep_recvmsg, io_uring_prep_send,
-    io_uring_prep_sendmsg, io_uring_sqe,
+    io_uring_prep_recv, io_uring_prep_recvmsg, io_uring_prep_send, io_uring_prep_sendmsg,
+    io_uring_sqe, prep_connect,
 )
 from vsock.buffer cimport drop_message, first_message, first_piece, kept, pieces, room
 from vsock.changes cimport (
@@ -247,7 +247,7 @@ cdef inline void pass_shut(Connection *c) noexcept nogil:
 cdef inline void start_connecting(Worker *w, Connection *c) noexcept nogil:
     """Connect the socket to the address."""
     cdef io_uring_sqe *sqe = ask(w, c, CONNECT)
-    io_uring_prep_connect(sqe, c.fd, &c.address, c.address_length)
+    prep_connect(sqe, c.fd, &c.address, c.address_length)
     name(sqe, c, CONNECT)
 
 

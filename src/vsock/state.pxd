@@ -3,7 +3,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from sys.clock cimport timespec
+from sys.clock cimport KernelTimespec
 from sys.sockets cimport sockaddr_storage
 from vsock.connection cimport Connection, Operation
 from vsock.fifo cimport CONNECTIONS, Fifo
@@ -64,7 +64,7 @@ cdef struct Vsock:
     Operation accepts[LISTENERS]
     Operation arrival
     Operation tick
-    timespec tick_length
+    KernelTimespec tick_length
     bint is_new                 # no connection can be known that the driver knows
     bint is_fresh               # ... the driver is new, too
     bint owes_reset             # the driver knows of connections that are no more

@@ -138,7 +138,25 @@ class Wire:
         return "-netdev", netdev, "-device", f"virtio-net-pci,netdev=net-{name},mac={mac}"
 
 
-Device = Disk | Net | Vsock | Wire
+@dataclass(frozen=True, slots=True)
+class OwnTap:
+    """A network card, "eth0" and so on, over a TAP that QEMU serves itself: no back end of ours."""
+
+    name: str
+    pairs: int = 1
+    vhost: bool = False
+    """Whether the host's kernel serves it."""
+
+    def arguments(self, name: str) -> tuple[str, ...]:
+        """What makes QEMU have it, under this name."""
+        vhost = "on" if self.vhost else "off"
+        netdev = f"tap,id=net-{name},ifname={self.name},script=no,downscript=no,vhost={vhost}"
+        several = ",mq=on" if self.pairs > 1 else ""
+        netdev += f",queues={self.pairs}" if self.pairs > 1 else ""
+        return "-netdev", netdev, "-device", f"virtio-net-pci,netdev=net-{name},vectors=0{several}"
+
+
+Device = Disk | Net | Vsock | Wire | OwnTap
 
 
 class Iommu(enum.Enum):
@@ -436,7 +454,7 @@ class Machine:
             yield from ("-device", "virtio-mem-pci,id=spare,memdev=spare-memory,requested-size=0")
         again = ",reconnect-ms=500" if self.qemu_version >= RECONNECT_MS_SINCE else ",reconnect=1"
         for n, device in enumerate(parts.devices):
-            if not isinstance(device, Wire):
+            if not isinstance(device, Wire | OwnTap):
                 reconnect = again if device.reconnects else ""
                 yield from ("-chardev", f"socket,id=device{n},path={device.socket}{reconnect}")
             yield from device.arguments(f"device{n}")

@@ -45,9 +45,17 @@ class Namespace:
         """What a command of `ip` prints."""
         return self.run("ip", *command.split())
 
-    def tap(self, name: str = "tap0", *, mtu: int = 1500, address: str | None = None) -> None:
+    def tap(
+        self,
+        name: str = "tap0",
+        *,
+        mtu: int = 1500,
+        address: str | None = None,
+        multi_queue: bool = True,
+    ) -> None:
         """Make a TAP that outlives who has it open."""
-        self.ip(f"tuntap add {name} mode tap vnet_hdr multi_queue")
+        kind = " multi_queue" if multi_queue else ""
+        self.ip(f"tuntap add {name} mode tap vnet_hdr{kind}")
         self.ip(f"link set {name} mtu {mtu}")
         # What the kernel says of its own accord would stand between what a test sends.
         self.run("sysctl", "-qw", f"net.ipv6.conf.{name}.disable_ipv6=1")

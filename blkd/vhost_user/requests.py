@@ -205,7 +205,7 @@ REQUESTS: Final = MappingProxyType(
             SingleRegion,
             ONE_FD,
             needs=ProtocolFeature.CONFIGURE_MEM_SLOTS,
-            note="also while rings run",
+            note="also while rings run; one that is there is to be removed as often as added",
         ),
         Request.REM_MEM_REG: Declaration(
             SingleRegion,

@@ -6,6 +6,7 @@ carry out, is sent their results, and returns the answer.  The lines after a `yi
 the command succeeded, so that the session never records a change that did not happen.
 """
 
+from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import replace
 
@@ -107,6 +108,8 @@ class Session:
         self.status = 0
         """The virtio device status, as it was last set (virtio 1.3, 2.1)."""
         self.regions: tuple[MemoryRegion, ...] = ()
+        self._repeated: Counter[MemoryRegion] = Counter()
+        """How often each region was added beyond the first time."""
         self.log: LogBase | None = None
         self.vrings = tuple(SessionVring(index) for index in range(device.queues))
         self.fetched: int | None = None
@@ -266,13 +269,21 @@ class Session:
             require_no_overlap(region, table.regions[:at])
         yield SetMemory(table.regions)
         self.regions = table.regions
+        self._repeated.clear()
 
     def get_max_mem_slots(self, _: Empty) -> Answer:
         """Answer how many memory regions there can be."""
         return U64(MAX_MEM_SLOTS)
 
     def add_mem_reg(self, single: SingleRegion) -> Steps:
-        """Add a memory region."""
+        """Add a memory region.
+
+        QEMU up to 7.2 has a vhost device for each pair of a network device's vrings, and each of
+        them adds all regions, and removes them: one goes when it was removed as often as added.
+        """
+        if single.region in self.regions:
+            self._repeated[single.region] += 1
+            return
         if len(self.regions) >= MAX_MEM_SLOTS:
             raise RequestRefused(f"all {MAX_MEM_SLOTS} memory slots are in use")
         require_no_overlap(single.region, self.regions)
@@ -283,6 +294,9 @@ class Session:
         """Remove the memory region of these addresses and this size."""
         for region in self.regions:
             if region.is_same(single.region):
+                if self._repeated[region]:
+                    self._repeated[region] -= 1
+                    return
                 yield RemoveMemory(region)
                 self.regions = tuple(other for other in self.regions if other is not region)
                 return

@@ -364,10 +364,22 @@ def test_a_region_that_is_not_there_cannot_be_removed(talk):
         assert talk.refuses(Request.REM_MEM_REG, SingleRegion(replace(REGION, **change)))
 
 
+def test_a_region_goes_when_it_was_removed_as_often_as_added(talk):
+    for _ in range(3):
+        talk.say(Request.ADD_MEM_REG, SingleRegion(REGION), 1)
+    assert talk.session.regions == (REGION,)
+    assert not talk.commands, "only the first is mapped"
+    for left in ((REGION,), (REGION,), ()):
+        talk.say(Request.REM_MEM_REG, SingleRegion(REGION))
+        assert talk.session.regions == left
+    assert talk.refuses(Request.REM_MEM_REG, SingleRegion(REGION))
+
+
 def test_regions_do_not_overlap(talk):
     assert talk.refuses(Request.SET_MEM_TABLE, MemoryTable((REGION, REGION)), 2)
     talk.say(Request.ADD_MEM_REG, SingleRegion(REGION), 1)
-    assert talk.refuses(Request.ADD_MEM_REG, SingleRegion(REGION), 1)
+    other = replace(REGION, guest_address=REGION.guest_address + 0x1000)
+    assert talk.refuses(Request.ADD_MEM_REG, SingleRegion(other), 1)
 
 
 def test_there_are_as_many_memory_slots_as_announced(talk):

@@ -16,11 +16,7 @@ GUEST := build/guest/$(DEBIAN)
 BUILD_PACKAGES := gcc libc6-dev liburing-dev python3-dev python3-venv
 GUEST_PACKAGES := qemu-system-x86 qemu-utils fio busybox-static cpio kmod
 # qemu-storage-daemon is in qemu-system-common on Debian 12, and in qemu-utils from Debian 13 on.
-<<<<<<< Updated upstream
-TEST_PACKAGES := btrfs-progs e2fsprogs fdisk qemu-system-common socat strace util-linux util-linux-extra valgrind xfsprogs
-=======
-TEST_PACKAGES := btrfs-progs e2fsprogs fdisk iperf3 iproute2 procps qemu-system-common strace util-linux util-linux-extra valgrind xfsprogs
->>>>>>> Stashed changes
+TEST_PACKAGES := btrfs-progs e2fsprogs fdisk iperf3 iproute2 procps qemu-system-common socat strace util-linux util-linux-extra valgrind xfsprogs
 OTHER_DEBIAN_PACKAGES := debootstrap util-linux
 INSIDE_OTHER_DEBIAN := make $(BUILD_PACKAGES) $(GUEST_PACKAGES) $(TEST_PACKAGES)
 BENCH_PACKAGES := git

@@ -64,6 +64,7 @@ cdef struct Connection:
     bint is_listed              # found by these three
     uint16_t next               # in its list of those found alike, plus 1
     bint of_sibling             # the other end of the socket is another guest's
+    uint64_t pair               # ... and has the same number
     int fd
     uint32_t due                # DueBits
     uint8_t guest_shut          # what the guest will not do any more: WILL_NOT_...

@@ -2,10 +2,11 @@
 """Guests of one process that reach each other: how a worker hands a connection to another.
 
 The one whose guest asks makes a pair of sockets, keeps one end and hands the other over; from then
-on either worker serves its end as one of any host program.
+on either worker serves its end as one of any host program.  Only that a guest receives no more goes
+the same way as the socket had: the other end of a pair does not see it before it sends.
 """
 
-from libc.stdint cimport uint16_t, uint32_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from sys.atomics cimport load_acquire_u32, store_release_u32
 from vsock.fifo cimport CONNECTIONS
@@ -19,11 +20,12 @@ cdef struct Handover:
     Completion link             # has to be the first
     uint32_t is_out             # who asks sets it, who is asked clears it
     # Written by who asks while it is not out.
-    int fd                      # the other worker's
+    int fd                      # the other worker's; -1: the guest receives no more
     uint16_t type
     uint32_t cid                # of who asks
     uint32_t port
     uint32_t to_port
+    uint64_t pair               # number of the pair of sockets
 
 
 cdef struct Member:

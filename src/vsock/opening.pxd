@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a connection begins: a guest asks for one, a host program or a sibling arrives."""
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from sys.sockets cimport (
@@ -12,7 +12,7 @@ from sys.sockets cimport (
 from sys.uring cimport IORING_CQE_F_MORE, io_uring_prep_multishot_accept, io_uring_sqe
 from vsock.buffer cimport first_piece, kept
 from vsock.changes cimport (
-    CONNECT_SECONDS, LINE_SECONDS, finish, set_deadline, start_tick, touch,
+    CONNECT_SECONDS, LINE_SECONDS, finish, lose_receiver, set_deadline, start_tick, touch,
 )
 from vsock.connection cimport (
     ASKED, BUFFER_BYTES, CONNECTING, Connection, DUE_REQUEST, LINE, Operation, WAITING,
@@ -133,6 +133,8 @@ cdef inline bint ask_sibling(Worker *w, const Header *h) noexcept nogil:
     begin_asked(w, c, h)
     out.fd, out.type, out.cid = fds[1], h.type, v.cid
     out.port, out.to_port = h.src_port, h.dst_port
+    v.pairs += 1
+    c.pair = out.pair = <uint64_t>v.cid << 32 | v.pairs
     hand_over(to, out)
     return True
 
@@ -218,9 +220,17 @@ cdef inline void receive_sibling(Worker *w, const Handover *h) noexcept nogil:
     if c == NULL:
         close(h.fd)             # which the other worker sees
         return
-    c.of_sibling = True
+    c.of_sibling, c.pair = True, h.pair
     c.peer_cid, c.peer_port, c.guest_port = h.cid, h.port, h.to_port
     ask_guest(w, c)
+
+
+cdef inline void lose_sibling(Worker *w, const Handover *h) noexcept nogil:
+    """Another guest receives no more on a connection to it, if that is still there."""
+    cdef Connection *c = find(vsock_of(w), h.cid, h.port, h.to_port)
+    if c != NULL and c.of_sibling and c.pair == h.pair:
+        lose_receiver(c)
+        touch(w, c)
 
 
 cdef inline void receive_siblings(Worker *w) noexcept nogil:
@@ -233,6 +243,9 @@ cdef inline void receive_siblings(Worker *w) noexcept nogil:
     h = take_handovers(v.member)
     while h != NULL:
         next = <Handover *>h.link.next
-        receive_sibling(w, h)
+        if h.fd < 0:
+            lose_sibling(w, h)
+        else:
+            receive_sibling(w, h)
         release(h)
         h = next

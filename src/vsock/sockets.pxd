@@ -22,8 +22,9 @@ from vsock.connection cimport (
     RECEIVE, RESETTING, SEND, WAITING, is_drained, is_pending,
 )
 from vsock.fifo cimport add
+from vsock.group cimport Handover, Member, hand_over, is_free, sibling
 from vsock.layouts cimport SEQ_EOR, TYPE_SEQPACKET, WILL_NOT_RECEIVE, WILL_NOT_SEND
-from vsock.state cimport vsock_of
+from vsock.state cimport Vsock, vsock_of
 from vsock.table cimport give_connection_back
 from worker.notify cimport cancel
 from worker.state cimport TAG_DEVICE, Worker, next_sqe, tagged
@@ -231,12 +232,24 @@ cdef inline void end_sending(Worker *w, Connection *c, int32_t result) noexcept 
     touch(w, c)
 
 
-cdef inline void pass_shut(Connection *c) noexcept nogil:
+cdef inline void tell_sibling(Vsock *v, const Connection *c) noexcept nogil:
+    """Have a sibling know that the guest receives no more, or find out when it sends next."""
+    cdef Member *to = sibling(v.member, c.peer_cid)
+    cdef Handover *out = &v.member.handovers[c.number]
+    if to != NULL and is_free(out):
+        out.fd, out.pair = -1, c.pair
+        out.cid, out.port, out.to_port = v.cid, c.guest_port, c.peer_port
+        hand_over(to, out)
+
+
+cdef inline void pass_shut(Vsock *v, Connection *c) noexcept nogil:
     """Have the other side know what the guest will not do any more; what it has sent comes first.
     """
     if c.guest_shut & WILL_NOT_RECEIVE and not c.shut & WILL_NOT_RECEIVE:
         c.shut |= WILL_NOT_RECEIVE
         shutdown(c.fd, SHUT_RD)
+        if c.of_sibling:
+            tell_sibling(v, c)
     if c.guest_shut & WILL_NOT_SEND and not c.shut & WILL_NOT_SEND and is_drained(c):
         c.shut |= WILL_NOT_SEND
         shutdown(c.fd, SHUT_WR)
@@ -291,4 +304,4 @@ cdef inline void drive(Worker *w, Connection *c) noexcept nogil:
     start_receiving(w, c)
     start_sending(w, c)
     if c.state == OPEN:
-        pass_shut(c)
+        pass_shut(vsock_of(w), c)

@@ -57,6 +57,7 @@ cdef struct Vsock:
     uint32_t free_count
     uint16_t buckets[BUCKETS]   # a connection's number plus 1, or 0
     uint32_t next_port          # of a host program
+    uint32_t pairs              # made so far
     Fifo ready                  # the guest may be due a packet
     Fifo touched                # something may be to do with the socket
     Fifo timed                  # a deadline may stand

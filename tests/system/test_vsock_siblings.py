@@ -88,6 +88,16 @@ def test_half_a_close_and_then_the_other_arrive(siblings, kind):
     other.close()
 
 
+@pytest.mark.parametrize("kind", [STREAM, SEQPACKET], ids=["stream", "seqpacket"])
+@pytest.mark.parametrize("order", [1, -1], ids=["who-answered", "who-asked"])
+def test_a_guest_that_receives_no_more_is_seen_before_it_is_sent_to(siblings, kind, order):
+    one, other = joined(*siblings, kind=kind)[::order]
+    other.send(Op.SHUTDOWN, flags=RECEIVE)
+    one.wait(lambda: one.shut == RECEIVE)
+    other.write(b"late", flags=EOM if kind == SEQPACKET else 0)
+    one.wait(lambda: one.rx_count == 4)
+
+
 def test_a_sibling_that_refuses_is_seen(siblings):
     one, other = siblings
     asking = one.request(9, cid=4)

@@ -123,10 +123,10 @@ cdef class Guest:
 
     def forget(self, uint64_t first, uint64_t last):
         """Forget what is known of some IOVAs: the (guest address, size) of each range, or None."""
-        self.iotlb.removed_count = 0
+        self.iotlb.removed_count, self.iotlb.has_dropped = 0, False
         forget(self.iotlb, first, last, True)
         self.vq.near = 0
-        if self.iotlb.removed_count > MOST_REMOVED:
+        if self.iotlb.removed_count > MOST_REMOVED or self.iotlb.has_dropped:
             return None
         return [
             (self.guest_address(self.iotlb.removed[i].base), self.iotlb.removed[i].size)

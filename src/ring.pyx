@@ -34,8 +34,8 @@ from virtio.virtqueue cimport vring_base
 from worker.commands cimport MemoryChange, Placement, VringStart
 from worker.loop cimport open_uring, serve
 from worker.mailbox cimport (
-    Answer, CMD_CONFIGURE, CMD_DENY_IOTLB, CMD_ENABLE, CMD_INVALIDATE_IOTLB, CMD_MOVE, CMD_PAUSE,
-    CMD_QUIT, CMD_REGISTER, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR, CMD_SET_IOTLB, CMD_SET_KICK,
+    Answer, CMD_CONFIGURE, CMD_DENY_IOTLB, CMD_ENABLE, CMD_INVALIDATE_IOTLB, CMD_LOSE_PATIENCE,
+    CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_REGISTER, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR, CMD_SET_IOTLB, CMD_SET_KICK,
     CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP, CMD_UPDATE_IOTLB, Command, CommandKind,
     MAILBOX_SLOTS, Miss, REPORT_RECOVERED, post_command, take_answer, take_miss,
 )
@@ -577,6 +577,13 @@ cdef class Worker:
         what.first, what.last, what.vrings = first, last, sum(1 << ring for ring in rings)
         left = [self.places.pop(ring, None) for ring in rings]
         return self.post(CMD_INVALIDATE_IOTLB, 0, 0, (<char *>&what)[:sizeof(what)], left)
+
+    def lose_patience(self) -> int:
+        """Have rings go on that wait for a translation since the last call, if they can.
+
+        The answer is 0 where none waits any more.
+        """
+        return self.post(CMD_LOSE_PATIENCE, 0, 0, None)
 
     def deny_iotlb(self, uint64_t iova, uint32_t access) -> int:
         """Fail every request that waits for this miss."""

@@ -7,6 +7,7 @@ are one.  When it has no room for another it forgets all: what is needed again i
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from virtio.guestmem cimport GuestMemory, Region, guest_address
 
@@ -18,8 +19,15 @@ cdef enum:
 
     IOVA_PAGE = 4096            # bytes: no IOMMU has smaller pages
     MOST_REMOVED = 256          # ranges that one invalidation takes note of
+    MOST_FOUND = 256            # pages that one walk for what is missing finds
     FIRST_RANDOM = 2463534242   # of xorshift: anything but 0
     NOWHERE = 0                 # the node that no tree has, and that no address is in
+
+
+cdef enum Walk:
+    WALK_WHOLE                  # to begin with a chain: up to what is missing
+    WALK_FOR_MISSING            # to know all that is missing
+    WALK_FOR_LAST_BYTES         # to fail: the last byte of each buffer, NULL where it is missing
 
 
 cdef struct Node:
@@ -36,6 +44,7 @@ cdef struct Missing:
     bint is_asked               # the control thread has it
     bint is_known               # a translation has come since
     bint is_denied              # there is none
+    bint is_old                 # it was missing when patience was lost the last time
     bint is_last                # what it is needed for is to fail, and needs no more than this
 
 
@@ -49,9 +58,12 @@ cdef struct Iotlb:
     uint32_t root
     uint32_t free               # the first of those that were given back
     uint32_t random
+    Walk walk                   # how chains are walked now
     Missing missing             # what the last walk lacked
+    Missing found[MOST_FOUND]   # ... each page, by a walk for what is missing
+    uint32_t found_count
     bint has_unasked            # something is missing that was not asked for
-    bint only_last_bytes        # of each buffer the last byte will do, or none: see `add_last_byte`
+    bint has_dropped            # something was forgotten that requests in flight may use, unnoted
     uint8_t *table              # room for an indirect table that lies in pieces
     # The invalidation under way: it waits for requests that use what was mapped there.
     uint64_t ticket             # to be answered, or 0
@@ -86,6 +98,13 @@ cdef inline Iotlb *lay_out_iotlb(void *at, uint32_t capacity) noexcept nogil:
     t.capacity, t.random = capacity, FIRST_RANDOM
     forget_all(t)
     return t
+
+
+cdef inline void drop_all(Iotlb *t) noexcept nogil:
+    """Know no translation, without a note of where each was."""
+    if t.root:
+        t.has_dropped = True
+    forget_all(t)
 
 
 cdef inline uint32_t node_before(const Iotlb *t, uint64_t address) noexcept nogil:
@@ -214,14 +233,14 @@ cdef inline void forget(Iotlb *t, uint64_t first, uint64_t last, bint is_noted) 
     """
     cdef uint32_t before, within, rest = NOWHERE
     if not (cut(t, first) and (last + 1 == 0 or cut(t, last + 1))):
-        if is_noted:
-            t.removed_count = MOST_REMOVED + 1
-        forget_all(t)
+        drop_all(t)
         return
     part(t, t.root, first, &before, &within)
     if last + 1:
         part(t, within, last + 1, &within, &rest)
     t.root = join(t, before, rest)
+    if within and not is_noted:
+        t.has_dropped = True
     free_tree(t, within, is_noted)
 
 
@@ -255,12 +274,25 @@ cdef inline void take_out(Iotlb *t, uint32_t node) noexcept nogil:
     free_node(t, node)
 
 
+cdef inline bint is_known(const Iotlb *t, const Region *range, uint32_t access) noexcept nogil:
+    """Whether just that is known of a range."""
+    cdef uint32_t node = node_before(t, range.guest_address)
+    cdef uint64_t within = range.guest_address - t.ranges[node].guest_address
+    return (
+        node != NOWHERE and t.nodes[node].access == access and within < t.ranges[node].size
+        and range.size <= t.ranges[node].size - within
+        and t.ranges[node].base + within == range.base
+    )
+
+
 cdef inline void learn(
     Iotlb *t, const GuestMemory *guest, const Region *range, uint32_t access
 ) noexcept nogil:
     """Translate by a range, which `guest` memory has in one piece, whatever was known of it."""
     cdef uint64_t end = range.guest_address + range.size
     cdef uint32_t node, after
+    if is_known(t, range, access):
+        return
     forget(t, range.guest_address, end - 1, False)
     node = node_before(t, range.guest_address)
     if continues(t, guest, node, range, access):
@@ -268,13 +300,26 @@ cdef inline void learn(
     else:
         node = take_node(t, range, access)
         if node == NOWHERE:
-            forget_all(t)
+            drop_all(t)
             node = take_node(t, range, access)
         add_node(t, node)
     after = node_before(t, end)
     if end and after != node and continues(t, guest, node, &t.ranges[after], t.nodes[after].access):
         t.ranges[node].size += t.ranges[after].size
         take_out(t, after)
+
+
+cdef inline void note_missing(Iotlb *t, uint64_t address, uint32_t access) noexcept nogil:
+    """Note what a walk lacks; one for what is missing has each page once, where they follow."""
+    cdef Missing *found = &t.found[t.found_count]
+    memset(&t.missing, 0, sizeof(Missing))
+    t.missing.iova, t.missing.access = address & ~<uint64_t>(IOVA_PAGE - 1), access
+    if t.walk != WALK_FOR_MISSING or t.found_count == MOST_FOUND:
+        return
+    if t.found_count and (found - 1).iova == t.missing.iova and (found - 1).access == access:
+        return
+    found[0] = t.missing
+    t.found_count += 1
 
 
 cdef inline uint8_t *translate_iova(
@@ -288,7 +333,7 @@ cdef inline uint8_t *translate_iova(
     cdef uint32_t node = node_before(t, address)
     cdef uint64_t within = address - t.ranges[node].guest_address
     if node == NOWHERE or within >= t.ranges[node].size or access & ~t.nodes[node].access:
-        t.missing.iova, t.missing.access = address & ~<uint64_t>(IOVA_PAGE - 1), access
+        note_missing(t, address, access)
         return NULL
     if length[0] > t.ranges[node].size - within:
         length[0] = t.ranges[node].size - within

@@ -16,7 +16,10 @@ from virtio.flaw cimport (
     FLAW_TABLE_LENGTH, FLAW_TABLE_LONG, FLAW_TABLE_UNMAPPED, Flaw, FlawKind, found_flaw,
 )
 from virtio.guestmem cimport GuestMemory, near_base, translate, translate_whole
-from virtio.iotlb cimport ACCESS_READ, ACCESS_WRITE, Iotlb, iotlb_of, translate_iova
+from virtio.iotlb cimport (
+    ACCESS_READ, ACCESS_WRITE, IOVA_PAGE, Iotlb, WALK_FOR_LAST_BYTES, WALK_FOR_MISSING, WALK_WHOLE,
+    iotlb_of, note_missing, translate_iova,
+)
 from virtio.layouts cimport DESC_F_WRITE, Desc
 
 
@@ -138,21 +141,31 @@ cdef inline int add_translated(
     Virtq *vq, Iotlb *t, uint64_t address, uint32_t length, bint device_writes, Segment *out,
     uint32_t room,
 ) noexcept nogil:
-    """Resolve a buffer of IOVAs: as `add_segments`, or MISSED."""
+    """Resolve a buffer of IOVAs: as `add_segments`, or MISSED.
+
+    What lies in more pieces than there is room for is MISSED, too, and is to fail: the driver could
+    not know.  A walk for what is missing goes on behind that, by pages.
+    """
     cdef uint64_t at = address, left = length, piece
     cdef uint32_t n = 0, access = ACCESS_WRITE if device_writes else ACCESS_READ
     cdef uint8_t *base
     if length and address + (length - 1) < address:
         return refuse_buffer(vq, address, length, 0, False)
-    if t.only_last_bytes:
+    if t.walk == WALK_FOR_LAST_BYTES:
         return add_last_byte(vq, t, address, length, device_writes, out, room)
     while left:
+        if n == room and t.walk == WALK_FOR_MISSING:
+            break
         if n == room:
-            return refuse_buffer(vq, address, length, at, True)
+            note_missing(t, at, access)
+            t.missing.is_last = True
+            return MISSED
         piece = left
         base = translate_iova(t, at, &piece, access, &vq.near)
-        if base == NULL:
+        if base == NULL and t.walk == WALK_WHOLE:
             return MISSED
+        if base == NULL:
+            piece = min(left, IOVA_PAGE - (at & (IOVA_PAGE - 1)))
         out[n].base, out[n].len, out[n].device_writes = base, <uint32_t>piece, device_writes
         at += piece
         left -= piece

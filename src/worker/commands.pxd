@@ -12,12 +12,13 @@ from virtio.guestmem cimport MemoryView
 from virtio.iotlb cimport Iotlb
 from virtio.virtqueue cimport start, vring_base
 from worker.mailbox cimport (
-    CMD_CONFIGURE, CMD_DENY_IOTLB, CMD_ENABLE, CMD_INVALIDATE_IOTLB, CMD_MOVE, CMD_PAUSE, CMD_QUIT,
-    CMD_REGISTER, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR, CMD_SET_IOTLB, CMD_SET_KICK, CMD_SET_LOG,
-    CMD_SET_MEMORY, CMD_START, CMD_STOP, CMD_UPDATE_IOTLB, Command, Miss, stage_answer,
+    CMD_CONFIGURE, CMD_DENY_IOTLB, CMD_ENABLE, CMD_INVALIDATE_IOTLB, CMD_LOSE_PATIENCE, CMD_MOVE,
+    CMD_PAUSE, CMD_QUIT, CMD_REGISTER, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR, CMD_SET_IOTLB,
+    CMD_SET_KICK, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP, CMD_UPDATE_IOTLB, Command, Miss, stage_answer,
     take_command,
 )
 from worker.notify cimport arm_kick, call_driver, leave_call, leave_kick, lose_ring
+from worker.parking cimport lose_patience
 from worker.registration cimport leave_registered, register_memory
 from worker.serving cimport do_again
 from worker.state cimport MAX_RINGS, Worker
@@ -33,6 +34,10 @@ from worker.vring cimport Vring, change, is_started
 cdef extern from "<errno.h>" nogil:
     enum:
         ECANCELED
+
+
+cdef enum:
+    STILL_WAITING = 2           # a result that is neither 0 nor LATER
 
 
 cdef struct Placement:
@@ -100,6 +105,7 @@ cdef inline int start_ring(Worker *w, Vring *r, const VringStart *how) noexcept 
     if rc < 0:
         return rc
     r.in_flight = r.used_count = r.parked_count = 0
+    r.has_lost_patience = False
     memset(&r.awaited, 0, sizeof(r.awaited))
     w.device.start(w, r)
     change(r, START_BROKEN if how.broken else START)
@@ -236,7 +242,9 @@ cdef inline int64_t apply_to_iotlb(Worker *w, const Command *c) noexcept nogil:
         return update_iotlb(w, <const Translation *>c.data)
     elif c.kind == CMD_INVALIDATE_IOTLB:
         return invalidate_iotlb(w, c.ticket, <const Invalidation *>c.data)
-    elif c.kind == CMD_DENY_IOTLB and w.iotlb != NULL:
+    elif c.kind == CMD_LOSE_PATIENCE:
+        return STILL_WAITING if lose_patience(w) else 0
+    elif c.kind == CMD_DENY_IOTLB:
         deny_iotlb(w, <const Miss *>c.data)
     return 0
 

@@ -28,6 +28,7 @@ cdef enum CommandKind:
     CMD_SET_IOTLB               # data: pointer to an Iotlb, NULL where there is no IOMMU
     CMD_UPDATE_IOTLB            # data: Translation
     CMD_INVALIDATE_IOTLB        # data: Invalidation; answered when nothing touches what is gone
+    CMD_LOSE_PATIENCE           # answered with 0 where no vring waits for a chain's translations
     CMD_DENY_IOTLB              # data: Miss
     CMD_START                   # data: VringStart
     CMD_MOVE                    # data: Placement

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chains that lack a translation of the guest's IOMMU: they have not begun, and hold nobody up.
+"""Chains that lack a translation of the guest's IOMMU: they have not begun.
 
-A chain is parked only where it is recorded as in flight: who serves the vring next finds it there.
-While data is logged for a migration it would be lost on the way, so then, or where nothing is
-recorded, it is put back and its vring waits: whenever the vring stops, it was never fetched.
+The next chain of a vring is put back, and the vring waits: however it stops, that chain was never
+fetched.  All pages that it lacks are asked for at once, and those of some chains behind it.
+
+A front end that does not answer would hold up the whole vring.  When patience is lost the chain is
+parked instead, if it can be recorded as in flight: who serves the vring next finds it there.  While
+data is logged for a migration it would be lost on the way, and is not parked.
 """
 
 from libc.errno cimport EFAULT
@@ -12,11 +15,13 @@ from libc.string cimport memset
 
 from inflight.record cimport walk_again
 from inflight.region cimport is_recorded
-from virtio.flaw cimport FLAW_DENIED, found_flaw
-from virtio.iotlb cimport IOVA_PAGE, Missing
+from virtio.flaw cimport FLAW_DENIED, FLAW_NONE, found_flaw
+from virtio.iotlb cimport (
+    IOVA_PAGE, Missing, WALK_FOR_LAST_BYTES, WALK_FOR_MISSING, WALK_WHOLE,
+)
 from virtio.packed cimport retreat
 from virtio.virtq cimport Chain, MISSED, Position
-from virtio.virtqueue cimport skip, walk_skipped
+from virtio.virtqueue cimport has_more, skip, walk_skipped
 from worker.mailbox cimport post_miss, wake_control
 from worker.notify cimport break_ring
 from worker.state cimport Worker
@@ -24,25 +29,14 @@ from worker.states cimport PLACE, RUNNING, WAIT, WAITING
 from worker.vring cimport Parked, Vring, change
 
 
+cdef enum:
+    CHAINS_ASKED_FOR = 16       # of a vring that waits, whose translations are asked for at once
+
+
 cdef inline bint is_awaiting(const Vring *r) noexcept nogil:
     """Whether a vring waits for what its next chain lacks; else for its own place, or for nothing.
     """
     return r.state == WAITING and r.is_placed
-
-
-cdef inline int wait_for_more(Worker *w, Vring *r, Missing *missing) noexcept nogil:
-    """Have what the last walk lacked asked for: 0, or -EFAULT where just that has been denied.
-
-    What is denied to a chain makes it fail; then it needs no more than where its answer goes.
-    """
-    cdef const Missing *found = &w.iotlb.missing
-    if missing.is_denied and missing.iova == found.iova and missing.access == found.access:
-        return found_flaw(&r.vq.flaw, FLAW_DENIED, found.iova, found.access, 0, EFAULT)
-    missing.is_last = missing.is_last or missing.is_denied
-    missing.iova, missing.access = found.iova, found.access
-    missing.is_asked = missing.is_known = missing.is_denied = False
-    w.iotlb.has_unasked = True
-    return 0
 
 
 cdef inline void step_back(Vring *r, uint32_t descriptors) noexcept nogil:
@@ -53,34 +47,77 @@ cdef inline void step_back(Vring *r, uint32_t descriptors) noexcept nogil:
         r.vq.avail.index -= 1
 
 
-cdef inline void park_recorded(
-    Worker *w, Vring *r, uint32_t entry, uint32_t descriptors
-) noexcept nogil:
-    """Keep a chain that is recorded at `entry` until what it lacks has come."""
-    cdef Parked *p = &r.parked[r.parked_count]
-    memset(p, 0, sizeof(Parked))
-    p.chain.entry, p.chain.descriptors = <uint16_t>entry, <uint16_t>descriptors
-    r.parked_count += 1
-    r.wanted -= 1               # it will begin
-    wait_for_more(w, r, &p.missing)
-    if is_denied_here(w, r):
-        p.missing = r.awaited
-        r.has_earlier = True
-    memset(&r.awaited, 0, sizeof(Missing))
+# ---- asking ----
+
+cdef inline int ask_for_found(Worker *w) noexcept nogil:
+    """Have all asked for that the last walk found missing: whether there was room for all."""
+    cdef uint32_t i
+    for i in range(w.iotlb.found_count):
+        if not post_miss(&w.mailbox, w.iotlb.found[i].iova, w.iotlb.found[i].access):
+            return False
+    return True
 
 
-cdef inline int park(Worker *w, Vring *r, const Chain *chain) noexcept nogil:
-    """Keep a chain that was just fetched and recorded until what it lacks has come: 1."""
-    park_recorded(w, r, chain.entry if r.vq.packed else chain.id, chain.descriptors)
-    return 1
+cdef inline void ask_for_chains(Worker *w, Vring *r) noexcept nogil:
+    """Have all asked for that the next chains lack; of the first, its vring awaits the last page.
+
+    Answers come in the order of questions, so the others have come by then.
+    """
+    cdef Position head = r.vq.avail
+    cdef Chain chain
+    cdef uint32_t n = 0
+    cdef Position at
+    cdef bint has_room = True
+    w.iotlb.walk = WALK_FOR_MISSING
+    while n < CHAINS_ASKED_FOR and has_room and has_more(&r.vq):
+        w.iotlb.found_count = 0
+        at = r.vq.avail
+        if skip(&r.vq, &chain) < 0:
+            break
+        walk_skipped(&r.vq, w.addresses, at, w.segments, w.segment_room, &chain)
+        if n == 0 and w.iotlb.found_count:
+            r.awaited = w.iotlb.found[w.iotlb.found_count - 1]
+        has_room = ask_for_found(w)
+        if n == 0:
+            r.awaited.is_asked = has_room and w.iotlb.found_count
+        n += 1
+    w.iotlb.walk = WALK_WHOLE
+    r.vq.avail = head
+    r.vq.flaw.kind = FLAW_NONE  # what is wrong with a chain is found again when it is fetched
+    wake_control(&w.mailbox)
 
 
-cdef inline bint is_denied_here(const Worker *w, const Vring *r) noexcept nogil:
-    """Whether the last walk lacked just what was denied to the next chain of a vring."""
-    cdef const Missing *found = &w.iotlb.missing
-    return (
-        r.awaited.is_denied and r.awaited.iova == found.iova
-        and r.awaited.access == found.access
+cdef inline int wait_for_more(Worker *w, Vring *r, Missing *missing) noexcept nogil:
+    """Wait for what the last walk lacked: 0, or -EFAULT where just that has been denied.
+
+    What is denied to a chain makes it fail; then it needs no more than where its answer goes.
+    """
+    cdef const Missing *lacked = &w.iotlb.missing
+    if missing.is_last and missing.is_denied and (
+        missing.iova == lacked.iova and missing.access == lacked.access
+    ):
+        return found_flaw(&r.vq.flaw, FLAW_DENIED, lacked.iova, lacked.access, 0, EFAULT)
+    missing.is_last = missing.is_last or missing.is_denied or lacked.is_last
+    missing.iova, missing.access = lacked.iova, lacked.access
+    missing.is_asked = missing.is_denied = False
+    missing.is_known = lacked.is_last   # what is too much is to fail at once
+    w.iotlb.has_unasked = True
+    return 0
+
+
+# ---- the next chain of a vring ----
+
+cdef inline bint is_doomed(const Missing *missing) noexcept nogil:
+    """Whether what waits is to fail."""
+    return missing.is_denied or missing.is_last
+
+
+cdef inline bint may_park(const Worker *w, const Vring *r) noexcept nogil:
+    """Whether the next chain of a vring, which lacks something, is to be parked."""
+    if not is_recorded(&r.inflight) or r.parked_count == r.vq.size:
+        return False
+    return is_doomed(&r.awaited) or (
+        (r.has_lost_patience or r.parked_count) and not w.log.of_data
     )
 
 
@@ -90,13 +127,17 @@ cdef inline int missed(Worker *w, Vring *r, Chain *chain) noexcept nogil:
     -errno breaks the vring.
     """
     step_back(r, chain.descriptors + 1)
-    if is_recorded(&r.inflight) and r.parked_count < r.vq.size and (
-        not w.log.of_data or is_denied_here(w, r)
-    ):
+    if may_park(w, r):
+        r.has_lost_patience = False
         return skip(&r.vq, chain)
+    if w.iotlb.missing.is_last:
+        r.awaited, r.has_earlier = w.iotlb.missing, True    # it lies in too many pieces
+        return 0
     memset(&r.awaited, 0, sizeof(Missing))
     change(r, WAIT)
-    return wait_for_more(w, r, &r.awaited)
+    wait_for_more(w, r, &r.awaited)
+    ask_for_chains(w, r)
+    return 0
 
 
 cdef inline bint knows_answer(const Worker *w, const Chain *chain) noexcept nogil:
@@ -113,16 +154,92 @@ cdef inline int fail(Worker *w, Vring *r, const Chain *chain) noexcept nogil:
     return w.device.fail(w, r, chain)
 
 
+cdef inline int fail_next(Worker *w, Vring *r) noexcept nogil:
+    """Fetch the next chain to fail it, or have its vring wait on: not negative, or -errno."""
+    cdef Chain chain
+    cdef Position head = r.vq.avail
+    cdef int rc = skip(&r.vq, &chain)
+    if rc < 0:
+        return rc
+    w.iotlb.walk = WALK_FOR_LAST_BYTES
+    rc = walk_skipped(&r.vq, w.addresses, head, w.segments, w.segment_room, &chain)
+    w.iotlb.walk = WALK_WHOLE
+    if rc == MISSED or (rc == 0 and not knows_answer(w, &chain)):
+        r.vq.avail = head
+        change(r, WAIT)
+        return wait_for_more(w, r, &r.awaited)
+    memset(&r.awaited, 0, sizeof(Missing))
+    return fail(w, r, &chain) if rc == 0 else rc
+
+
+cdef inline void serve_awaited(Worker *w, Vring *r) noexcept nogil:
+    """Have the chain that a vring waited for fetched, or failed where it was denied what it needs.
+
+    One that is recorded is fetched all the same, to be parked with that: `missed`.
+    """
+    cdef int rc
+    if not is_doomed(&r.awaited):
+        memset(&r.awaited, 0, sizeof(Missing))
+    elif not is_recorded(&r.inflight):
+        rc = fail_next(w, r)
+        if rc < 0:
+            break_ring(w, r, rc)
+
+
+cdef inline uint32_t lose_patience(Worker *w) noexcept nogil:
+    """Have all vrings go on that have waited since the last time: how many still wait."""
+    cdef uint32_t i, waiting = 0
+    cdef Vring *r
+    for i in range(w.started_count):
+        r = w.started[i]
+        if not is_awaiting(r) or r.awaited.is_last or not is_recorded(&r.inflight):
+            continue
+        if r.awaited.is_old and not w.log.of_data:
+            r.has_lost_patience = r.wants_look = True
+            change(r, PLACE)
+        else:
+            r.awaited.is_old = True
+            waiting += 1
+    return waiting
+
+
+# ---- parked chains ----
+
+cdef inline void park_recorded(
+    Worker *w, Vring *r, uint32_t entry, uint32_t descriptors
+) noexcept nogil:
+    """Keep a chain that is recorded at `entry` until what it lacks has come."""
+    cdef Parked *p = &r.parked[r.parked_count]
+    memset(p, 0, sizeof(Parked))
+    p.chain.entry, p.chain.descriptors = <uint16_t>entry, <uint16_t>descriptors
+    r.parked_count += 1
+    r.wanted -= 1               # it will begin
+    wait_for_more(w, r, &p.missing)
+    if is_doomed(&r.awaited):
+        p.missing.is_last = p.missing.is_known = True
+        memset(&r.awaited, 0, sizeof(Missing))
+    r.has_earlier = r.has_earlier or p.missing.is_known
+
+
+cdef inline int park(Worker *w, Vring *r, const Chain *chain) noexcept nogil:
+    """Keep a chain that was just fetched and recorded until what it lacks has come: 1."""
+    park_recorded(w, r, chain.entry if r.vq.packed else chain.id, chain.descriptors)
+    return 1
+
+
 cdef inline int begin_parked(Worker *w, Vring *r, Parked *p) noexcept nogil:
-    """Walk a parked chain again, to begin or to fail: 1 when that is done, 0, or -errno."""
+    """Walk a parked chain again, to begin or to fail: 1 when that is done, 0, or -errno.
+
+    One that breaks its vring stays recorded: others were fetched behind it, which are counted.
+    """
     cdef Chain chain
     cdef int rc
-    cdef bint fails = p.missing.is_denied or p.missing.is_last
-    w.iotlb.only_last_bytes = fails
+    cdef bint fails = is_doomed(&p.missing)
+    w.iotlb.walk = WALK_FOR_LAST_BYTES if fails else WALK_WHOLE
     rc = walk_again(
         &r.inflight, &r.vq, w.addresses, &p.chain, w.segments, w.segment_room, &chain
     )
-    w.iotlb.only_last_bytes = False
+    w.iotlb.walk = WALK_WHOLE
     if rc == MISSED or (rc == 0 and fails and not knows_answer(w, &chain)):
         return wait_for_more(w, r, &p.missing)
     if rc < 0:
@@ -144,52 +261,14 @@ cdef inline void serve_parked(Worker *w, Vring *r) noexcept nogil:
             if rc:
                 continue
         r.parked[kept] = p[0]
+        r.has_earlier = r.has_earlier or p.missing.is_known
         kept += 1
     r.parked_count = kept
     if rc < 0:
         break_ring(w, r, rc)
 
 
-cdef inline int walk_next(Worker *w, Vring *r, Chain *chain) noexcept nogil:
-    """Fetch the next chain, of which only the last bytes are wanted: 1, or -errno."""
-    cdef Position head = r.vq.avail
-    cdef int rc = skip(&r.vq, chain)
-    if rc > 0:
-        w.iotlb.only_last_bytes = True
-        rc = walk_skipped(&r.vq, w.addresses, head, w.segments, w.segment_room, chain) or 1
-        w.iotlb.only_last_bytes = False
-    return rc
-
-
-cdef inline int fail_next(Worker *w, Vring *r) noexcept nogil:
-    """Fetch the next chain to fail it, or have its vring wait on: not negative, or -errno."""
-    cdef Chain chain
-    cdef Position head = r.vq.avail
-    cdef int rc = walk_next(w, r, &chain)
-    if rc == MISSED or (rc > 0 and not knows_answer(w, &chain)):
-        r.vq.avail = head
-        change(r, WAIT)
-        return wait_for_more(w, r, &r.awaited)
-    return fail(w, r, &chain) if rc > 0 else rc
-
-
-cdef inline void serve_awaited(Worker *w, Vring *r) noexcept nogil:
-    """Fail the chain that a vring waited for, if it was denied what it needs; others are fetched.
-
-    One that can be recorded is fetched, too, to be parked: it lacks just that.
-    """
-    cdef int rc = 0
-    if r.awaited.is_denied and is_recorded(&r.inflight):
-        return
-    if r.awaited.is_denied or r.awaited.is_last:
-        rc = fail_next(w, r)
-    if rc < 0:
-        break_ring(w, r, rc)
-    elif r.state == RUNNING:
-        memset(&r.awaited, 0, sizeof(Missing))
-
-
-# ---- what is asked for, and what has come ----
+# ---- what is missing, and what has come ----
 
 cdef inline bint ask(Worker *w, Missing *missing) noexcept nogil:
     """Have a translation asked for, unless that was done: whether it was done now."""
@@ -217,26 +296,15 @@ cdef inline void ask_for_missing(Worker *w) noexcept nogil:
         wake_control(&w.mailbox)
 
 
-cdef inline bint meets(
-    const Missing *missing, uint64_t first, uint64_t last, uint32_t access
-) noexcept nogil:
-    """Whether what is missing is in the page, and for the access, that something has come for."""
-    return (
-        not missing.access & ~access and missing.iova <= last
-        and missing.iova + (IOVA_PAGE - 1) >= first
-    )
-
-
 cdef inline bint note_if_met(
     Missing *missing, uint64_t first, uint64_t last, uint32_t access, bint is_denied
 ) noexcept nogil:
     """Note that a translation has come, or is denied, if that is what was missing: whether so."""
-    if not meets(missing, first, last, access):
+    if missing.access & ~access or missing.iova > last or (
+        missing.iova + (IOVA_PAGE - 1) < first
+    ):
         return False
-    if is_denied:
-        missing.is_denied = True
-    else:
-        missing.is_known = True
+    missing.is_denied, missing.is_known = is_denied, not is_denied
     return True
 
 
@@ -252,8 +320,8 @@ cdef inline void note_come(
         is_met = is_awaiting(r) and note_if_met(&r.awaited, first, last, access, is_denied)
         if is_met:
             change(r, PLACE)
-        elif not is_denied and meets(&r.awaited, first, last, access):
-            r.awaited.is_denied = False
+        elif r.awaited.is_denied and not is_denied:
+            note_if_met(&r.awaited, first, last, access, False)     # it was not failed yet
         for k in range(r.parked_count):
             is_met |= note_if_met(&r.parked[k].missing, first, last, access, is_denied)
         if is_met:

@@ -93,7 +93,7 @@ cdef inline void serve_ring(Worker *w, Vring *r) noexcept nogil:
             return
     spare_kicks(w, r)
     rc = w.device.serve(w, r)
-    r.wants_look = rc > 0
+    r.wants_look = rc > 0 or r.has_earlier
     if rc < 0:
         break_ring(w, r, rc)
 
@@ -139,7 +139,7 @@ cdef inline void serve_rings(Worker *w) noexcept nogil:
             publish_ring(w, r)  # a call goes to the kernel before the requests fetched next
         if r.wants_look and served(w, r):
             serve_ring(w, r)
-            if r.wants_look and r.wanted:
+            if r.wants_look and (r.wanted or r.has_earlier):
                 w.unfinished = True
         if r.used_count:
             publish_ring(w, r)

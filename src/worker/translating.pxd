@@ -6,7 +6,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from virtio.guestmem cimport Region
 from virtio.iotlb cimport (
-    Iotlb, MOST_REMOVED, NOWHERE, forget, forget_all, learn,
+    Iotlb, MOST_REMOVED, NOWHERE, drop_all, forget, learn,
 )
 from worker.mailbox cimport Miss, stage_answer
 from worker.parking cimport ask_for_missing, note_come
@@ -39,7 +39,7 @@ cdef inline void look_anew(Worker *w) noexcept nogil:
 cdef inline void choose_addresses(Worker *w) noexcept nogil:
     """Walk chains by the IOTLB if there is one, which then knows nothing; else by guest memory."""
     if w.iotlb != NULL:
-        forget_all(w.iotlb)
+        drop_all(w.iotlb)
         w.addresses = &w.iotlb.memory
     else:
         w.addresses = w.view.memory if w.view != NULL else NULL
@@ -69,7 +69,8 @@ cdef inline int update_iotlb(Worker *w, const Translation *what) noexcept nogil:
 
 cdef inline void deny_iotlb(Worker *w, const Miss *what) noexcept nogil:
     """Fail what waits for a translation that there is not."""
-    note_come(w, what.iova, what.iova, what.access, True)
+    if w.iotlb != NULL:
+        note_come(w, what.iova, what.iova, what.access, True)
 
 
 cdef inline int invalidate_iotlb(
@@ -77,8 +78,8 @@ cdef inline int invalidate_iotlb(
 ) noexcept nogil:
     """Know some translations no more, nor where some vrings lie: LATER, or -errno.
 
-    Answered when nothing that has begun touches what was there.  Where that is too much to take
-    note of, everything is forgotten, so that nothing new begins meanwhile.
+    Answered when nothing that has begun touches what was there.  Where it is not known what does,
+    all is waited for, and everything is forgotten, so that nothing new begins meanwhile.
     """
     cdef uint32_t i
     cdef Iotlb *t = w.iotlb
@@ -88,8 +89,10 @@ cdef inline int invalidate_iotlb(
         return -EBUSY
     t.removed_count = 0
     forget(t, what.first, what.last, True)
+    if t.has_dropped or (t.removed_count and w.device.uses == NULL):
+        t.removed_count = MOST_REMOVED + 1
     if t.removed_count > MOST_REMOVED:
-        forget_all(t)
+        drop_all(t)
     look_anew(w)
     for i in range(w.count):
         if what.vrings >> i & 1:
@@ -107,7 +110,7 @@ cdef inline bint is_touched(const Iotlb *t, Worker *w) noexcept nogil:
             return True         # its used ring lies there
     if t.removed_count == 0 or w.in_flight == 0:
         return False
-    if t.removed_count > MOST_REMOVED or w.device.uses == NULL:
+    if t.removed_count > MOST_REMOVED:
         return True
     return w.device.uses(w, t.removed, t.removed_count)
 
@@ -115,6 +118,8 @@ cdef inline bint is_touched(const Iotlb *t, Worker *w) noexcept nogil:
 cdef inline void settle_iotlb(Worker *w) noexcept nogil:
     """Ask for what is missing, and answer an invalidation once it is through."""
     cdef Iotlb *t = w.iotlb
+    if w.in_flight == 0:
+        t.has_dropped = False
     if t.has_unasked:
         ask_for_missing(w)
     if t.ticket and not is_touched(t, w):

@@ -57,6 +57,7 @@ cdef struct Vring:
     Parked *parked              # `parked_count` of them, in the order in which they came
     uint32_t parked_count
     Missing awaited             # while it is WAITING in its place: by its next chain
+    bint has_lost_patience      # its next chain is parked if it still lacks something
     bint taken_over             # `base` is from who served it before, and knew where it was
     uint32_t base               # as it was started
     uint64_t stop_ticket        # CMD_STOP to be answered, while it is STOPPING

@@ -122,6 +122,31 @@ def test_the_last_addresses_can_be_known_and_forgotten():
     assert ring.guest.known() == []
 
 
+def test_the_last_byte_of_all_can_be_merged_and_known():
+    ring = Ring()
+    ring.guest.learn(LAST, 1, LOW + 1)
+    ring.guest.learn(LAST - 1, 1, LOW)
+    assert ring.guest.known() == [(LAST - 1, 2, LOW, BOTH)]
+    for n in range(8):
+        ring.guest.learn(n * 2 * PAGE, PAGE, HIGH)
+    assert len(ring.guest.known()) == 9
+
+
+def test_the_last_page_does_not_continue_at_the_first():
+    ring = Ring()
+    ring.guest.learn(0, PAGE, LOW + PAGE)
+    ring.guest.learn(2**64 - PAGE, PAGE, LOW)
+    assert len(ring.guest.known()) == 2
+    assert ring.guest.forget(0, PAGE - 1) == [(LOW + PAGE, PAGE)]
+
+
+def test_a_buffer_may_end_with_the_last_address():
+    ring = Ring()
+    ring.guest.learn(2**64 - PAGE, PAGE, LOW)
+    ring.describe((2**64 - 16, 16, 0, 0))
+    assert ring.guest.walk(0) == [(LOW + PAGE - 16, 16, False)]
+
+
 def test_a_buffer_that_wraps_is_refused():
     ring = Ring()
     ring.guest.learn(2**64 - PAGE, PAGE, LOW)

@@ -51,6 +51,7 @@ cdef extern from "<sys/socket.h>" nogil:
         SOCK_STREAM
         SOCK_SEQPACKET
         SOCK_CLOEXEC
+        SOCK_NONBLOCK
         SOL_SOCKET
         SO_SNDBUF
         IPPROTO_TCP

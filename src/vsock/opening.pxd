@@ -5,8 +5,8 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from sys.sockets cimport (
-    AF_UNIX, IPPROTO_TCP, SOCK_CLOEXEC, SOCK_SEQPACKET, SOCK_STREAM, SOL_SOCKET, SO_SNDBUF,
-    TCP_NODELAY, fill_unix, getsockopt, setsockopt, sockaddr_storage, socket, socketpair,
+    AF_UNIX, IPPROTO_TCP, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQPACKET, SOCK_STREAM, SOL_SOCKET,
+    SO_SNDBUF, TCP_NODELAY, fill_unix, getsockopt, setsockopt, sockaddr_storage, socket, socketpair,
     socklen_t,
 )
 from sys.uring cimport IORING_CQE_F_MORE, io_uring_prep_multishot_accept, io_uring_sqe
@@ -94,7 +94,10 @@ cdef inline bint ask_host(Worker *w, const Header *h) noexcept nogil:
     cdef int one = 1, fd, family = find_address(v, h.dst_port, &address, &length)
     if family < 0 or (family != AF_UNIX and h.type != TYPE_STREAM):
         return False
-    fd = socket(family, socket_type(h.type), 0)
+    # Where its listener has no room it is refused, as by Linux: to wait takes a kernel's thread.
+    fd = socket(
+        family, socket_type(h.type) | (SOCK_NONBLOCK if family == AF_UNIX else 0), 0
+    )
     if fd < 0:
         return False
     c = take_connection(v, CONNECTING, h.type, fd)

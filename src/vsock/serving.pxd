@@ -6,7 +6,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from sys.atomics cimport store_release_u32
 from sys.clock cimport now
 from sys.uring cimport io_uring_cqe
-from virtio.virtq cimport Chain
+from virtio.packed cimport is_untouched
+from virtio.virtq cimport Chain, Virtq
 from vsock.changes cimport finish, reset, start_tick
 from vsock.connection cimport (
     ACCEPT, ACTIONS, ARRIVAL, CONNECT, Connection, FREE, LINE, Operation, RECEIVE, SEND,
@@ -103,25 +104,30 @@ cdef inline void configure_vsock(Worker *w, const void *choices) noexcept nogil:
         v.is_new = True
 
 
+cdef inline bint is_used(const Virtq *vq) noexcept nogil:
+    """Whether a ring that starts was served before, in its driver's eyes."""
+    if vq.packed:
+        return vq.avail.index != 0 or not vq.avail.wrap or not is_untouched(vq)
+    return vq.avail.index != 0
+
+
 cdef inline void start_vsock(Worker *w, Vring *r) noexcept nogil:
     """Find out whether the driver knows of connections that are not: then it is to be told.
 
     A driver that has used neither rx nor tx is new, and knows of none.
     """
     cdef Vsock *v = vsock_of(w)
-    cdef bint is_used = r.vq.avail.index != 0
+    cdef bint was_served = is_used(&r.vq)
     if r.number == RX:
+        v.is_fresh = not was_served
+        v.owes_reset = was_served and v.is_new
         r.wanted = 1 if has_packets(v) else 0
-        v.is_fresh = not is_used
-        v.owes_reset = is_used and v.is_new
     elif r.number == TX:
-        r.wanted = FETCHED_REPLIES - min(
-            reply_count(&v.replies), <uint32_t>FETCHED_REPLIES
-        )
-        if v.is_fresh and not is_used:
+        if v.is_fresh and not was_served:
             forget_all(w)
-        v.owes_reset = v.owes_reset or (is_used and v.is_new)
+        v.owes_reset = v.owes_reset or (was_served and v.is_new)
         v.is_new = False
+        r.wanted = FETCHED_REPLIES - min(reply_count(&v.replies), <uint32_t>FETCHED_REPLIES)
     if w.count > EVENT:
         w.vrings[<int>EVENT].wanted = 1 if v.owes_reset else 0
         w.vrings[<int>EVENT].wants_look = True
@@ -148,7 +154,7 @@ cdef inline int serve_vsock(Worker *w, Vring *r) noexcept nogil:
 
 cdef inline void complete_one(Worker *w, Operation *o, int result, uint32_t flags) noexcept nogil:
     """Bring what io_uring says to whom it is for."""
-    cdef Connection *c
+    cdef Connection *c = NULL
     if o.action < ACTIONS:
         c = &vsock_of(w).connections[o.number]
         o.is_pending = False

@@ -4,6 +4,7 @@
 from libc.errno cimport EAGAIN, EINTR, EMSGSIZE
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 from libc.string cimport memset
+from posix.fcntl cimport F_SETFL, fcntl
 
 from sys.sockets cimport (
     MSG_NOSIGNAL, MSG_TRUNC, POLLERR, POLLHUP, POLLRDHUP, SHUT_RD, SHUT_WR, shutdown,
@@ -267,6 +268,7 @@ cdef inline void start_connecting(Worker *w, Connection *c) noexcept nogil:
 cdef inline void end_connecting(Worker *w, Connection *c, int32_t result) noexcept nogil:
     """The socket is connected, or nobody is there."""
     if c.state == CONNECTING and result == 0:
+        fcntl(c.fd, F_SETFL, 0)     # from now on io_uring waits
         establish(w, c)
     elif c.state == CONNECTING:
         reset(w, c)

@@ -214,10 +214,27 @@ def test_programs_that_never_write_their_line_are_left_in_time(vsock):
         assert one.recv(1) == other.recv(1) == b""
 
 
-def test_a_listener_whose_backlog_is_full_refuses_in_time(split, vsock):
+def test_a_listener_whose_queue_is_full_refuses_at_once(split, vsock):
     with vsock.listen(80, backlog=0):
         guests = [split.request(80, src_port=100 + n) for n in range(4)]
-        guests[-1].wait(lambda: guests[-1].is_reset)
+        guests[-1].wait(lambda: guests[-1].is_reset, timeout=1)
+        assert guests[0].is_open
+
+
+def test_packets_that_were_never_answered_make_no_room_missing(vsock):
+    with FrontEnd.connect(vsock.socket) as front_end:
+        driver = VsockDriver(front_end, offer=False)
+        for _ in range(4):  # each time the driver begins anew with as much room as before
+            driver.send(*(Packet(Op.RW, src_port=n) for n in range(400)))
+            driver.flush()
+            for index, ring in enumerate((driver.rx, driver.tx)):
+                front_end.stop_ring(index)
+                ring.rewind()
+            for index, ring in enumerate((driver.rx, driver.tx)):
+                front_end.start_ring(index, ring=ring)
+        driver.buffers.clear()
+        driver.offer(64)
+        still_serves(driver, vsock)
 
 
 def test_a_shared_memory_that_shrinks_ends_the_connection_only(vsock):

@@ -14,7 +14,7 @@ import click
 import msgspec
 from rich.console import Console
 
-from drills import guest_restart, host_crash, hotplug, migration, restart, sigbus, upgrade
+from drills import guest_restart, host_crash, hotplug, migration, restart, sigbus, transfer, upgrade
 from drills.outcome import Outcome
 
 RESULTS: Final = Path(__file__).parent / "results.json"
@@ -39,6 +39,7 @@ DRILLS: Final = {
     "sigbus": Drill(sigbus.drill, 250, 8),
     "migration": Drill(migration.drill, 10, 1),
     "migration-packed": Drill(partial(migration.drill, packed=True), 10, 1),
+    "transfer": Drill(transfer.drill, 80, 1),
     "upgrade": Drill(upgrade.drill, 100, 5),
     "upgrade-packed": Drill(partial(upgrade.drill, packed=True), 100, 5),
     "upgrade-killed": Drill(partial(upgrade.drill, killing=True), 200, 8),

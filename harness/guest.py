@@ -226,6 +226,11 @@ class Guest:
         self.kernel = ""
         """Release of the kernel that runs in the guest."""
 
+    @property
+    def pid(self) -> int:
+        """QEMU's process."""
+        return self._process.pid
+
     async def run(self, script: str, *, limit: float = 60.0) -> str:
         """What a shell script in the guest printed.  Raises CommandFailed, or GuestError."""
         try:

@@ -51,6 +51,12 @@ class Server:
         self._log = log
         self._process: Process | None = None
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None
+        return self._process.pid
+
     async def start(self) -> None:
         """Serve; returns when blkd has said that it is ready.  Raises ServerError."""
         self._process = await spawn(*self._command, stdout=PIPE, stderr=self._log)

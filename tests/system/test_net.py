@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network device served to a scripted front end, its TAP in a network namespace of its own."""
 
+import fcntl
+import json
 import os
 import signal
 import struct
@@ -625,6 +627,58 @@ def test_what_is_received_is_logged_during_a_migration(driver, wire):
         assert pages(places[0], 12 + 14 + 1400) <= marked
         assert not pages(places[2] + 4096, 1) & marked
         log.stop()
+
+
+# ---- a TAP that is full ----
+
+TUNSETIFF, TUNSETSNDBUF = 0x400454CA, 0x400454D4
+TAP_FLAGS = 0x0002 | 0x1000 | 0x4000 | 0x0100  # IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_MULTI_QUEUE
+
+
+@pytest.fixture
+def tap_fd(namespace):
+    """A descriptor of the TAP, as somebody else has opened it."""
+    with namespace.inside():
+        fd = os.open("/dev/net/tun", os.O_RDWR)
+        fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", b"tap0", TAP_FLAGS))
+    yield fd
+    os.close(fd)
+
+
+def test_a_tap_that_came_as_a_descriptor_is_served(start, wire, tap_fd):
+    daemon = start("--tap-fd", tap_fd, pass_fds=[tap_fd])
+    with FrontEnd.connect(daemon.socket) as front_end:
+        driver = NetDriver.negotiate(front_end)
+        driver.send(frame())
+        assert next_frame(wire) == frame()
+        driver.offer()
+        wire.send(frame(70))
+        assert driver.received()[0].frame == frame(70)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_a_full_tap_is_waited_for(namespace, start, tap_fd, packed):
+    """Behind the TAP a bridge leads to a slow line, which keeps what it has not sent."""
+    for command in (
+        *("link add br0 type bridge", "link set br0 up", "link set tap0 master br0"),
+        *("link add slow type veth peer name end", "link set slow master br0"),
+        *("link set slow up", "link set end up"),
+    ):
+        namespace.ip(command)
+    rate = ("rate", "8mbit", "burst", 3000, "limit", 10_000_000)
+    namespace.run("tc", "qdisc", "add", "dev", "slow", "root", "tbf", *rate)
+    fcntl.ioctl(tap_fd, TUNSETSNDBUF, struct.pack("i", 20000))
+    daemon = start("--tap-fd", tap_fd, pass_fds=[tap_fd])
+    with FrontEnd.connect(daemon.socket) as front_end, namespace.packets("end") as end:
+        driver = NetDriver.negotiate(front_end, packed=packed)
+        frames = [frame(1000, number=number) for number in range(200)]
+        for number in range(0, 200, 50):
+            driver.send(*frames[number : number + 50])
+            driver.sent(50)
+        [line] = json.loads(namespace.ip("-j -s link show end"))
+        assert line["stats64"]["rx"]["packets"] > 150, "no more is kept than the TAP takes"
+        assert [next_frame(end) for _ in frames] == frames
+        assert daemon.counts(TRANSMIT)["refused"] == 0
 
 
 # ---- starting ----

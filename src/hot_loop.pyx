@@ -14,6 +14,7 @@ from engine.engine cimport ENGINE_NULL
 from inflight.recovery cimport recover
 from sys.uring cimport iovec
 from virtio.guestmem cimport GuestMemory, MemoryView, Region
+from virtio.iotlb cimport ACCESS_BOTH, iotlb_bytes, lay_out_iotlb, learn
 from virtio.layouts cimport (
     DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Desc, PACKED_F_AVAIL, PACKED_F_USED, PackedDesc,
 )
@@ -65,7 +66,7 @@ cdef class HotLoop:
     cdef uint16_t lasts[LOOP_SIZE]
     cdef uint32_t next          # descriptor that the driver of a packed ring fills next
 
-    def __cinit__(self, bint packed=False, bint recorded=False):
+    def __cinit__(self, bint packed=False, bint recorded=False, bint translated=False):
         cdef size_t rings = 16 * LOOP_SIZE + 8192
         cdef size_t size = rings + LOOP_SIZE * (LOOP_SLOT + LOOP_BLOCK)
         self.base = <uint8_t *>calloc(1, size)
@@ -80,6 +81,8 @@ cdef class HotLoop:
         self.blk.limits.capacity, self.blk.limits.block_mask = LOOP_CAPACITY, 511
         self.worker.view, self.worker.vrings, self.worker.count = &self.view, &self.vring, 1
         self.worker.addresses = &self.memory
+        if translated:
+            self.translate()
         self.worker.segments, self.worker.segment_room = self.segments, 16
         self.part.requests, self.part.free, self.vring.used = (
             self.requests, self.free, self.used
@@ -107,6 +110,13 @@ cdef class HotLoop:
         for i in range(LOOP_SIZE):
             self.lay_out(i, rings)
 
+    cdef void translate(self) except *:
+        """Have addresses be IOVAs of a guest behind an IOMMU, all of which are known."""
+        self.memory.by_base = &self.region
+        self.worker.iotlb = lay_out_iotlb(calloc(1, iotlb_bytes(4, 0)), 4)
+        learn(self.worker.iotlb, &self.memory, &self.region, ACCESS_BOTH)
+        self.worker.addresses = &self.worker.iotlb.memory
+
     cdef void lay_out(self, uint32_t i, size_t rings) noexcept:
         """Write slot `i`, and the descriptor and avail entry of a split ring."""
         cdef size_t at = rings + i * LOOP_SLOT, data = rings + LOOP_SIZE * LOOP_SLOT
@@ -132,6 +142,7 @@ cdef class HotLoop:
 
     def __dealloc__(self):
         free(self.base)
+        free(self.worker.iotlb)
 
     def offer(self):
         """Make a batch available."""

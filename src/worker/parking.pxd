@@ -246,7 +246,7 @@ cdef inline int begin_parked(Worker *w, Vring *r, Parked *p) noexcept nogil:
         return rc
     r.wanted += 1
     rc = fail(w, r, &chain) if fails else w.device.begin(w, r, &chain)
-    return min(rc, 1)
+    return rc if rc < 0 else 1
 
 
 cdef inline void serve_parked(Worker *w, Vring *r) noexcept nogil:

@@ -129,7 +129,7 @@ cdef class Guest:
         if self.iotlb.removed_count > MOST_REMOVED or self.iotlb.has_dropped:
             return None
         return [
-            (self.guest_address(self.iotlb.removed[i].base), self.iotlb.removed[i].size)
+            (self.address_of(self.iotlb.removed[i].base), self.iotlb.removed[i].size)
             for i in range(self.iotlb.removed_count)
         ]
 
@@ -142,7 +142,7 @@ cdef class Guest:
                 r = self.iotlb.ranges[<uint32_t>node]
                 n = self.iotlb.nodes[<uint32_t>node]
                 found.append(
-                    (r.guest_address, r.size, self.guest_address(r.base), n.access)
+                    (r.guest_address, r.size, self.address_of(r.base), n.access)
                 )
                 left += [n.left, n.right]
         return sorted(found)
@@ -151,7 +151,7 @@ cdef class Guest:
         """What the last walk lacked: (IOVA of a page, access)."""
         return self.iotlb.missing.iova, self.iotlb.missing.access
 
-    cdef uint64_t guest_address(self, const uint8_t *base) except? 0:
+    cdef uint64_t address_of(self, const uint8_t *base) except? 0:
         cdef uint64_t address = 0
         if not guest_address(&self.memory, base, &address):
             raise ValueError("mapped nowhere")

@@ -35,9 +35,10 @@ from worker.commands cimport MemoryChange, Placement, VringStart
 from worker.loop cimport open_uring, serve
 from worker.mailbox cimport (
     Answer, CMD_CONFIGURE, CMD_DENY_IOTLB, CMD_ENABLE, CMD_INVALIDATE_IOTLB, CMD_LOSE_PATIENCE,
-    CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_REGISTER, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR, CMD_SET_IOTLB, CMD_SET_KICK,
-    CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP, CMD_UPDATE_IOTLB, Command, CommandKind,
-    MAILBOX_SLOTS, Miss, REPORT_RECOVERED, post_command, take_answer, take_miss,
+    CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_REGISTER, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR,
+    CMD_SET_IOTLB, CMD_SET_KICK, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP, CMD_UPDATE_IOTLB,
+    Command, CommandKind, MAILBOX_SLOTS, Miss, REPORT_RECOVERED, post_command, take_answer,
+    take_miss,
 )
 from worker.state cimport (
     DEVICE_CAPSULE, Device, FETCH_BUDGET, MAX_RINGS, SPARE_SEGMENTS, Worker as WorkerState,

@@ -14,8 +14,8 @@ from virtio.virtqueue cimport start, vring_base
 from worker.mailbox cimport (
     CMD_CONFIGURE, CMD_DENY_IOTLB, CMD_ENABLE, CMD_INVALIDATE_IOTLB, CMD_LOSE_PATIENCE, CMD_MOVE,
     CMD_PAUSE, CMD_QUIT, CMD_REGISTER, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR, CMD_SET_IOTLB,
-    CMD_SET_KICK, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP, CMD_UPDATE_IOTLB, Command, Miss, stage_answer,
-    take_command,
+    CMD_SET_KICK, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP, CMD_UPDATE_IOTLB, Command, Miss,
+    stage_answer, take_command,
 )
 from worker.notify cimport arm_kick, call_driver, leave_call, leave_kick, lose_ring
 from worker.parking cimport lose_patience

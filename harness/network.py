@@ -11,6 +11,9 @@ from typing import Self
 
 CLONE_NEWNET = 0x40000000
 ETH_P_ALL = 3
+SO_RCVBUFFORCE = 33
+KEPT = 8 << 20
+"""Bytes of frames that nobody has read, with what the kernel needs for them."""
 
 
 class Namespace:
@@ -71,6 +74,7 @@ class Namespace:
         """A socket that sends and receives whole frames at an interface; it is the caller's."""
         with self.inside():
             sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, KEPT)
         sock.bind((interface, ETH_P_ALL))
         sock.settimeout(timeout)
         return sock

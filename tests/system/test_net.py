@@ -635,6 +635,9 @@ TUNSETIFF, TUNSETSNDBUF = 0x400454CA, 0x400454D4
 TAP_FLAGS = 0x0002 | 0x1000 | 0x4000 | 0x0100  # IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_MULTI_QUEUE
 
 
+FAR = "52:54:00:00:00:09"  # behind the slow line
+
+
 @pytest.fixture
 def tap_fd(namespace):
     """A descriptor of the TAP, as somebody else has opened it."""
@@ -666,12 +669,14 @@ def test_a_full_tap_is_waited_for(namespace, start, tap_fd, packed):
     ):
         namespace.ip(command)
     rate = ("rate", "8mbit", "burst", 3000, "limit", 10_000_000)
+    namespace.run("bridge", "fdb", "add", FAR, "dev", "slow", "master", "static")
     namespace.run("tc", "qdisc", "add", "dev", "slow", "root", "tbf", *rate)
     fcntl.ioctl(tap_fd, TUNSETSNDBUF, struct.pack("i", 20000))
     daemon = start("--tap-fd", tap_fd, pass_fds=[tap_fd])
     with FrontEnd.connect(daemon.socket) as front_end, namespace.packets("end") as end:
         driver = NetDriver.negotiate(front_end, packed=packed)
-        frames = [frame(1000, number=number) for number in range(200)]
+        there = bytes.fromhex(FAR.replace(":", ""))
+        frames = [there + frame(1000, number=number)[6:] for number in range(200)]
         for number in range(0, 200, 50):
             driver.send(*frames[number : number + 50])
             driver.sent(50)

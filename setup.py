@@ -18,6 +18,7 @@ PROBES = {
     "blkd.probes": "src/probes.pyx",
     "blkd.loadgen_probes": "src/loadgen_probes.pyx",
     "blkd.vsock_probes": "src/vsock_probes.pyx",
+    "blkd.vsock_load": "src/vsock_load.pyx",
     "blkd.hot_loop": "src/hot_loop.pyx",
     "blkd.late_engine": "tests/engines/late_engine.pyx",
     "blkd.loopback_device": "tests/devices/loopback_device.pyx",

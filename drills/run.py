@@ -14,7 +14,17 @@ import click
 import msgspec
 from rich.console import Console
 
-from drills import guest_restart, host_crash, hotplug, migration, restart, sigbus, transfer, upgrade
+from drills import (
+    guest_restart,
+    host_crash,
+    hotplug,
+    migration,
+    restart,
+    sigbus,
+    sockets,
+    transfer,
+    upgrade,
+)
 from drills.outcome import Outcome
 
 RESULTS: Final = Path(__file__).parent / "results.json"
@@ -37,6 +47,7 @@ DRILLS: Final = {
     "host-crash": Drill(host_crash.drill, 100, 3),
     "hotplug": Drill(hotplug.drill, 50, 1),
     "sigbus": Drill(sigbus.drill, 250, 8),
+    "sockets": Drill(sockets.drill, 80, 1),
     "migration": Drill(migration.drill, 10, 1),
     "migration-packed": Drill(partial(migration.drill, packed=True), 10, 1),
     "transfer": Drill(transfer.drill, 80, 1),

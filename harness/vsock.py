@@ -104,8 +104,11 @@ class VsockDriver:
         features: int = FEATURES,
         offer: bool = True,
         indirect: bool = False,
+        buffer: int = BUFFER,
     ) -> None:
+        """`buffer` is the payload that each buffer to receive into has room for."""
         self.front_end, self.cid, self.indirect = front_end, cid, indirect
+        self.buffer = buffer
         front_end.prepare(features | (Feature.RING_PACKED if packed else 0))
         if recorded:
             front_end.track_inflight(queues=3, queue_size=size)
@@ -122,17 +125,17 @@ class VsockDriver:
         if offer:
             self.offer(size // 2)
 
-    def offer(self, count: int, size: int = BUFFER) -> None:
-        """Offer buffers of a header and a page, as Linux does."""
+    def offer(self, count: int) -> None:
+        """Offer buffers of a header and its payload in two pieces, as Linux does."""
         heads = []
         for _ in range(count):
-            at = self.front_end.memory.alloc(HEADER.size + size)
-            heads.append(self._offer_one(at, size))
+            at = self.front_end.memory.alloc(HEADER.size + self.buffer)
+            heads.append(self._offer_one(at))
         self.rx.publish(*heads)
         self.rx.notify()
 
-    def _offer_one(self, at: int, size: int) -> int:
-        chain = [(at, HEADER.size, DESC_WRITE), (at + HEADER.size, size, DESC_WRITE)]
+    def _offer_one(self, at: int) -> int:
+        chain = [(at, HEADER.size, DESC_WRITE), (at + HEADER.size, self.buffer, DESC_WRITE)]
         head = self.rx.add_indirect(chain) if self.indirect else self.rx.add(chain)
         self.buffers[head] = at
         return head
@@ -192,7 +195,7 @@ class VsockDriver:
             at = self.buffers.pop(head)
             if written:
                 taken.append(Packet.unpack(self.front_end.memory.read(at, written)))
-            heads.append(self._offer_one(at, BUFFER))
+            heads.append(self._offer_one(at))
         if heads:
             self.rx.publish(*heads)
             self.rx.notify()

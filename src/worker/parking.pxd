@@ -320,8 +320,8 @@ cdef inline void note_come(
         is_met = is_awaiting(r) and note_if_met(&r.awaited, first, last, access, is_denied)
         if is_met:
             change(r, PLACE)
-        elif r.awaited.is_denied and not is_denied:
-            note_if_met(&r.awaited, first, last, access, False)     # it was not failed yet
+        elif not is_denied and note_if_met(&r.awaited, first, last, access, False):
+            r.has_lost_patience = False     # it was neither failed nor parked yet
         for k in range(r.parked_count):
             is_met |= note_if_met(&r.parked[k].missing, first, last, access, is_denied)
         if is_met:

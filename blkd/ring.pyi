@@ -72,7 +72,7 @@ class Worker:
     def start(
         self,
         ring: int,
-        place: _Place,
+        place: _Place | None,
         *,
         size: int,
         base: int,

@@ -389,8 +389,10 @@ class FrontEnd:
         return self.features
 
     def offered(self) -> int:
-        """The features offered, but for the packed layout, which a driver must mean to use."""
-        return self.call_u64(Request.GET_FEATURES) & ~Feature.RING_PACKED
+        """The features offered, but for the two that a driver must mean to use."""
+        return self.call_u64(Request.GET_FEATURES) & ~(
+            Feature.RING_PACKED | Feature.ACCESS_PLATFORM
+        )
 
     def set_features(self) -> None:
         self.set(Request.SET_FEATURES, struct.pack("=Q", self.features))

@@ -40,11 +40,15 @@ class PagedDriver:
 
     @classmethod
     def start(cls, front_end: FrontEnd, *, packed: bool) -> "PagedDriver":
-        """Drive a ring for which all memory is translated beforehand."""
+        """Drive a ring for which all memory is translated beforehand; nothing is asked then."""
         iommu = cls.prepare(front_end, packed=packed)
+        driver = cls(front_end, front_end.start_ring())
+        while iommu.is_asked(0):  # for where the ring lies
+            iommu.answer_next()
         for region in front_end.memory.regions:
             assert iommu.update(OFFSET + region.gpa, region.gpa, region.size) == 0
-        return cls(front_end, front_end.start_ring())
+        iommu.misses.clear()
+        return driver
 
     def page(self, content: bytes = b"") -> int:
         """The guest address of a page of its own."""

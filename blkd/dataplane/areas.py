@@ -45,6 +45,11 @@ class Areas:
         """Descriptors, the driver's area and the device's area."""
         self._entries: list[IotlbEntry] = []
 
+    @property
+    def entries(self) -> tuple[IotlbEntry, ...]:
+        """What is known."""
+        return tuple(self._entries)
+
     def learn(self, entry: IotlbEntry) -> bool:
         """Note a translation: whether it tells anything new of these areas."""
         if not self._meets(entry.iova, entry.iova + entry.size) or entry in self._entries:

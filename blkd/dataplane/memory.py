@@ -83,6 +83,18 @@ class GuestMemory:
             )
         return where
 
+    @property
+    def map(self) -> ring.MemoryMap | None:
+        """The present map; None where nothing is shared."""
+        return self._map
+
+    def pieces(self, user_address: int, size: int) -> list[tuple[int, int]]:
+        """Where a range of the front end's own addresses is mapped: (address, size) each.
+
+        Empty where not all of it is.
+        """
+        return self._map.pieces(user_address, size) if self._map else []
+
     def close(self) -> None:
         """Close the descriptors, whatever is mapped: the workers have ended."""
         close_foreign(self.fds.values())

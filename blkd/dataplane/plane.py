@@ -15,9 +15,10 @@ from blkd.dataplane.memory_faults import MemoryFaults
 from blkd.dataplane.pausing import Pausing
 from blkd.dataplane.recording import Recording
 from blkd.dataplane.served import ServedDevice
+from blkd.dataplane.translating import Translating
 from blkd.dataplane.vrings import Vrings
 from blkd.dataplane.workers import WorkerPlan, Workers
-from blkd.errors import DataPlaneError, RequestRefused
+from blkd.errors import DataPlaneError
 from blkd.vhost_user.data_path import InflightFile, RestoredVring, VringSnapshot
 from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.iotlb import Access, IotlbEntry
@@ -53,7 +54,7 @@ class DataPlane:
         self.after_enabling: Callable[[], Awaitable[None]] = _do_nothing
         self.on_announce: Callable[[bytes], None] = lambda _mac: None
         self._faults = MemoryFaults(self._report_fault)
-        self._workers = Workers(served, plan, self._fail)
+        self._workers = Workers(served, plan, on_failure=self._fail, on_miss=self._miss)
         # A new worker is sent what these have for it, in this order.
         self._pausing = Pausing(self._workers)
         self._workers.at_start.append(lambda thread: [thread.configure()])
@@ -65,8 +66,10 @@ class DataPlane:
             self._memory,
             self._recording,
             served.device.flaws,
-            self._prepare_first_start,
+            before_first_start=self._prepare_first_start,
+            on_miss=self._miss,
         )
+        self._translating = Translating(self._workers, self._memory, self._vrings)
 
     # ---- guest memory ----
 
@@ -90,19 +93,20 @@ class DataPlane:
     # ---- addresses behind an IOMMU ----
 
     async def translate_addresses(self, *, on: bool) -> None:
-        """Take addresses of descriptors and vrings for IOVAs.  Raises RequestRefused: it cannot."""
-        if on:
-            raise RequestRefused("the data path does not translate addresses")
+        """Take addresses of chains and vrings for IOVAs, of which nothing is known, or not."""
+        await self._translating.switch(on=on)
 
     async def update_iotlb(self, entry: IotlbEntry) -> None:
-        """Translate by an entry.  Raises RequestRefused: nothing is translated."""
-        raise RequestRefused(f"an IOTLB entry at {entry.iova:#x} that was not asked for")
+        """Translate by an entry from now on, whatever was known of its range."""
+        await self._translating.update(entry)
 
     async def invalidate_iotlb(self, iova: int, size: int) -> None:
-        """Forget what is known of a range: there is nothing."""
+        """Forget a range; returns when nothing that has begun touches its memory."""
+        await self._translating.invalidate(iova, size)
 
     async def deny_iotlb(self, iova: int, access: Access) -> None:
-        """Fail each request that waits for a translation: there is none."""
+        """Fail each request that waits for a translation, for there is none."""
+        await self._translating.deny(iova, access)
 
     # ---- requests in flight, and the dirty log ----
 
@@ -175,6 +179,7 @@ class DataPlane:
             steps.push_async_callback(self._memory.clear)
             steps.push_async_callback(self._dirty_log.clear)
             steps.callback(self._recording.clear)
+            steps.push_async_callback(self._translating.clear)
             steps.push_async_callback(self._vrings.reset)
             steps.push_async_callback(self._stop_all)
 
@@ -303,6 +308,9 @@ class DataPlane:
 
     def _report_fault(self) -> None:
         self.on_fault()
+
+    def _miss(self, iova: int, access: Access) -> None:
+        self.on_miss(iova, access)
 
     async def _prepare_first_start(self) -> None:
         await self.before_first_start()

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import structlog
 
 from blkd import ring
-from blkd.dataplane.placement import Place, place
+from blkd.dataplane.placement import Place
 from blkd.dataplane.served import ServedDevice
 from blkd.errors import DataPlaneError
+from blkd.vhost_user.iotlb import Access
 from blkd.vhost_user.vring_setup import VringSetup
 from blkd.virtio.device import MAX_QUEUE_SIZE
 
@@ -25,6 +26,10 @@ log = structlog.get_logger()
 
 NANOSECONDS = 1000  # of a microsecond
 
+PATIENCE = 0.2
+"""Seconds for a translation to come, before other chains go on without the one that lacks it."""
+
+PlaceFinder = Callable[[ring.MemoryMap | None], Place | None]
 Answer = asyncio.Future[int]
 """What a worker will answer to one command: a number, or DataPlaneError."""
 
@@ -67,15 +72,24 @@ class Workers:
     """
 
     def __init__(
-        self, served: ServedDevice, plan: WorkerPlan, on_failure: Callable[[OSError], None]
+        self,
+        served: ServedDevice,
+        plan: WorkerPlan,
+        *,
+        on_failure: Callable[[OSError], None],
+        on_miss: Callable[[int, Access], None],
     ) -> None:
-        """`on_failure` is called where a worker cannot go on, once each."""
+        """`on_failure` is called where a worker cannot go on, once each.
+
+        `on_miss` is called with what a worker lacks a translation of: a page, and what for.
+        """
         self.at_start: list[Callable[[WorkerThread], Iterable[Answer]]] = []
         self.have_quit = False
         self._is_cut_off = False
         self._served = served
         self._plan = plan
         self._on_failure = on_failure
+        self._on_miss = on_miss
         self._threads: dict[int, WorkerThread] = {}
 
     def __iter__(self) -> Iterator["WorkerThread"]:
@@ -107,7 +121,8 @@ class Workers:
                 len(self._plan.vrings_of(worker, self._served.device.queues)),
                 self._served,
                 self._plan,
-                self._on_failure,
+                on_failure=self._on_failure,
+                on_miss=self._on_miss,
             )
         except (OSError, RuntimeError) as error:
             raise DataPlaneError(f"no worker can be started for ring {index}: {error}") from error
@@ -160,9 +175,11 @@ class WorkerThread:
         vrings: int,
         served: ServedDevice,
         plan: WorkerPlan,
+        *,
         on_failure: Callable[[OSError], None],
+        on_miss: Callable[[int, Access], None],
     ) -> None:
-        """Start a worker with room for `vrings` vrings; `on_failure` says that it cannot go on.
+        """Start a worker with room for `vrings` vrings; for the rest see `Workers`.
 
         Raises OSError or RuntimeError where the host has no room for another.
         """
@@ -177,14 +194,18 @@ class WorkerThread:
         )
         self.setups = dict[int, VringSetup]()
         """How each of its vrings was started, by its number; one that is stopped is not there."""
+        self.places: dict[int, PlaceFinder] = {}
+        """Who finds the place of a vring in a memory map, by the vring's number."""
         self.reports: dict[int, Callable[[int], None]] = {}
         """Who logs what the worker reports of a vring, by the vring's number."""
 
         self._room = vrings
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[int, Answer] = {}
+        self._patience: asyncio.TimerHandle | None = None
         self._has_quit = False
         self._on_failure = on_failure
+        self._on_miss = on_miss
         self._served = served
         self._loop.add_reader(self.worker.answers_fd, self._take_answers)
         name = f"blkd-io-{number}"
@@ -209,9 +230,16 @@ class WorkerThread:
     def set_memory(self, memory: ring.MemoryMap | None) -> Answer:
         """Serve from another memory map; answered when the old one is unused."""
         places: list[Place | None] = [None] * self._room
-        for number, setup in self.setups.items():
-            places[number] = place(memory, setup)
+        for number in self.setups:
+            places[number] = self.places[number](memory)
         return self.answer_to(self.worker.set_memory(memory, places))
+
+    def invalidate(self, iova: int, size: int, vrings: Iterable[int]) -> Answer:
+        """Know a range of IOVAs no more, nor where these vrings lie, by their numbers.
+
+        Answered when nothing that has begun touches what was there.
+        """
+        return self.answer_to(self.worker.invalidate_iotlb(iova, iova + size - 1, vrings))
 
     def quit(self) -> None:
         """End the thread at once; every answer that is still awaited is cancelled."""
@@ -243,6 +271,24 @@ class WorkerThread:
                 self._part.report(result)
             else:
                 self.reports[vring](result)
+        if misses := self.worker.misses():
+            self._be_patient()
+        for iova, access in misses:
+            self._on_miss(iova, Access(access))
+
+    def _be_patient(self) -> None:
+        """Have the worker hold no chains up, after a while, for one that lacks a translation."""
+        if self._patience is None:
+            self._patience = self._loop.call_later(PATIENCE, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        self._patience = None
+        if not self._has_quit:
+            self.answer_to(self.worker.lose_patience()).add_done_callback(self._note_waiting)
+
+    def _note_waiting(self, answer: Answer) -> None:
+        if not answer.cancelled() and answer.exception() is None and answer.result():
+            self._be_patient()
 
     def _settle(self, answer: Answer, result: int) -> None:
         if answer.done():

@@ -23,9 +23,10 @@ class BackendRequests:
 
     def __init__(self) -> None:
         self._channel: BackChannel | None = None
+        self._is_running = False
         self._is_given = asyncio.Event()
         self.at_open: list[Notice] = []
-        """What is called when something can be sent again: by a new channel, or a thaw."""
+        """What is called when something may be sent again: by a new channel, a thaw or `run`."""
         self.at_close: list[Notice] = []
         """What is called when a channel is closed."""
 
@@ -36,8 +37,11 @@ class BackendRequests:
 
     @property
     def can_send(self) -> bool:
-        """Whether there is a channel that is not frozen."""
-        return self._channel is not None and not self._channel.gate.is_shut
+        """Whether there is a channel, not frozen, whose answers are taken in.
+
+        While a channel of another process is restored, it may still be that one's.
+        """
+        return self._is_running and self._channel is not None and not self._channel.gate.is_shut
 
     def use_channel(self, fd: int) -> None:
         """Send on the socket `fd`, which is taken; an earlier channel is closed.
@@ -71,6 +75,8 @@ class BackendRequests:
 
     async def run(self) -> None:
         """Take answers in, of one channel after the other; endless."""
+        self._is_running = True
+        self._call_openers()
         while True:
             await self._is_given.wait()
             self._is_given.clear()

@@ -19,8 +19,8 @@ from blkd.virtio.device import Device
 WINDOW: Final = 64
 """Misses that are sent and not answered, at most: as many fit into any socket's buffer."""
 
-AREAS: Final = 3
-"""Parts of a vring, each of which may lack a translation of its own."""
+LARGEST_WAIT: Final = 1024
+"""Misses that a vring can wait for: of its own place, its next chain and some of those behind."""
 
 CatchUp = Callable[[], Awaitable[None]]
 """Returns when all that the front end has sent so far is dealt with: translations, too."""
@@ -68,8 +68,7 @@ class Misses:
         self._data_path = data_path
         self._requests = requests
         self._catch_up = catch_up
-        self._most = device.queues * (device.queue_size + AREAS)
-        """Misses that can be waited for: one a chain, and one a part of each vring."""
+        self._most = device.queues * LARGEST_WAIT
         self._waiting: dict[Miss, None] = {}  # to be sent, in this order
         self._sent: list[_Sent] = []
         self._unmet: asyncio.Queue[tuple[_Sent, bool]] = asyncio.Queue()  # answered

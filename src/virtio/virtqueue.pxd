@@ -27,6 +27,14 @@ cdef inline int start(Virtq *vq, uint32_t base) noexcept nogil:
     return 0
 
 
+cdef inline int begin(Virtq *vq, uint32_t base) noexcept nogil:
+    """Be at a position without a look at the ring, which lies nowhere yet: 0, or as `start`."""
+    if vq.packed:
+        return start_packed(vq, base)
+    vq.avail.index = vq.avail_seen = vq.used.index = <uint16_t>base
+    return 0
+
+
 cdef inline uint32_t vring_base(const Virtq *vq) noexcept nogil:
     """The position as GET_VRING_BASE gives it."""
     return packed_base(vq) if vq.packed else split_base(vq)

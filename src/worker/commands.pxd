@@ -10,7 +10,7 @@ from virtio.dirtylog cimport DirtyLog, RingLog
 from virtio.flaw cimport FLAW_NONE
 from virtio.guestmem cimport MemoryView
 from virtio.iotlb cimport Iotlb
-from virtio.virtqueue cimport start, vring_base
+from virtio.virtqueue cimport begin, start, vring_base
 from worker.mailbox cimport (
     CMD_CONFIGURE, CMD_DENY_IOTLB, CMD_ENABLE, CMD_INVALIDATE_IOTLB, CMD_LOSE_PATIENCE, CMD_MOVE,
     CMD_PAUSE, CMD_QUIT, CMD_REGISTER, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR, CMD_SET_IOTLB,
@@ -23,7 +23,7 @@ from worker.registration cimport leave_registered, register_memory
 from worker.serving cimport do_again
 from worker.state cimport MAX_RINGS, Worker
 from worker.states cimport (
-    PLACE, RUNNING, SETTLE, START, START_BROKEN, STOP, STOPPING,
+    PLACE, RUNNING, SETTLE, START, START_BROKEN, STOP, STOPPING, WAIT,
 )
 from worker.translating cimport (
     Invalidation, LATER, Translation, choose_addresses, deny_iotlb, invalidate_iotlb, set_iotlb,
@@ -79,6 +79,8 @@ cdef inline void place(Vring *r, const Placement *where) noexcept nogil:
     r.vq.driver = where.driver
     r.vq.device = where.device
     r.log = where.log
+    if is_started(r) and r.unrecovered:
+        start(&r.vq, r.base)    # it has not been read where it begins, there may be no place yet
 
 
 cdef inline int place_anew(Worker *w, Vring *r, const VringStart *how) noexcept nogil:
@@ -91,6 +93,8 @@ cdef inline int place_anew(Worker *w, Vring *r, const VringStart *how) noexcept 
     r.vq.flaw.kind = FLAW_NONE
     r.inflight.region, r.inflight.entries = how.inflight, how.entries
     place(r, &how.place)
+    if how.place.desc == NULL:
+        return begin(&r.vq, how.base)
     return start(&r.vq, how.base)
 
 
@@ -113,6 +117,9 @@ cdef inline int start_ring(Worker *w, Vring *r, const VringStart *how) noexcept 
     w.started[w.started_count] = r
     w.started_count += 1
     r.base, r.taken_over, r.unrecovered, r.has_earlier = how.base, how.taken_over, True, True
+    if how.place.desc == NULL:
+        r.is_placed = False     # nobody has translated its addresses yet
+        change(r, WAIT)
     arm_kick(w, r)
     return 0
 

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from blkd.vhost_user.iotlb import Access
-from blkd.vhost_user.misses import WINDOW
+from blkd.vhost_user.misses import LARGEST_WAIT, WINDOW
 from harness.frontend import CONFIG_CHANGE_MSG, Protocol, Request
 from harness.iommu import BOTH, MESSAGE, OFFSET, PAGE, READ, WRITE, Iommu, Kind, Miss
 from tests.served import Served
@@ -197,7 +197,7 @@ def test_what_a_translation_meets_is_not_asked_for_any_more(served, iommu):
 
 
 def test_misses_that_nobody_answers_take_no_more_memory_than_rings_can_wait_for(served, iommu):
-    most = served.device.queues * (served.device.queue_size + 3)
+    most = served.device.queues * LARGEST_WAIT
     for n in range(most + WINDOW + 100):
         served.miss(n * PAGE, Access.READ)
     for _ in range(WINDOW):

@@ -299,7 +299,7 @@ VIRTIO_FEATURES: Final = MappingProxyType(
             Support.YES, "drivers without it are served on little-endian hosts"
         ),
         VirtioFeature.ACCESS_PLATFORM: Stance(
-            Support.LATER, "needs BACKEND_REQ and REPLY_ACK, negotiated before"
+            Support.YES, "needs BACKEND_REQ and REPLY_ACK, negotiated before"
         ),
         VirtioFeature.RING_PACKED: Stance(Support.YES),
         VirtioFeature.IN_ORDER: Stance(Support.NO, "completions come as the disk has them"),
@@ -315,7 +315,7 @@ VIRTIO_FEATURES: Final = MappingProxyType(
 BACKEND_REQUESTS: Final = MappingProxyType(
     {
         BackendRequest.IOTLB_MSG: Stance(
-            Support.LATER,
+            Support.YES,
             "MISS; what is answered without an UPDATE is denied, for its request only",
         ),
         BackendRequest.CONFIG_CHANGE_MSG: Stance(

@@ -58,13 +58,14 @@ class Feature(IntFlag):
     RING_INDIRECT_DESC = 1 << 28
     RING_EVENT_IDX = 1 << 29
     VERSION_1 = 1 << 32
+    ACCESS_PLATFORM = 1 << 33
     RING_PACKED = 1 << 34
 
 
-FeatureSet = Literal["0.1"]
+FeatureSet = Literal["0.1", "0.2"]
 
-FEATURE_SETS: Final[dict[FeatureSet, int]] = {
-    "0.1": Feature.SIZE_MAX
+OF_0_1: Final = (
+    Feature.SIZE_MAX
     | Feature.SEG_MAX
     | Feature.RO
     | Feature.BLK_SIZE
@@ -77,7 +78,12 @@ FEATURE_SETS: Final[dict[FeatureSet, int]] = {
     | Feature.RING_INDIRECT_DESC
     | Feature.RING_EVENT_IDX
     | Feature.VERSION_1
-    | Feature.RING_PACKED,
+    | Feature.RING_PACKED
+)
+
+FEATURE_SETS: Final[dict[FeatureSet, int]] = {
+    "0.1": OF_0_1,
+    "0.2": OF_0_1 | Feature.ACCESS_PLATFORM,
 }
 """What a device offers where it can, by the version that began to; the newest is the last.
 

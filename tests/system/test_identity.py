@@ -156,7 +156,9 @@ def test_a_process_of_the_first_version_is_sent_only_what_it_understands(backing
 
 def test_an_older_set_of_features_can_be_asked_for(backings, tmp_path):
     with Daemon(backings[0], tmp_path, "--features-as", "0.1") as daemon:
-        assert daemon.ready()["features"] & Feature.RING_PACKED
+        offered = daemon.ready()["features"]
+        assert offered & Feature.RING_PACKED
+        assert not offered & Feature.ACCESS_PLATFORM
     refused = run("serve", backings[0], "--socket", tmp_path / "s", "--features-as", "9.9")
     assert refused.returncode == 2
     assert "0.1" in refused.stderr

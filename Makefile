@@ -75,6 +75,7 @@ drills: $(VENV)/tested $(GUEST)/kernel/version packages-guest packages-test
 # The kernel's own vsock tests between two guests; its source is fetched, some 150 MB.
 vsock-test: build $(VENV)/tested $(GUEST)/vsock-tests/version packages-guest
 	$(BIN)/python -m suites.vsock
+	$(BIN)/python -m suites.vsock --packed
 
 # Likewise with the kernel of the other Debian, under its QEMU.
 vsock-test-other: other-debian

@@ -16,6 +16,9 @@ from harness.server import BLKD, START_LIMIT
 CIDS = (3, 4)
 LOOPBACK_CID = 1
 LOG = "blkd.log"
+FEATURES = "/sys/bus/virtio/drivers/vmw_vsock_virtio_transport/virtio*/features"
+"""Those in force, a digit each."""
+PACKED_BIT = 34  # VIRTIO_F_RING_PACKED
 GOODBYE = '"event":"back-end channel lost"'
 GONE_LIMIT = 20.0  # seconds for connections to go: Linux waits 8 for one that does not close
 
@@ -71,7 +74,9 @@ def complaints(directory: Path) -> list[str]:
 
 
 @contextlib.asynccontextmanager
-async def siblings(machine: Machine, directory: Path) -> AsyncIterator[tuple[Side, Side]]:
+async def siblings(
+    machine: Machine, directory: Path, *, packed: bool
+) -> AsyncIterator[tuple[Side, Side]]:
     """Two guests of one `blkd vsock`, beside it wired to each other; sockets in `directory`."""
     async with contextlib.AsyncExitStack() as stack:
         sockets = await stack.enter_async_context(devices(directory))
@@ -79,9 +84,11 @@ async def siblings(machine: Machine, directory: Path) -> AsyncIterator[tuple[Sid
         sides = []
         for number, (cid, path) in enumerate(zip(CIDS, sockets, strict=True), start=1):
             wire = Wire(ends[number - 1], ends[number % 2], number)
-            guest = await stack.enter_async_context(machine.boot(Vsock(path), wire, cpus=2))
+            guest = await stack.enter_async_context(machine.boot(Vsock(path, packed), wire, cpus=2))
             address = f"10.0.0.{number}"
             await guest.run(f"ip address add {address}/24 dev eth0; ip link set eth0 up")
+            if (await guest.run(f"cut -c {PACKED_BIT + 1} {FEATURES}")).strip() != str(int(packed)):
+                raise SuiteError(f"the guest's rings are {'split' if packed else 'packed'}")
             sides.append(Side(guest, cid, address))
         yield sides[0], sides[1]
 

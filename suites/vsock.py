@@ -39,6 +39,7 @@ PROGRAM_LIMIT = 240  # seconds for all tests of one program, under TCG
 PERF_BYTES = "64M"
 OF_TWO_GUESTS = "vsock_diag_test"
 """It counts the sockets of its guest."""
+LINE = 100  # characters, where no terminal says otherwise
 MODULES = ("vsock_diag", "vsock_loopback")
 
 
@@ -97,7 +98,7 @@ class Report:
     """What was seen, as a table."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False)
+        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else LINE)
         self.failed = False
 
     def show(self, ran: list[Ran]) -> None:
@@ -181,7 +182,9 @@ async def main() -> int:
     """Run the tests and print what was seen: the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--loopback", action="store_true", help="in one guest, without blkd")
-    alone = parser.parse_args().loopback
+    parser.add_argument("--packed", action="store_true", help="with packed rings")
+    options = parser.parse_args()
+    alone: bool = options.loopback
     report = Report()
     programs = built(alone=alone, report=report)
     machine = await Machine.prepare()
@@ -189,7 +192,7 @@ async def main() -> int:
     machine = replace(machine, initramfs=build(machine.kernel, extra))
     with tempfile.TemporaryDirectory(prefix="vsock-") as name:
         directory = Path(name)
-        sides = loopback(machine) if alone else siblings(machine, directory)
+        sides = loopback(machine) if alone else siblings(machine, directory, packed=options.packed)
         try:
             async with sides as (one, other):
                 await run(programs, one, other, report)

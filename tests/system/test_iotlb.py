@@ -182,8 +182,8 @@ def test_nobody_waits_for_who_misses(daemon, front_end, packed, way):
         with FrontEnd.connect(daemon.socket) as other:
             assert other.disk().write(0, bytes(512)) == OK
         return
+    host.iommu.answer(miss)
     with host.iommu.serving():
-        host.iommu.answer(miss)
         assert host.wait(waiting) == [OK]
 
 
@@ -388,8 +388,8 @@ def test_an_invalidation_does_not_wait_for_a_miss(front_end, packed):
     miss = host.iommu.next_miss()
     assert host.iommu.invalidate(OFFSET + status) == 0
     assert host.iommu.invalidate(*EVERYTHING) == 0
+    host.iommu.answer(miss)
     with host.iommu.serving():
-        host.iommu.answer(miss)
         assert host.wait(status) == [OK]
 
 
@@ -528,8 +528,8 @@ def test_an_upgrade_goes_on_with_what_waits(daemon, front_end, path, packed):
     with Taker(daemon) as new:
         new.ready()
         assert daemon.end(None) == 0
+        host.iommu.answer(miss)
         with host.iommu.serving():
-            host.iommu.answer(miss)
             assert host.wait(waiting) == [OK]
             for n in range(20):
                 assert host.do(OUT, 8 * n, host.page(bytes([n]) * PAGE)) == OK

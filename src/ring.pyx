@@ -16,7 +16,8 @@ from inflight.region cimport Again
 from sys.atomics cimport load_relaxed_u64
 from sys.faults cimport fault_fd, forget_mapping, install_fault_handler, watch_mapping
 from sys.pages cimport (
-    MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap, reserve,
+    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_NONE,
+    PROT_READ, PROT_WRITE, mmap, munmap, reserve,
 )
 from sys.uring cimport (
     IORING_OP_ASYNC_CANCEL, IORING_OP_FALLOCATE, IORING_OP_FSYNC, IORING_OP_MSG_RING,
@@ -149,7 +150,7 @@ cdef class Joined:
     """Pieces of guest memory, one behind the other, (address, length) each as mapped here.
 
     They are mapped once more: what one piece is to an IOMMU may lie anywhere.  All but the first
-    begin where a page does, and all but the last end so.
+    begin where a page does, and all but the last end so; none is of more than one Mapping.
 
     Raises:
         OSError: The kernel cannot map them so, as pages that are huge.
@@ -175,7 +176,11 @@ cdef class Joined:
             # What is shared is mapped a second time where none of it is to move.
             if mremap(<void *>start, 0, end - start, MREMAP_MAYMOVE | MREMAP_FIXED,
                       <uint8_t *>self.base + at) == MAP_FAILED:
-                raise OSError(errno, os.strerror(errno))
+                error = errno
+                # What was there may be gone: nobody else is to be given the place.
+                mmap(<uint8_t *>self.base + at, end - start, PROT_NONE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0)
+                raise OSError(error, os.strerror(error))
             at += end - start
         madvise(self.base, self.length, MADV_DONTDUMP)
 
@@ -266,13 +271,23 @@ cdef class MemoryMap:
     def pieces(self, address: int, length: int) -> list:
         """Where these bytes of the front end's own are mapped here: (address, length) each.
 
-        Empty where not all of them are.
+        None is of more than one mapping.  Empty where not all bytes are in memory.
+        """
+        return [(at, size) for at, _, size in self.spans(address, length)]
+
+    def spans(self, address: int, length: int) -> list:
+        """Where these bytes of the front end's own are: (address, guest address, length) each.
+
+        The first is where a piece is mapped here; none is of more than one mapping.  Empty where
+        not all bytes are in memory.
         """
         found, mappings = [], sorted(self.mappings, key=lambda m: m.user_address)
         for m in mappings:
             if length and m.user_address <= address < m.user_address + m.size:
-                piece = min(length, m.user_address + m.size - address)
-                found.append((m.address + (address - m.user_address), piece))
+                piece, within = min(length, m.user_address + m.size - address), (
+                    address - m.user_address
+                )
+                found.append((m.address + within, m.guest_address + within, piece))
                 address, length = address + piece, length - piece
         return [] if length else found
 

@@ -32,7 +32,7 @@ class Area:
 class Areas:
     """The areas of one vring, and the translations that are known of them.
 
-    No more is remembered than what meets them.
+    No more is remembered than their pages.
     """
 
     def __init__(self, setup: VringSetup) -> None:
@@ -52,21 +52,24 @@ class Areas:
 
     def learn(self, entry: IotlbEntry) -> bool:
         """Note a translation: whether it tells anything new of these areas."""
-        if not self._meets(entry.iova, entry.iova + entry.size) or entry in self._entries:
-            return False
-        self.forget(entry.iova, entry.size)
-        self._entries.append(entry)
-        self._entries.sort(key=lambda known: known.iova)
-        return True
+        before = self._entries
+        for area in self.parts:
+            for piece in _cut(entry, *_pages(area.iova, area.end)):
+                self._drop(piece.iova, piece.iova + piece.size)
+                self._entries = sorted([*self._entries, piece], key=lambda known: known.iova)
+        return self._entries != before
 
     def forget(self, iova: int, size: int) -> bool:
-        """Forget a range: whether it has a part of these areas."""
-        end = iova + size
+        """Forget the pages of a range: whether they have a part of these areas."""
+        start, end = _pages(iova, iova + size)
+        self._drop(start, end)
+        return any(area.iova < end and start < area.end for area in self.parts)
+
+    def _drop(self, start: int, end: int) -> None:
         kept: list[IotlbEntry] = []
         for entry in self._entries:
-            kept += [*_cut(entry, entry.iova, iova), *_cut(entry, end, entry.iova + entry.size)]
+            kept += [*_cut(entry, entry.iova, start), *_cut(entry, end, entry.iova + entry.size)]
         self._entries = kept
-        return self._meets(iova, end)
 
     def pieces(self, area: Area) -> list[Piece] | None:
         """Where an area lies, piece by piece, or None where that is not all known."""
@@ -101,8 +104,10 @@ class Areas:
                 return entry
         return None
 
-    def _meets(self, start: int, end: int) -> bool:
-        return any(area.iova < end and start < area.end for area in self.parts)
+
+def _pages(start: int, end: int) -> tuple[int, int]:
+    """The range of pages that has a range of IOVAs."""
+    return start // PAGE * PAGE, -(-end // PAGE) * PAGE
 
 
 def _cut(entry: IotlbEntry, start: int, end: int) -> list[IotlbEntry]:

@@ -4,7 +4,7 @@
 from typing import Final
 
 from blkd import ring
-from blkd.dataplane.areas import Areas, Piece
+from blkd.dataplane.areas import Area, Areas, Piece
 from blkd.vhost_user.vring_setup import DESC_BYTES, VringSetup
 
 LOG_PIECES: Final = 8  # as src/virtio/dirtylog.pxd has it
@@ -39,21 +39,31 @@ def place_translated(
 
     Raises Unplaceable where they are all known, and still it cannot be served.
     """
-    parts = [areas.pieces(area) for area in areas.parts]
-    if memory is None or any(pieces is None for pieces in parts):
-        return None
-    found = [_mapped(memory, pieces or []) for pieces in parts]
+    found = [_find(memory, areas, area) for area in areas.parts]
     if not all(found):
         return None
-    joined = [_join(pieces) for pieces in found]
+    joined = [_join([(at, size) for at, _, size in pieces]) for pieces in found]
     where = [address for address, _ in joined]
     if not _is_aligned(where, setup):
         raise Unplaceable("its IOMMU has it misaligned")
-    logged: tuple[Piece, ...] = ()
+    logged: list[Piece] = []
     if setup.logged_at is not None:
-        written = [parts[0], parts[2]] if setup.packed else [parts[2]]
-        logged = _in_guest_memory(memory, [piece for part in written for piece in part or []])
-    return where[0], where[1], where[2], logged, [kept for _, kept in joined]
+        written = [*found[0], *found[2]] if setup.packed else found[2]
+        logged = _merged([(at, size) for _, at, size in written])
+    if len(logged) > LOG_PIECES:
+        raise Unplaceable(f"its IOMMU has it in {len(logged)} pieces, too many to be logged")
+    return where[0], where[1], where[2], tuple(logged), [kept for _, kept in joined]
+
+
+def _find(memory: ring.MemoryMap | None, areas: Areas, area: Area) -> list[tuple[int, int, int]]:
+    """The pieces of an area, as `MemoryMap.spans` has them; none where not all of it is known."""
+    found: list[tuple[int, int, int]] = []
+    for address, size in areas.pieces(area) or []:
+        here = memory.spans(address, size) if memory else []
+        if not here:
+            return []
+        found += here
+    return found
 
 
 def _is_aligned(found: list[int], setup: VringSetup) -> bool:
@@ -62,25 +72,21 @@ def _is_aligned(found: list[int], setup: VringSetup) -> bool:
     )
 
 
-def _mapped(memory: ring.MemoryMap, pieces: list[Piece]) -> list[Piece]:
-    """Where the front end's pieces are mapped here, in as few as they can be; none if not all."""
+def _merged(pieces: list[Piece]) -> list[Piece]:
+    """The same, in as few pieces as they can be."""
     found: list[Piece] = []
-    for address, size in pieces:
-        here = memory.pieces(address, size)
-        if not here:
-            return []
-        for at, length in here:
-            if found and sum(found[-1]) == at:
-                found[-1] = (found[-1][0], found[-1][1] + length)
-            else:
-                found.append((at, length))
+    for at, size in pieces:
+        if found and sum(found[-1]) == at:
+            found[-1] = (found[-1][0], found[-1][1] + size)
+        else:
+            found.append((at, size))
     return found
 
 
 def _join(pieces: list[Piece]) -> tuple[int, object]:
     """Where pieces are mapped as one, and what keeps them so.  Raises Unplaceable."""
-    if len(pieces) == 1:
-        return pieces[0][0], None
+    if len(merged := _merged(pieces)) == 1:
+        return merged[0][0], None
     if any(at % ring.PAGE for at, _ in pieces[1:]) or any(
         (at + size) % ring.PAGE for at, size in pieces[:-1]
     ):
@@ -89,21 +95,7 @@ def _join(pieces: list[Piece]) -> tuple[int, object]:
         joined = ring.Joined(pieces)
     except OSError as error:
         raise Unplaceable(
-            f"its IOMMU has its pages in {len(pieces)} places of memory that cannot be mapped as"
-            f" one: {error.strerror}"
+            f"its IOMMU has it in {len(merged)} places of memory that cannot be mapped as one:"
+            f" {error.strerror}"
         ) from error
     return joined.address, joined
-
-
-def _in_guest_memory(memory: ring.MemoryMap, pieces: list[Piece]) -> tuple[Piece, ...]:
-    """The same pieces by guest addresses, in as few as they can be.  Raises Unplaceable."""
-    found: list[Piece] = []
-    for address, size in pieces:
-        at = memory.guest_address(address)
-        if found and sum(found[-1]) == at:
-            found[-1] = (found[-1][0], found[-1][1] + size)
-        else:
-            found.append((at, size))
-    if len(found) > LOG_PIECES:
-        raise Unplaceable(f"its IOMMU has it in {len(found)} pieces, too many to be logged")
-    return tuple(found)

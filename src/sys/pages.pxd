@@ -5,9 +5,11 @@ from libc.stdint cimport int64_t
 
 cdef extern from "<sys/mman.h>" nogil:
     enum:
+        PROT_NONE
         PROT_READ
         PROT_WRITE
         MAP_ANONYMOUS
+        MAP_FIXED
         MAP_NORESERVE
         MAP_PRIVATE
         MAP_SHARED

@@ -105,13 +105,15 @@ cdef void lay_out(NetVring *v, uint8_t *at, uint32_t largest) noexcept:
     v.spill = <uint8_t *>(v.iov + MAX_IOVECS + 1)
 
 
-def parameters(*, uint32_t header_bytes, bint mergeable, bint checksums, bint ecn, sends, takes,
-               control, uint64_t answered, uint8_t answer) -> bytes:
+def parameters(*, uint32_t header_bytes, bint mergeable, bint checksums, bint ecn, sends,
+               bint guest_checksums, bint guest_ecn, takes, uint32_t longest, control,
+               uint64_t answered, uint8_t answer) -> bytes:
     """How the device serves, as `ring.Worker.configure` takes it.
 
     The guest may send packets to be cut up in the ways `sends`, of "tcp4", "tcp6" and "udp", and
-    takes those of `takes`.  `control` is the device's number of the control queue, or None, and
-    `answer` that to the command of number `answered`.
+    takes those of `takes`, and others of up to `longest` bytes, 0 for any.  `control` is the
+    device's number of the control queue, or None, and `answer` that to the command of number
+    `answered`.
     """
     cdef NetParameters out
     memset(&out, 0, sizeof(out))
@@ -119,6 +121,7 @@ def parameters(*, uint32_t header_bytes, bint mergeable, bint checksums, bint ec
     out.gso_types = sum(1 << SEGMENTATIONS[name] for name in sends)
     out.guest_gso_types = sum(1 << SEGMENTATIONS[name] for name in takes)
     out.ecn = ecn
+    out.guest_checksums, out.guest_ecn, out.longest = guest_checksums, guest_ecn, longest
     out.control = NO_CONTROL if control is None else control
     out.answered, out.answer = answered, answer
     return (<char *>&out)[:sizeof(out)]

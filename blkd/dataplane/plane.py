@@ -242,6 +242,10 @@ class DataPlane:
     async def configure(self) -> None:
         """Serve with the device's present parameters, such as capacity and cache mode."""
         await self.before_configuring()
+        await self.post_configuration()
+
+    async def post_configuration(self) -> None:
+        """`configure` where what stands behind the device needs no preparation."""
         if (note := self._served.note) is not None:
             self._recording.write_note(note)
         await self._workers.post(lambda thread: thread.configure())

@@ -2,7 +2,6 @@
 """A network device and its TAP, as worker threads serve them: all that the data path has of net."""
 
 import asyncio
-import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
@@ -110,6 +109,9 @@ class ServedNet:
             checksums=Feature.CSUM in accepted,
             ecn=Feature.HOST_ECN in accepted,
             sends=[name for name, feature in SENDS.items() if feature in accepted],
+            guest_checksums=Feature.GUEST_CSUM in device.offloads,
+            guest_ecn=Feature.GUEST_ECN in device.offloads,
+            longest=device.longest_frame,
             takes=[name for name, feature in TAKES.items() if feature in device.offloads],
             control=device.control_index,
             answered=self._answered,
@@ -168,6 +170,7 @@ class ServedNet:
             if feature in self.device.offloads:
                 offload |= each
         if self._agreed != (size, offload):
+            self._agreed = None
             await self._change(lambda: self.tap.set_header_bytes(size))
             await self._change(lambda: self.tap.set_offload(offload))
             self._agreed = size, offload
@@ -205,21 +208,24 @@ class ServedNet:
             self._has_command.clear()
             assert self._command is not None
             number, kind, value = self._command
-            self._answer = network.ERROR
-            with contextlib.suppress(RequestRefused):
-                if await self._carry_out(plane, kind, value):
-                    self._answer = network.OK
+            done = await self._carry_out(plane, kind, value)
+            self._answer = network.OK if done else network.ERROR
             self._answered = number
-            await plane.configure()
+            await plane.post_configuration()  # and no more of the TAP: the driver has its answer
 
     async def _carry_out(self, plane: DataPlane, kind: int, value: int) -> bool:
         """Do what one command asks for: whether it could be done."""
-        if kind == network.PAIRS and self.device.choose_pairs(value):
-            await self.attach(plane)
-            return True
-        if kind == network.OFFLOADS and self.device.choose_offloads(value):
-            await self.adapt()
-            return True
+        before = self.device.pairs, self.device.offloads
+        try:
+            if kind == network.PAIRS and self.device.choose_pairs(value):
+                await self.attach(plane)
+                return True
+            if kind == network.OFFLOADS and self.device.choose_offloads(value):
+                await self.adapt()
+                return True
+        except RequestRefused as error:  # by the kernel
+            self.device.pairs, self.device.offloads = before
+            log.warning("command not carried out", tap=self.tap.name, reason=str(error))
         return False
 
     # ---- announcing ----

@@ -10,16 +10,17 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
-from pathlib import Path
 from typing import Final, Self
 
 from blkd.errors import ConfigError
 
 TUN: Final = "/dev/net/tun"
+TUN_DEVICE: Final = os.makedev(10, 200)  # Linux, Documentation/admin-guide/devices.txt
 
 TUNSETIFF: Final = 0x400454CA
 TUNSETOFFLOAD: Final = 0x400454D0
@@ -72,10 +73,12 @@ class Tap:
         if not 0 < len(name.encode()) < NAME_BYTES:
             raise ConfigError(f"{name!r} is no name of a TAP: 1 to {NAME_BYTES - 1} bytes")
         with contextlib.ExitStack() as undo:
-            fds = [_open_queue(name, several=queues > 1, undo=undo) for _ in range(queues)]
-            tap = cls(name, fds)
+            fds: list[int] = []
+            for _ in range(queues):
+                fd, name = _open_queue(name, several=queues > 1, undo=undo)
+                fds.append(fd)
             undo.pop_all()
-        return tap
+        return cls(name, fds)
 
     @classmethod
     def adopt(cls, fds: Sequence[int]) -> Self:
@@ -85,11 +88,14 @@ class Tap:
         """
         with contextlib.ExitStack() as undo:
             undo.callback(_close, fds)
+            if len(set(fds)) < len(fds):
+                raise ConfigError("a descriptor of a TAP is given twice")
             names = {_require_queue(fd, several=len(fds) > 1) for fd in fds}
             if len(names) != 1:
                 raise ConfigError(f"queues of {len(names)} TAPs: {', '.join(sorted(names))}")
             for fd in fds:
                 os.set_blocking(fd, False)
+                os.set_inheritable(fd, False)
             undo.pop_all()
         return cls(names.pop(), fds)
 
@@ -122,7 +128,11 @@ class Tap:
     def attach(self, queue: int, *, on: bool) -> None:
         """Have packets put into a queue, or not; may block.  Raises OSError."""
         flags = IFF_ATTACH_QUEUE if on else IFF_DETACH_QUEUE
-        fcntl.ioctl(self.fds[queue], TUNSETQUEUE, REQUEST.pack(b"", flags))
+        try:
+            fcntl.ioctl(self.fds[queue], TUNSETQUEUE, REQUEST.pack(b"", flags))
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # it is so already
+                raise
 
     def set_mtu(self, mtu: int) -> None:
         """Set the longest packet, Ethernet's header aside; may block.  Raises ConfigError."""
@@ -184,8 +194,8 @@ class LinkWatch:
         self._sock.close()
 
 
-def _open_queue(name: str, *, several: bool, undo: contextlib.ExitStack) -> int:
-    """A queue of a TAP, of one that may have several or of one that has it only."""
+def _open_queue(name: str, *, several: bool, undo: contextlib.ExitStack) -> tuple[int, str]:
+    """A queue of a TAP, and the TAP's name: the kernel numbers one that is called tap%d."""
     try:
         fd = os.open(TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -196,7 +206,7 @@ def _open_queue(name: str, *, several: bool, undo: contextlib.ExitStack) -> int:
     for choice in choices:
         try:
             flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | choice
-            fcntl.ioctl(fd, TUNSETIFF, REQUEST.pack(name.encode(), flags))
+            made = fcntl.ioctl(fd, TUNSETIFF, REQUEST.pack(name.encode(), flags))
         except OSError as error:
             if error.errno == errno.EINVAL and choice != choices[-1]:
                 continue  # it is of the other kind
@@ -204,7 +214,12 @@ def _open_queue(name: str, *, several: bool, undo: contextlib.ExitStack) -> int:
             raise ConfigError(what, hint=_hint(error)) from error
         else:
             break
-    return fd
+    return fd, _name(made)
+
+
+def _name(request: bytes) -> str:
+    """The interface that an answer of the kernel names."""
+    return bytes(REQUEST.unpack(request)[0]).rstrip(b"\0").decode(errors="replace")
 
 
 def _hint(failure: OSError) -> str:
@@ -218,17 +233,19 @@ def _hint(failure: OSError) -> str:
 def _require_queue(fd: int, *, several: bool) -> str:
     """The name of the TAP that `fd` is a queue of.  Raises ConfigError where it is none."""
     try:
-        if Path(f"/proc/self/fd/{fd}").readlink().name != Path(TUN).name:
+        status = os.fstat(fd)
+        if not (stat.S_ISCHR(status.st_mode) and status.st_rdev == TUN_DEVICE):
             raise ConfigError(f"descriptor {fd} is no TAP")
-        name, flags = REQUEST.unpack(fcntl.ioctl(fd, TUNGETIFF, REQUEST.pack(b"", 0)))
+        request = fcntl.ioctl(fd, TUNGETIFF, REQUEST.pack(b"", 0))
     except OSError as error:
         raise ConfigError(f"descriptor {fd} is no TAP: {error.strerror}") from error
+    _, flags = REQUEST.unpack(request)
     wanted = {"IFF_TAP": IFF_TAP, "IFF_NO_PI": IFF_NO_PI, "IFF_VNET_HDR": IFF_VNET_HDR}
     if several:
         wanted["IFF_MULTI_QUEUE"] = IFF_MULTI_QUEUE
     if missing := [word for word, flag in wanted.items() if not flags & flag]:
         raise ConfigError(f"descriptor {fd} is a TAP without {' and '.join(missing)}")
-    return bytes(name).rstrip(b"\0").decode(errors="replace")
+    return _name(request)
 
 
 def _close(fds: Iterable[int]) -> None:

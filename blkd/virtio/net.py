@@ -25,6 +25,7 @@ STATUS: Final = range(6, 8)
 """Where the status stands: what a link that goes up or down changes."""
 LAYOUT: Final = struct.Struct("<6sHHH")  # mac, status, max_virtqueue_pairs, mtu (5.1.4)
 
+FRAMING_BYTES: Final = 18  # of Ethernet, with a tag of a VLAN
 MOST_PAIRS: Final = 16
 LEAST_MTU: Final = 68  # 5.1.4.1
 LONGEST_MTU: Final = 65521  # of Linux's TAP
@@ -118,6 +119,13 @@ class NetDevice:
         self._link_up = link_up
 
     @property
+    def longest_frame(self) -> int:
+        """Bytes of the longest packet for the guest, large segments aside; 0 for any (5.1.4.1)."""
+        if Feature.MTU not in self.accepted or self.parameters.mtu is None:
+            return 0
+        return self.parameters.mtu + FRAMING_BYTES
+
+    @property
     def header_bytes(self) -> int:
         """Bytes of the header before each packet."""
         whole = Feature.VERSION_1 | Feature.MRG_RXBUF
@@ -144,6 +152,7 @@ class NetDevice:
         """Take the driver's choice of features.  Raises RequestRefused on a bit never offered."""
         if unknown := features & ~self.features:
             raise RequestRefused(f"features {unknown:#x} were accepted but never offered")
+        require_complete(Feature(features) & GUEST_OFFLOADS)
         self.accepted = Feature(features)
         self.offloads = self.accepted & GUEST_OFFLOADS
 
@@ -157,6 +166,10 @@ class NetDevice:
         if Feature.CTRL_GUEST_OFFLOADS not in self.accepted:
             return False
         if offloads & ~int(self.accepted & GUEST_OFFLOADS):
+            return False
+        try:
+            require_complete(Feature(offloads))
+        except RequestRefused:
             return False
         self.offloads = Feature(offloads)
         return True
@@ -180,6 +193,15 @@ class NetDevice:
         self._link_up = up
         self.generation += 1
         return True
+
+
+def require_complete(offloads: Feature) -> None:
+    """Raise RequestRefused on what a guest takes without what it needs for that (5.1.3.1)."""
+    segments = Feature.GUEST_TSO4 | Feature.GUEST_TSO6
+    if offloads & (segments | Feature.GUEST_UFO) and Feature.GUEST_CSUM not in offloads:
+        raise RequestRefused(f"large segments without GUEST_CSUM: {offloads!r}")
+    if Feature.GUEST_ECN in offloads and not offloads & segments:
+        raise RequestRefused(f"GUEST_ECN without large segments: {offloads!r}")
 
 
 def _offered(p: NetParameters) -> Feature:

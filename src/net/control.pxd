@@ -15,12 +15,13 @@ from net.layouts cimport (
 from net.state cimport NET_FLAW_NO_ACK, NetRequest, REPORT_COMMAND, net_of, net_vring
 from virtio.dirtylog cimport mark_mapped
 from virtio.flaw cimport found_flaw
+from virtio.guestmem cimport MemoryView
 from virtio.segments cimport readable_of, take_bytes
 from virtio.virtq cimport Chain, Segment
 from worker.fetching cimport put_back, take
 from worker.logged cimport outrun_log
 from worker.mailbox cimport stage_answer
-from worker.state cimport Worker, hold, let_go
+from worker.state cimport FETCH_BUDGET, Worker, hold, let_go
 from worker.vring cimport Vring, bump, give_back
 
 cdef inline uint32_t command_bytes(const NetCommand *c) noexcept nogil:
@@ -47,12 +48,12 @@ cdef inline bint parse_command(
 
 
 cdef inline void acknowledge(
-    Worker *w, Vring *r, const Chain *chain, uint8_t *ack, uint8_t answer
+    Worker *w, Vring *r, const MemoryView *view, const Chain *chain, uint8_t *ack, uint8_t answer
 ) noexcept nogil:
-    """Give a command back with its answer."""
+    """Give a command back with its answer, for which it has a place in this memory."""
     ack[0] = answer
     bump(&net_vring(r).counters.commands, 1)
-    if w.log.of_data and not mark_mapped(&w.log, w.view.memory, ack, 1):
+    if w.log.of_data and not mark_mapped(&w.log, view.memory, ack, 1):
         outrun_log(w, r)
     give_back(r, chain, 1)
 
@@ -67,7 +68,7 @@ cdef inline int begin_command(Worker *w, Vring *r, const Chain *chain) noexcept 
     if readable == chain.segments:
         return found_flaw(&r.vq.flaw, NET_FLAW_NO_ACK, 0, readable, 0, EINVAL)
     if q.is_open or not parse_command(segments, readable, &command, &value):
-        acknowledge(w, r, chain, segments[readable].base, NET_ERR)
+        acknowledge(w, r, w.view, chain, segments[readable].base, NET_ERR)
         return 1
     q.type, q.command, q.value = command.type, command.command, value
     q.chain, q.ack = chain[0], segments[readable].base
@@ -84,7 +85,7 @@ cdef inline void end_command(Worker *w, Vring *r) noexcept nogil:
     cdef NetRequest *q = &net_vring(r).request
     if q.is_open and net_of(w).parameters.answered == q.number:
         q.is_open = False
-        acknowledge(w, r, &q.chain, q.ack, net_of(w).parameters.answer)
+        acknowledge(w, r, q.pinned, &q.chain, q.ack, net_of(w).parameters.answer)
         let_go(w, r, q.pinned)
         r.wanted = 1
         r.wants_look = True
@@ -93,8 +94,9 @@ cdef inline void end_command(Worker *w, Vring *r) noexcept nogil:
 cdef inline int serve_control(Worker *w, Vring *r) noexcept nogil:
     """Begin the next command: 1 if there may be more, 0, or -errno."""
     cdef Chain chain
-    cdef int rc = 1
-    while rc > 0 and r.wanted:
+    cdef int rc = 1, budget = FETCH_BUDGET
+    while rc > 0 and budget and r.wanted:
+        budget -= 1
         rc = take(w, r, &chain)
         if rc > 0:
             rc = begin_command(w, r, &chain)

@@ -9,6 +9,10 @@ from net.layouts cimport (
 from net.state cimport LONGEST_PACKET, NetParameters, SHORTEST_PACKET, allows
 
 
+cdef enum:
+    LEAST_SEGMENT = 48          # bytes: Linux's TCP_MIN_MSS; less would make thousands of packets
+
+
 cdef inline bint has_checksum_place(const NetHeader *h, uint32_t length) noexcept nogil:
     """Whether the checksum lies within the packet."""
     return <uint32_t>h.csum_start + h.csum_offset + 2 <= length
@@ -24,7 +28,7 @@ cdef inline bint is_segmented_right(const NetParameters *p, const NetHeader *h) 
         return h.gso_type == NET_GSO_NONE
     if not allows(p.gso_types, type) or (h.gso_type & NET_GSO_ECN and not p.ecn):
         return False
-    return h.gso_size > 0 and h.flags & NET_HDR_F_NEEDS_CSUM
+    return h.gso_size >= LEAST_SEGMENT and h.flags & NET_HDR_F_NEEDS_CSUM
 
 
 cdef inline bint accept_header(
@@ -44,3 +48,20 @@ cdef inline bint accept_header(
     h.hdr_len = <uint16_t>min(<uint32_t>h.hdr_len, length)
     h.num_buffers = 0
     return True
+
+
+cdef inline bint accept_received(
+    const NetParameters *p, NetHeader *h, uint32_t length
+) noexcept nogil:
+    """Whether the guest takes a packet of `length` bytes with this header, made ready for it.
+
+    The TAP may have kept it since it had another driver, or another MTU (5.1.4.1).
+    """
+    cdef uint8_t type = h.gso_type & ~<uint8_t>NET_GSO_ECN
+    if not p.guest_checksums:
+        if h.flags & NET_HDR_F_NEEDS_CSUM:
+            return False
+        h.flags = 0             # 5.1.6.4.1
+    if type == NET_GSO_NONE:
+        return h.gso_type == NET_GSO_NONE and (p.longest == 0 or length <= p.longest)
+    return allows(p.guest_gso_types, type) and (p.guest_ecn or h.gso_type == type)

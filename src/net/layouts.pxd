@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t, uint16_t
 
 
 cdef enum:
-    NET_HDR_F_NEEDS_CSUM = 1    # flags of a header
+    NET_HDR_F_NEEDS_CSUM = 1    # of a header's flags
 
     NET_GSO_NONE = 0            # its gso_type, but for NET_GSO_ECN
     NET_GSO_TCPV4 = 1

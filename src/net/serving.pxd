@@ -3,8 +3,9 @@
 
 from libc.stdint cimport uint32_t
 
+from net.buffers cimport give_up_buffers
 from net.control cimport begin_command, end_command, serve_control
-from net.receive cimport LEAST_EXPECTED, give_up_buffers, receive
+from net.receive cimport LEAST_EXPECTED, receive
 from net.state cimport (
     NET_CONTROL, NET_RECEIVE, NET_TRANSMIT, NetParameters, NetVring, net_of, net_vring, role_of,
 )
@@ -37,6 +38,7 @@ cdef inline void start_net(Worker *w, Vring *r) noexcept nogil:
     v.request.is_open = False
     v.expected = LEAST_EXPECTED
     v.is_ready = v.fd >= 0
+    v.is_gone = False
     r.wanted = 1
 
 

@@ -9,7 +9,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from net.counters cimport NetCounters
 from sys.uring cimport iovec
-from virtio.flaw cimport FLAW_OF_DEVICE
+from virtio.flaw cimport FLAW_OF_DEVICE, Flaw
 from virtio.guestmem cimport MemoryView
 from virtio.virtq cimport Chain, Position
 from worker.state cimport Device, Worker
@@ -30,7 +30,7 @@ cdef enum:
     MAX_IOVECS = 1022           # UIO_MAXIOV, but for one of our own
 
     REPORT_TAP_GONE = 1         # reports to the control thread
-    REPORT_COMMAND = 2          # the control queue has a command: see `NetCommandState`
+    REPORT_COMMAND = 2          # the control queue has a command: see `NetRequest`
 
 
 cdef enum NetFlaw:              # as `blkd/virtio/net.py` says them
@@ -48,6 +48,9 @@ cdef struct NetParameters:
     bint mergeable              # a packet received may fill several chains
     bint checksums              # the guest may leave checksums to us
     bint ecn                    # ... and send large segments that say ECN
+    bint guest_checksums        # the guest takes packets without a checksum
+    bint guest_ecn              # ... and large segments that say ECN
+    uint32_t longest            # bytes of a packet for the guest that is no large segment, or 0
     uint64_t answered           # the number of the last command that was carried out
     uint8_t answer              # its answer
 
@@ -84,6 +87,8 @@ cdef struct NetVring:
     bint is_ready               # the TAP may have a packet, or room for one
     bint is_gone                # the TAP exists no more
     MemoryView *pinned          # by buffers that wait, fetched, for more of them; NULL without any
+    Flaw flaw                   # of the chain behind those gathered, if `gather` found one
+    int error                   # ... and what it found: -errno
     uint32_t expected           # bytes for which buffers are gathered
     uint32_t spilled            # bytes of the packet in `spill`, which waits for buffers; 0 without
     uint8_t *spill              # LONGEST_PACKET bytes

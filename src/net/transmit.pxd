@@ -18,7 +18,7 @@ from virtio.segments cimport readable_of, take_bytes
 from virtio.virtq cimport Chain, Position, Segment
 from worker.fetching cimport put_back, take
 from worker.notify cimport report_fault
-from worker.state cimport Worker
+from worker.state cimport FETCH_BUDGET, Worker
 from worker.vring cimport Vring, bump, give_back
 
 cdef extern from "<poll.h>" nogil:
@@ -26,8 +26,7 @@ cdef extern from "<poll.h>" nogil:
         POLLOUT
 
 cdef enum:
-    TURN_PACKETS = 64           # of one vring before the others have their turn,
-    TURN_BYTES = 1 << 19        # unless they are large
+    TURN_BYTES = 1 << 19        # of one vring before the others have their turn
 
 
 cdef inline uint32_t add_packet(
@@ -106,7 +105,7 @@ cdef inline int transmit(Worker *w, Vring *r) noexcept nogil:
         r.wanted = 0
         return 1
     r.wanted = 1
-    while packets < TURN_PACKETS and v.counters.bytes - before < TURN_BYTES:
+    while packets < FETCH_BUDGET and v.counters.bytes - before < TURN_BYTES:
         at = r.vq.avail
         rc = take(w, r, &chain)
         if rc <= 0:

@@ -79,15 +79,16 @@ cdef inline int fetch(Worker *w, Vring *r, Begin begin) noexcept nogil:
 cdef inline int take(Worker *w, Vring *r, Chain *chain) noexcept nogil:
     """Fetch the next chain, its buffers into the worker's segments: 1, 0 without one, or -errno.
 
-    It is the device's from then on, to be given back or to be put back.
+    It is the device's from then on, to be given back or to be put back.  A device that offers
+    ACCESS_PLATFORM needs `fetch`: here a chain whose translation is missing would break its vring.
     """
     cdef int rc
     if r.vq.packed:
-        rc = take_packed(&r.vq, w.view.memory, w.segments, w.segment_room, chain)
+        rc = take_packed(&r.vq, w.addresses, w.segments, w.segment_room, chain)
         if rc > 0 and is_recorded(&r.inflight):
             rc = record_packed(&r.inflight, &r.vq, chain) or rc
         return rc
-    rc = take_split(&r.vq, w.view.memory, w.segments, w.segment_room, chain)
+    rc = take_split(&r.vq, w.addresses, w.segments, w.segment_room, chain)
     if rc > 0 and is_recorded(&r.inflight):
         record_split(&r.inflight, chain)
     return rc

@@ -294,6 +294,52 @@ def test_the_tap_has_the_offloads_that_the_guest_takes(daemon, front_end):
     assert daemon.facts()["offloads"] == ["GUEST_CSUM"]
 
 
+@pytest.mark.parametrize(
+    "features",
+    [
+        pytest.param(NetFeature.GUEST_TSO4, id="tso-without-csum"),
+        pytest.param(NetFeature.GUEST_CSUM | NetFeature.GUEST_ECN, id="ecn-without-tso"),
+        pytest.param(NetFeature.GUEST_UFO, id="ufo-without-csum"),
+    ],
+)
+def test_offloads_that_lack_what_they_need_are_refused_and_change_nothing(daemon, wire, features):
+    with FrontEnd.connect(daemon.socket) as front_end:
+        front_end.negotiate(USUAL & front_end.offered())
+        wanted = int(OF_RINGS) | int(features)
+        assert front_end.ack(Request.SET_FEATURES, struct.pack("=Q", wanted)) != 0
+    with FrontEnd.connect(daemon.socket) as front_end:
+        driver = NetDriver.negotiate(front_end)
+        driver.offer()
+        wire.send(frame())
+        assert driver.received()[0].frame == frame()
+
+
+def test_a_guest_that_takes_no_segments_gets_none_that_were_kept(daemon, namespace, wire):
+    """A large segment lies in the TAP when a driver comes that does not take it."""
+    with FrontEnd.connect(daemon.socket) as front_end:
+        NetDriver.negotiate(front_end)
+    vnet = HEADER.pack(NEEDS_CSUM, GSO_TCPV4, 54, 1000, 34, 16, 0)[:10]
+    with namespace.packets() as segments:
+        segments.setsockopt(263, 15, 1)  # SOL_PACKET, PACKET_VNET_HDR
+        segments.send(vnet + tcp_segment(bytes(5000)))
+    wire.send(frame())
+    with FrontEnd.connect(daemon.socket) as front_end:
+        driver = NetDriver.negotiate(front_end, features=int(OF_RINGS) | int(NetFeature.MRG_RXBUF))
+        driver.offer(32)
+        assert driver.received()[0].frame == frame()
+        assert daemon.counts(RECEIVE)["oversized"] == 1
+
+
+def test_packets_longer_than_the_mtu_agreed_upon_are_dropped(daemon, front_end, namespace, wire):
+    driver = NetDriver.negotiate(front_end, features=USUAL | int(NetFeature.MTU))
+    namespace.ip("link set tap0 mtu 9000")
+    driver.offer(32)
+    for size in (5000, 1504, 1505, 1500):
+        wire.send(frame(size))
+    assert [len(packet.frame) for packet in driver.received(2)] == [1518, 1514]
+    assert daemon.counts(RECEIVE)["oversized"] == 2
+
+
 # ---- hostile guests ----
 
 HOSTILE = {
@@ -363,6 +409,37 @@ def test_thousands_of_random_headers_do_no_harm(daemon, driver, wire):
     assert counts["malformed"] + counts["refused"] + counts["packets"] == 4001
     assert counts["malformed"] > 2000
     assert daemon.call("show")["devices"][0]["broken_rings"] == []
+
+
+def test_a_bad_chain_behind_too_few_buffers_breaks_its_ring(daemon, driver, wire):
+    driver.offer(2, 500)
+    at = driver.front_end.memory.alloc(2048)
+    driver.receive.publish(driver.receive.add([(at, 64, 0), (at, 2000, DESC_WRITE)]))
+    driver.receive.notify()
+    wire.send(frame(1400))
+    assert driver.receive.broken()
+    [said] = daemon.call("show")["devices"][0]["broken_reasons"]
+    assert "to be read" in said
+
+
+def test_buffers_in_tiny_pieces_take_what_they_can(daemon, front_end, wire):
+    driver = NetDriver.negotiate(front_end)
+    heads = []
+    for _ in range(16):
+        at = front_end.memory.alloc(128)
+        pieces = [(at + n, 1, DESC_WRITE) for n in range(127)]
+        heads.append(driver.receive.add_indirect(pieces))
+        driver.buffers[heads[-1]] = at, 127
+    driver.receive.publish(*heads)
+    driver.receive.notify()
+    wire.send(frame(1400))  # for which a call of the kernel takes no such buffers
+    wire.send(frame(300))
+    assert driver.received()[0].frame == frame(300)
+    counts = daemon.counts(RECEIVE)
+    assert (counts["oversized"], counts["packets"]) == (1, 1)
+    before = worker_sleeps(daemon.process.pid)
+    assert driver.nothing_comes(0.5)
+    assert worker_sleeps(daemon.process.pid) - before < 3
 
 
 def test_a_broken_chain_breaks_its_ring_only(driver, wire):
@@ -555,6 +632,10 @@ def test_the_driver_chooses_what_it_does_of_a_cards_work(control):
         pytest.param(MQ, 0, b"\1", id="cut-short"),
         pytest.param(MQ, 1, struct.pack("<H", 1), id="unknown-command"),
         pytest.param(OFFLOADS, 0, struct.pack("<Q", 1 << 63), id="no-such-offload"),
+        pytest.param(OFFLOADS, 0, struct.pack("<Q", NetFeature.GUEST_TSO4), id="without-csum"),
+        pytest.param(
+            OFFLOADS, 0, struct.pack("<Q", NetFeature.GUEST_CSUM | NetFeature.GUEST_ECN), id="ecn"
+        ),
         pytest.param(0, 0, b"\1", id="unknown-class"),
         pytest.param(255, 255, bytes(4000), id="long"),
     ],
@@ -562,6 +643,32 @@ def test_the_driver_chooses_what_it_does_of_a_cards_work(control):
 def test_a_command_that_cannot_be_done_is_refused(control, kind, command, value):
     _, driver = control
     assert driver.command(kind, command, value) == ERROR
+    assert driver.command(MQ, 0, struct.pack("<H", 2)) == OK
+
+
+def test_a_command_is_answered_though_the_tap_is_gone(control):
+    daemon, driver = control
+    daemon.namespace.ip("link delete tap0")
+    assert driver.command(OFFLOADS, 0, struct.pack("<Q", NetFeature.GUEST_CSUM)) == ERROR
+    assert "GUEST_TSO4" in daemon.facts()["offloads"]
+    assert driver.command(OFFLOADS, 0, struct.pack("<Q", NetFeature.GUEST_CSUM)) == ERROR
+    daemon.process.send_signal(signal.SIGTERM)
+    assert daemon.process.wait(10) == 0
+
+
+def test_thousands_of_commands_in_one_go_are_answered(control):
+    _, driver = control
+    front_end, ring = driver.front_end, driver.ring
+    ack = front_end.memory.alloc(1)
+    for _ in range(200):
+        heads = [ring.add([(bytes([9, 9]), 2, 0), (ack, 1, DESC_WRITE)]) for _ in range(8)]
+        ring.publish(*heads)
+        ring.notify()
+        came = 0
+        while came < len(heads):
+            used = ring.wait_used()
+            assert used
+            came += len(used)
     assert driver.command(MQ, 0, struct.pack("<H", 2)) == OK
 
 
@@ -701,6 +808,11 @@ def test_a_descriptor_that_is_no_tap_is_refused(namespace, tmp_path):
         fd = file.fileno()
         said = failed(namespace, tmp_path, "--tap-fd", fd, pass_fds=[fd])
     assert "is no TAP" in said
+
+
+def test_a_descriptor_given_twice_is_refused(namespace, tmp_path, tap_fd):
+    said = failed(namespace, tmp_path, "--tap-fd", f"{tap_fd},{tap_fd}", pass_fds=[tap_fd])
+    assert "twice" in said
 
 
 def test_a_descriptor_of_nothing_is_refused(namespace, tmp_path):

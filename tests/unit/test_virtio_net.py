@@ -54,12 +54,28 @@ def test_only_what_works_is_offered(changes, feature, is_offered):
 @given(st.integers(0, 2**64 - 1))
 def test_what_was_never_offered_is_refused(features):
     made = device()
-    if features & ~made.features:
-        with pytest.raises(RequestRefused, match="never offered"):
-            made.accept(features)
-    else:
+    features |= 1 << 63
+    with pytest.raises(RequestRefused, match="never offered"):
         made.accept(features)
-        assert made.offloads == Feature(features) & GUEST_OFFLOADS
+    assert made.accepted == Feature(0)
+
+
+@pytest.mark.parametrize(
+    "offloads",
+    [
+        pytest.param(Feature.GUEST_TSO4, id="tso4"),
+        pytest.param(Feature.GUEST_TSO6, id="tso6"),
+        pytest.param(Feature.GUEST_UFO, id="ufo"),
+        pytest.param(Feature.GUEST_CSUM | Feature.GUEST_ECN, id="ecn"),
+    ],
+)
+def test_offloads_that_lack_what_they_need_are_refused(offloads):
+    made = device(control_queue=True)
+    with pytest.raises(RequestRefused):
+        made.accept(int(offloads))
+    made.accept(made.features)
+    assert not made.choose_offloads(int(offloads))
+    assert made.offloads == GUEST_OFFLOADS
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import asyncio
 from drills.killing import Killer, image, unreliable
 from drills.outcome import Outcome
 from harness.fio import Report, fio
-from harness.guest import Disk, Guest, Machine
+from harness.guest import Disk, Guest, Iommu, Machine
 
 SIZE = 64 << 20
 LONGEST_LIFE = 1.0  # seconds, of those in which QEMU is connected: it looks once a second
@@ -20,14 +20,16 @@ JOBS = 4
 LIMIT = 300.0
 
 
-async def drill(rounds: int, *, packed: bool = False) -> Outcome:
+async def drill(rounds: int, *, packed: bool = False, iommu: Iommu | None = None) -> Outcome:
     """Kill `rounds` times while fio writes, flushes, reads back and compares."""
     figures = {"kills": 0, "requests": 0, "bytes written": 0, "bytes verified": 0}
     machine = await Machine.prepare()
     with image(SIZE) as path:
         async with (
             unreliable(path) as server,
-            machine.boot(Disk(server.socket, packed=packed)) as guest,
+            machine.boot(
+                Disk(server.socket, packed=packed, translated=iommu is not None), iommu=iommu
+            ) as guest,
         ):
             seed = 0
             while figures["kills"] < rounds:
@@ -43,6 +45,7 @@ async def drill(rounds: int, *, packed: bool = False) -> Outcome:
                 figures["bytes verified"] += seen.read.bytes
             errors = len(await guest.kernel_errors())
     name = f"restart under a guest, {'packed' if packed else 'split'} rings"
+    name += " behind an IOMMU" if iommu else ""
     return Outcome(drill=name, rounds=rounds, errors=errors, figures={**figures})
 
 

@@ -7,7 +7,7 @@ import contextlib
 from drills.killing import image
 from drills.outcome import Outcome
 from harness.fio import Report, fio
-from harness.guest import Disk, Guest, Machine
+from harness.guest import Disk, Guest, Iommu, Machine
 from harness.server import Server, serve
 
 SIZE = 64 << 20
@@ -37,7 +37,7 @@ class Load:
             self.reports.append(await _load(self.guest))
 
 
-async def drill(rounds: int, *, packed: bool = False) -> Outcome:
+async def drill(rounds: int, *, packed: bool = False, iommu: Iommu | None = None) -> Outcome:
     """Migrate there and back, `rounds` times, while fio writes, flushes, reads and compares.
 
     Before each time a migration is cancelled, and another fails at its very end: the destination
@@ -53,7 +53,7 @@ async def drill(rounds: int, *, packed: bool = False) -> Outcome:
             serve(path, "--incoming") as there,
             contextlib.AsyncExitStack() as machines,
         ):
-            journey = Journey(machine, [here, there], machines, packed=packed)
+            journey = Journey(machine, [here, there], machines, packed=packed, iommu=iommu)
             return await journey.go(rounds)
 
 
@@ -67,9 +67,10 @@ class Journey:
         machines: contextlib.AsyncExitStack,
         *,
         packed: bool,
+        iommu: Iommu | None,
     ) -> None:
         self._machine, self._servers, self._machines = machine, servers, machines
-        self._packed = packed
+        self._packed, self._iommu = packed, iommu
         self._load = Load()
         self._cancelled = self._failed = 0
         self._wrong_locks = 0
@@ -80,7 +81,7 @@ class Journey:
     async def go(self, rounds: int) -> Outcome:
         """Boot at the first, and be at the first again in the end."""
         guest = await self._machines.enter_async_context(
-            self._machine.boot(self._disk(self._servers[0]), cpus=CPUS)
+            self._machine.boot(self._disk(self._servers[0]), cpus=CPUS, iommu=self._iommu)
         )
         self._load.guest = guest
         load = asyncio.ensure_future(self._load.run())
@@ -139,7 +140,7 @@ class Journey:
     async def _waiting(self) -> Guest:
         """A machine at the other back end that waits for the guest."""
         there = await self._machines.enter_async_context(
-            self._machine.incoming(self._disk(self._servers[1]), cpus=CPUS)
+            self._machine.incoming(self._disk(self._servers[1]), cpus=CPUS, iommu=self._iommu)
         )
         await self._expect(True, False)
         return there
@@ -171,12 +172,14 @@ class Journey:
         return int(total["reads"] + total["writes"])
 
     def _disk(self, server: Server) -> Disk:
-        return Disk(server.socket, queues=2, packed=self._packed)
+        translated = self._iommu is not None
+        return Disk(server.socket, queues=2, packed=self._packed, translated=translated)
 
     def _outcome(self, rounds: int, errors: int) -> Outcome:
         reports = self._load.reports
+        behind = " behind an IOMMU" if self._iommu else ""
         return Outcome(
-            drill=f"live migration, {'packed' if self._packed else 'split'} rings",
+            drill=f"live migration, {'packed' if self._packed else 'split'} rings{behind}",
             rounds=rounds,
             errors=errors,
             figures={

@@ -18,6 +18,7 @@ from drills import (
     guest_restart,
     host_crash,
     hotplug,
+    iommu,
     migration,
     restart,
     sigbus,
@@ -26,6 +27,7 @@ from drills import (
     upgrade,
 )
 from drills.outcome import Outcome
+from harness.guest import Iommu
 
 RESULTS: Final = Path(__file__).parent / "results.json"
 
@@ -44,6 +46,9 @@ DRILLS: Final = {
     "restart-packed": Drill(partial(restart.drill, packed=True), 1000, 10),
     "guest-restart": Drill(guest_restart.drill, 200, 4),
     "guest-restart-packed": Drill(partial(guest_restart.drill, packed=True), 200, 4),
+    "guest-restart-iommu": Drill(partial(guest_restart.drill, iommu=Iommu.STRICT), 200, 4),
+    "iommu": Drill(iommu.drill, 500, 6),
+    "iommu-packed": Drill(partial(iommu.drill, packed=True), 500, 6),
     "host-crash": Drill(host_crash.drill, 100, 3),
     "hotplug": Drill(hotplug.drill, 50, 1),
     "sigbus": Drill(sigbus.drill, 250, 8),
@@ -51,6 +56,7 @@ DRILLS: Final = {
     "migration": Drill(migration.drill, 10, 1),
     "migration-packed": Drill(partial(migration.drill, packed=True), 10, 1),
     "transfer": Drill(transfer.drill, 80, 1),
+    "migration-iommu": Drill(partial(migration.drill, iommu=Iommu.STRICT), 10, 1),
     "upgrade": Drill(upgrade.drill, 100, 5),
     "upgrade-packed": Drill(partial(upgrade.drill, packed=True), 100, 5),
     "upgrade-killed": Drill(partial(upgrade.drill, killing=True), 200, 8),

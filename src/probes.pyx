@@ -21,7 +21,10 @@ from sys.uring cimport (
 )
 from virtio.dirtylog cimport DirtyLog, RingLog, mark, mark_areas, mark_segments
 from virtio.guestmem cimport GuestMemory, Region, guest_address
-from virtio.iotlb cimport Iotlb, MOST_REMOVED, forget, iotlb_bytes, lay_out_iotlb, learn
+from virtio.iotlb cimport (
+    Iotlb, MOST_REMOVED, WALK_FOR_LAST_BYTES, WALK_FOR_MISSING, WALK_WHOLE, forget, iotlb_bytes,
+    lay_out_iotlb, learn,
+)
 from virtio.packed cimport is_no_fresh_ring, is_untouched, take_packed
 from virtio.split cimport take_split, walk_split
 from virtio.virtq cimport Chain, Segment, UsedChain, Virtq, event_passed
@@ -150,6 +153,34 @@ cdef class Guest:
     def missing(self):
         """What the last walk lacked: (IOVA of a page, access)."""
         return self.iotlb.missing.iova, self.iotlb.missing.access
+
+    def all_missing(self, uint16_t head):
+        """All that the split chain lacks: (IOVA of a page, access) each."""
+        cdef Chain chain
+        chain.id, self.iotlb.found_count, self.iotlb.walk = head, 0, WALK_FOR_MISSING
+        walk_split(&self.vq, self.addresses, self.segments, MAX_SEGMENTS, &chain)
+        self.iotlb.walk = WALK_WHOLE
+        return [
+            (self.iotlb.found[i].iova, self.iotlb.found[i].access)
+            for i in range(self.iotlb.found_count)
+        ]
+
+    def last_bytes(self, uint16_t head):
+        """Where the last byte of each buffer of the split chain is, None where it is missing."""
+        cdef Chain chain
+        chain.id, self.iotlb.walk = head, WALK_FOR_LAST_BYTES
+        rc = walk_split(&self.vq, self.addresses, self.segments, MAX_SEGMENTS, &chain)
+        self.iotlb.walk = WALK_WHOLE
+        check(rc)
+        return [
+            None if self.segments[i].base == NULL
+            else self.address_of(self.segments[i].base + self.segments[i].len - 1)
+            for i in range(chain.segments)
+        ]
+
+    def is_to_fail(self):
+        """Whether the last walk ended since a buffer lies in too many pieces."""
+        return bool(self.iotlb.missing.is_last)
 
     cdef uint64_t address_of(self, const uint8_t *base) except? 0:
         cdef uint64_t address = 0

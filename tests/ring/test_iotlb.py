@@ -198,6 +198,45 @@ def test_a_missing_half_of_an_indirect_table_is_asked_for():
     assert misses(ring) == (PAGE, 1)
 
 
+def test_all_pages_that_a_chain_lacks_are_found_at_once():
+    ring = Ring()
+    ring.guest.learn(0x1001000, PAGE, LOW)
+    ring.describe(
+        (0x1000010, 3 * PAGE, NEXT, 1), (0x2000000, 16, NEXT | WRITE, 2), (5, 1, WRITE, 0)
+    )
+    assert ring.guest.all_missing(0) == [
+        (0x1000000, 1),
+        (0x1002000, 1),
+        (0x1003000, 1),
+        (0x2000000, 2),
+        (0, 2),
+    ]
+
+
+def test_no_more_is_asked_for_at_once_than_there_is_room_for():
+    ring = Ring()
+    ring.describe((0, 2**32 - 1, NEXT, 1), (2**40, 2**32 - 1, 0, 0))
+    assert ring.guest.all_missing(0) == [(n * PAGE, 1) for n in range(256)]
+
+
+def test_of_a_chain_that_is_to_fail_the_last_bytes_are_looked_for():
+    ring = Ring()
+    ring.guest.learn(0, PAGE, LOW)
+    ring.describe((0x1000010, 16, NEXT, 1), (PAGE - 8, 8, NEXT | WRITE, 2), (PAGE, 1, WRITE, 0))
+    assert ring.guest.last_bytes(0) == [None, LOW + PAGE - 1, None]
+
+
+def test_a_buffer_in_more_pieces_than_there_is_room_for_fails_its_chain():
+    ring = Ring()
+    for n in range(4):
+        ring.guest.learn(n * PAGE, PAGE, LOW + (3 - n) * PAGE)
+    ring.describe((0, 4 * PAGE, 0, 0))
+    assert len(ring.guest.walk(0)) == 4
+    with pytest.raises(OSError, match="temporarily"):
+        ring.guest.walk(0, 3)
+    assert ring.guest.is_to_fail()
+
+
 pages = st.integers(0, 15)
 
 

@@ -35,6 +35,7 @@ cdef struct Member:
     uint32_t is_open            # its own worker: it takes what arrives
     Completions arrivals        # the others push
     Handover handovers[CONNECTIONS]     # its own worker: one a connection
+    Handover shuts[CONNECTIONS]         # likewise, so that none holds up the next connection
 
 
 cdef inline Member *sibling(const Member *m, uint32_t cid) noexcept nogil:

@@ -236,7 +236,7 @@ cdef inline void end_sending(Worker *w, Connection *c, int32_t result) noexcept 
 cdef inline void tell_sibling(Vsock *v, const Connection *c) noexcept nogil:
     """Have a sibling know that the guest receives no more, or find out when it sends next."""
     cdef Member *to = sibling(v.member, c.peer_cid)
-    cdef Handover *out = &v.member.handovers[c.number]
+    cdef Handover *out = &v.member.shuts[c.number]
     if to != NULL and is_free(out):
         out.fd, out.pair = -1, c.pair
         out.cid, out.port, out.to_port = v.cid, c.guest_port, c.peer_port

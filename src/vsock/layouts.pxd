@@ -33,7 +33,9 @@ cdef enum:
 
     MOST_PAYLOAD = 1 << 16      # bytes of one packet, as Linux has it
 
-    F_SEQPACKET = 1             # the number of a feature bit
+    F_STREAM = 0                # numbers of feature bits
+    F_SEQPACKET = 1
+    F_NO_IMPLIED_STREAM = 2
 
 
 cdef packed struct Header:

@@ -19,7 +19,9 @@ from vsock.connection cimport (
 )
 from vsock.credit cimport learn
 from vsock.group cimport Handover, Member, hand_over, is_free, release, sibling, take_handovers
-from vsock.layouts cimport CID_HOST, F_SEQPACKET, Header, TYPE_SEQPACKET, TYPE_STREAM
+from vsock.layouts cimport (
+    CID_HOST, F_NO_IMPLIED_STREAM, F_SEQPACKET, F_STREAM, Header, TYPE_SEQPACKET, TYPE_STREAM,
+)
 from vsock.line cimport parse_connect, put_number
 from vsock.sockets cimport close, start_connecting
 from vsock.state cimport Forward, LISTENERS, MOST_PATH, Vsock, vsock_of
@@ -31,10 +33,13 @@ cdef enum:
 
 
 cdef inline bint has_type(const Vsock *v, uint16_t type) noexcept nogil:
-    """Whether the driver may have connections of this type."""
+    """Whether the driver may have connections of this type (5.10.3)."""
+    cdef uint64_t features = v.choices.features
     if type == TYPE_SEQPACKET:
-        return (v.choices.features >> F_SEQPACKET) & 1
-    return type == TYPE_STREAM
+        return (features >> F_SEQPACKET) & 1
+    return type == TYPE_STREAM and (
+        (features >> F_STREAM) & 1 or not (features >> F_NO_IMPLIED_STREAM) & 1
+    )
 
 
 cdef inline int socket_type(uint16_t type) noexcept nogil:

@@ -15,6 +15,7 @@ from harness.vsock import (
     RECEIVE,
     SEND,
     SEQPACKET,
+    VSOCK,
     Op,
     Packet,
     VsockDriver,
@@ -129,3 +130,18 @@ def test_a_packet_of_another_type_resets_its_connection(split, vsock):
     with accepted(split, vsock, kind=SEQPACKET) as (guest, _host):
         split.send(Packet(Op.RW, payload=b"x"))
         guest.wait(lambda: guest.is_reset)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "has_streams"), [(0b000, True), (0b010, True), (0b110, False), (0b111, True)]
+)
+def test_streams_are_there_unless_the_driver_wants_none(vsock, chosen, has_streams):
+    with FrontEnd.connect(vsock.socket) as front_end, vsock.listen(80):
+        driver = VsockDriver(front_end, features=FEATURES & ~VSOCK | chosen)
+        guest = driver.request(80)
+        guest.wait(lambda: guest.is_open or guest.is_reset)
+        assert guest.is_open == has_streams
+        with vsock.ask(81) as program:
+            if has_streams:
+                driver.accept()
+            assert bool(program.recv(64)) == has_streams

@@ -32,6 +32,7 @@ from worker.vring cimport Vring
 
 cdef enum:
     TICK_NANOSECONDS = 250000000
+    RINGS_OF_PACKETS = 1 << RX | 1 << TX
 
 
 # ---- connections as a whole ----
@@ -39,9 +40,13 @@ cdef enum:
 cdef inline void forget_all(Worker *w) noexcept nogil:
     """End every connection without a word to the guest, whose driver knows of none."""
     cdef Vsock *v = vsock_of(w)
+    cdef Vring *tx = &w.vrings[<int>TX]
     cdef Connection *c
     cdef uint32_t i
     v.replies.head = v.replies.tail
+    v.owes_reset = False
+    tx.wanted = FETCHED_REPLIES
+    tx.wants_look = w.unfinished = True
     for i in range(<uint32_t>CONNECTIONS):
         c = &v.connections[i]
         if c.state != FREE and c.state != LINE:
@@ -84,7 +89,7 @@ cdef inline void open_vsock(Worker *w) noexcept nogil:
     cdef Vsock *v = vsock_of(w)
     cdef uint32_t i
     v.tick_length.tv_nsec = TICK_NANOSECONDS
-    v.is_new = True
+    v.unknown = RINGS_OF_PACKETS
     for i in range(<uint32_t>LISTENERS):
         v.accepts[i].action, v.accepts[i].number = ACCEPT, i
         listen(w, i)
@@ -101,7 +106,7 @@ cdef inline void configure_vsock(Worker *w, const void *choices) noexcept nogil:
     v.choices = (<const Choices *>choices)[0]
     if v.choices.epoch != before:
         forget_all(w)
-        v.is_new = True
+        v.unknown, v.unused = RINGS_OF_PACKETS, 0
 
 
 cdef inline bint is_used(const Virtq *vq) noexcept nogil:
@@ -111,22 +116,33 @@ cdef inline bint is_used(const Virtq *vq) noexcept nogil:
     return vq.avail.index != 0
 
 
-cdef inline void start_vsock(Worker *w, Vring *r) noexcept nogil:
-    """Find out whether the driver knows of connections that are not: then it is to be told.
+cdef inline void look_at_driver(Worker *w, const Vring *r) noexcept nogil:
+    """Find out from rx or tx, whichever starts first, what its driver knows of connections.
 
-    A driver that has used neither rx nor tx is new, and knows of none.
+    One that has used neither is new, and knows of none: ours end.  One that has used either at
+    another back end may know of some that are not here: it is to be told.
     """
     cdef Vsock *v = vsock_of(w)
-    cdef bint was_served = is_used(&r.vq)
+    cdef uint32_t bit = 1 << r.number
+    if is_used(&r.vq):
+        v.owes_reset = v.owes_reset or (v.unknown & bit) != 0
+        v.unknown = v.unused = 0        # once is enough
+    else:
+        v.unused |= bit
+        v.unknown &= ~bit
+    if v.unused == RINGS_OF_PACKETS:
+        v.unused = 0
+        forget_all(w)
+
+
+cdef inline void start_vsock(Worker *w, Vring *r) noexcept nogil:
+    """Find out whom a vring belongs to, and what it is to be served for."""
+    cdef Vsock *v = vsock_of(w)
+    if r.number != EVENT:
+        look_at_driver(w, r)
     if r.number == RX:
-        v.is_fresh = not was_served
-        v.owes_reset = was_served and v.is_new
         r.wanted = 1 if has_packets(v) else 0
     elif r.number == TX:
-        if v.is_fresh and not was_served:
-            forget_all(w)
-        v.owes_reset = v.owes_reset or (was_served and v.is_new)
-        v.is_new = False
         r.wanted = FETCHED_REPLIES - min(reply_count(&v.replies), <uint32_t>FETCHED_REPLIES)
     if w.count > EVENT:
         w.vrings[<int>EVENT].wanted = 1 if v.owes_reset else 0

@@ -66,8 +66,8 @@ cdef struct Vsock:
     Operation arrival
     Operation tick
     KernelTimespec tick_length
-    bint is_new                 # no connection can be known that the driver knows
-    bint is_fresh               # ... the driver is new, too
+    uint32_t unknown            # bits of rx and tx: not started since the front end came
+    uint32_t unused             # ... whose driver had not used them when they started, both lately
     bint owes_reset             # the driver knows of connections that are no more
 
 

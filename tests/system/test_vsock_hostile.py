@@ -2,6 +2,7 @@
 """A driver, a front end and host programs that do as they please: others are not held up."""
 
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ from harness.frontend import DESC_WRITE, FrontEnd
 from harness.vsock import (
     EVENT,
     RX,
+    TX,
     Op,
     Packet,
     VsockDriver,
@@ -307,6 +309,34 @@ def test_a_front_end_that_comes_back_is_told_of_a_reset(vsock):
             assert driver.event_ids() == [0]
             assert host.recv(1) == b""
             still_serves(driver, vsock)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_a_reset_is_told_in_whatever_order_the_rings_start(vsock, order):
+    with FrontEnd.connect(vsock.socket) as front_end:
+        driver = VsockDriver(front_end)
+        with accepted(driver, vsock) as (guest, host):
+            guest.write(b"x")
+            assert read_all(host, 1) == b"x"
+            front_end.rings = {index: front_end.rings[index] for index in order}
+            front_end.resume(vsock.socket)
+            assert driver.event_ids() == [0]
+            assert host.recv(1) == b""
+            still_serves(driver, vsock)
+
+
+@pytest.mark.parametrize("order", [(RX, TX), (TX, RX)], ids=str)
+def test_a_driver_that_begins_anew_in_any_order_has_no_connections(split, vsock, order):
+    with accepted(split, vsock) as (guest, host):
+        guest.write(b"x")
+        assert read_all(host, 1) == b"x"
+        rings = {RX: split.rx, TX: split.tx}
+        for index in order:
+            split.front_end.stop_ring(index)
+            rings[index].rewind()
+        for index in order:
+            split.front_end.start_ring(index, ring=rings[index])
+        assert host.recv(1) == b""
 
 
 def test_the_event_ring_is_of_no_need(vsock):

@@ -9,10 +9,10 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from sys.atomics cimport load_relaxed_u64
+from sys.atomics cimport load_acquire_u32, load_relaxed_u64
 from sys.pages cimport munmap, reserve
 from sys.sockets cimport sockaddr_storage
-from vsock.connection cimport ACTIONS, Action, BUFFER_BYTES, Connection
+from vsock.connection cimport ACTIONS, Action, BUFFER_BYTES, Connection, FREE
 from vsock.fifo cimport CONNECTIONS
 from vsock.group cimport MEMBERS, Member
 from vsock.layouts cimport RX, TX
@@ -78,6 +78,7 @@ cdef class VsockPart:
     Host programs connect to the listening sockets `stream_fd` and `message_fd`, borrowed, -1 for
     none.  Connections of the guest to port P of the host go where `forwards` says, by pairs of a
     port and an address as the kernel has it, else to the socket `path` + "_P"; b"" for none.
+    With `looks_ahead` descriptors that come along are looked for, as the kernel cannot refuse them.
     """
 
     cdef Vsock vsock
@@ -87,11 +88,11 @@ cdef class VsockPart:
     cdef readonly object capsule    # as `ring.Worker` takes it
 
     def __cinit__(self, *, uint32_t vrings, uint32_t largest, uint32_t cid, int stream_fd,
-                  int message_fd, bytes path not None, forwards, Group group):
+                  int message_fd, bytes path not None, forwards, Group group, bint looks_ahead):
         cdef Vsock *v = &self.vsock
         be_vsock(&v.device)
         v.device.vrings, v.device.largest, v.device.longest_chain = vrings, largest, LONGEST_CHAIN
-        v.cid = cid
+        v.cid, v.looks_ahead = cid, looks_ahead
         v.listeners[0], v.listeners[1] = stream_fd, message_fd
         if len(path) > MOST_PATH or len(forwards) > MOST_FORWARDS:
             raise ValueError("the path is too long, or there are too many ports to forward")
@@ -132,6 +133,16 @@ cdef class VsockPart:
     def __dealloc__(self):
         if self.reserved != NULL:
             munmap(self.reserved, self.bytes_reserved)
+
+    def left_open(self) -> list:
+        """Sockets that the worker has left open at its end; to be closed as foreign ones."""
+        cdef uint32_t i
+        cdef Connection *c = self.vsock.connections
+        if not load_acquire_u32(&self.vsock.has_left):
+            return []
+        return [
+            c[i].fd for i in range(<uint32_t>CONNECTIONS) if c[i].state != FREE and c[i].fd >= 0
+        ]
 
     def counters(self, uint32_t ring) -> dict:
         """Packets and bytes of payload of one vring since this was made, and what went wrong."""

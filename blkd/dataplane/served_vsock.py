@@ -11,6 +11,7 @@ from blkd import vsock
 from blkd.dataplane.plane import DataPlane
 from blkd.dataplane.workers import WorkerPlan
 from blkd.host import unix_socket
+from blkd.host.fds import close_foreign
 from blkd.virtio.device import MAX_QUEUE_SIZE
 from blkd.virtio.socket_device import VsockDevice
 
@@ -58,7 +59,7 @@ class HostSide:
             (message_path(self.path), self.messages),
         ):
             unix_socket.unlink_if_ours(path, listening.type)
-            listening.close()
+            close_foreign([listening.detach()])  # programs that wait may have sent descriptors
 
 
 def message_path(path: str) -> str:
@@ -105,6 +106,7 @@ class ServedVsock:
             path=os.fsencode(host.path) if host else b"",
             forwards=self._forwards,
             group=self._group,
+            looks_ahead=not unix_socket.can_refuse_descriptors(),
         )
         return VsockWorkerPart(self._part)
 
@@ -132,7 +134,9 @@ class ServedVsock:
             await served.plane.configure()
 
     def close(self) -> None:
-        """Close the sockets of host programs."""
+        """Close the sockets of host programs: the worker has ended."""
+        if self._part is not None:
+            close_foreign(self._part.left_open())
         if self._host is not None:
             self._host.close()
 

@@ -60,7 +60,9 @@ async def _listen(path: str, config: VsockConfig) -> HostSide:
             (path, socket.SOCK_STREAM),
             (message_path(path), socket.SOCK_SEQPACKET),
         ):
-            sock = await unix_socket.listen_soon(where, config.socket_mode, group, kind)
+            sock = await unix_socket.listen_soon(
+                where, config.socket_mode, group, kind, descriptors=False
+            )
             undo.callback(sock.close)
             undo.callback(unix_socket.unlink_if_ours, where, kind)
             listening.append(sock)

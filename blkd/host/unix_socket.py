@@ -21,6 +21,7 @@ BACKLOG = 16  # peers that may wait to be accepted
 LINGER_LIMIT = 5.0  # seconds that a killed process may take to let its socket go
 TURN_LIMIT = 1.0  # seconds to wait for others that make sockets in the directory, or say so
 LINGER_PERIOD = 0.02  # seconds between two looks
+SO_PASSRIGHTS = 83  # whether a UNIX socket takes descriptors (Linux 6.16)
 UCRED = struct.Struct("=iII")  # pid, uid, gid (unix(7), SO_PEERCRED)
 
 
@@ -29,7 +30,12 @@ class Passing(SocketError):
 
 
 async def listen_soon(
-    path: str, mode: int, group: int | None = None, kind: int = socket.SOCK_STREAM
+    path: str,
+    mode: int,
+    group: int | None = None,
+    kind: int = socket.SOCK_STREAM,
+    *,
+    descriptors: bool = True,
 ) -> socket.socket:
     """`listen`, tried for some seconds where the path is taken for a moment only."""
     loop = asyncio.get_running_loop()
@@ -37,7 +43,9 @@ async def listen_soon(
     while True:
         waited = loop.time() - began
         try:
-            return listen(path, mode, group, alone=waited < TURN_LIMIT, kind=kind)
+            return listen(
+                path, mode, group, alone=waited < TURN_LIMIT, kind=kind, descriptors=descriptors
+            )
         except Passing:
             if waited > LINGER_LIMIT:
                 raise
@@ -51,12 +59,14 @@ def listen(
     *,
     alone: bool = True,
     kind: int = socket.SOCK_STREAM,
+    descriptors: bool = True,
 ) -> socket.socket:
     """A non-blocking socket of a kind, listening at `path`, whose file has the permissions `mode`.
 
     It belongs to `group`, if one is given; until it does, only to the owner.  A socket file that
     nobody answers on any more is replaced: by one process, of those that find it at the same time
-    and are to be `alone` in its directory.
+    and are to be `alone` in its directory.  Without `descriptors` nobody who connects can send any,
+    where the kernel knows how to refuse them.
 
     Raises:
         SocketError: the path is unfit, not a socket, or a living process listens there; or the
@@ -67,6 +77,8 @@ def listen(
         _clear(path)
         sock = undo.enter_context(socket.socket(socket.AF_UNIX, kind))
         sock.setblocking(False)
+        if not descriptors:
+            _refuse_descriptors(sock)
         # bind() takes the mode from here: never open to more than `mode`, not for a moment.
         os.fchmod(sock.fileno(), mode if group is None else mode & OWNERS)
         try:
@@ -94,6 +106,21 @@ def _place_hint(path: str, number: int | None) -> str | None:
         case errno.EACCES | errno.EPERM:
             return f"look at the owner and mode of {place}"
     return None
+
+
+def can_refuse_descriptors() -> bool:
+    """Whether the kernel can refuse descriptors that are sent to a socket."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return _refuse_descriptors(sock)
+
+
+def _refuse_descriptors(sock: socket.socket) -> bool:
+    """Have nobody send descriptors to a socket, or to those that it accepts: whether that is so."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+    except OSError:
+        return False
+    return True
 
 
 def group_number(name: str | None) -> int | None:

@@ -16,6 +16,10 @@ cdef extern from "<sys/socket.h>" nogil:
     #include <string.h>
     #include <sys/un.h>
 
+    #ifndef SO_PASSRIGHTS
+    #define SO_PASSRIGHTS 83    /* Linux 6.16 */
+    #endif
+
     /* What has become of a socket, at once: poll's events. */
     static inline int blkd_socket_state(int fd) {
         struct pollfd one = {fd, POLLRDHUP, 0};
@@ -53,12 +57,16 @@ cdef extern from "<sys/socket.h>" nogil:
         SOCK_CLOEXEC
         SOCK_NONBLOCK
         SOL_SOCKET
+        SO_OOBINLINE
+        SO_PASSRIGHTS
         SO_SNDBUF
         IPPROTO_TCP
         TCP_NODELAY
         SHUT_RD
         SHUT_WR
+        MSG_CTRUNC
         MSG_NOSIGNAL
+        MSG_PEEK
         MSG_TRUNC
         POLLHUP
         POLLERR

@@ -70,6 +70,7 @@ cdef extern from "<liburing.h>" nogil:
         IORING_SETUP_DEFER_TASKRUN
         IORING_SETUP_TASKRUN_FLAG
         IORING_CQE_F_MORE
+        IOSQE_ASYNC
         IOSQE_CQE_SKIP_SUCCESS
         IORING_FSYNC_DATASYNC
         IORING_OP_READV
@@ -158,6 +159,7 @@ cdef extern from "<liburing.h>" nogil:
     void io_uring_prep_send(io_uring_sqe *sqe, int fd, const void *buffer, size_t n, int flags)
     void io_uring_prep_recvmsg(io_uring_sqe *sqe, int fd, void *message, unsigned flags)
     void io_uring_prep_sendmsg(io_uring_sqe *sqe, int fd, const void *message, unsigned flags)
+    void io_uring_prep_close(io_uring_sqe *sqe, int fd)
     void io_uring_prep_cancel64(io_uring_sqe *sqe, uint64_t user_data, int flags)
     void io_uring_prep_msg_ring(
         io_uring_sqe *sqe, int fd, unsigned n, uint64_t data, unsigned flags

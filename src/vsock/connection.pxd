@@ -66,6 +66,10 @@ cdef struct Connection:
     bint of_sibling             # the other end of the socket is another guest's
     uint64_t pair               # ... and has the same number
     int fd
+    bint may_bring              # descriptors of a host program's may come with its data
+    bint is_looking             # RECEIVE leaves what there is where it is
+    bint has_looked             # ... and has seen that none come with the next `looked` bytes
+    uint32_t looked
     uint32_t due                # DueBits
     uint8_t guest_shut          # what the guest will not do any more: WILL_NOT_...
     uint8_t host_shut           # what the other side will not

@@ -23,7 +23,7 @@ from vsock.layouts cimport (
     CID_HOST, F_NO_IMPLIED_STREAM, F_SEQPACKET, F_STREAM, Header, TYPE_SEQPACKET, TYPE_STREAM,
 )
 from vsock.line cimport parse_connect, put_number
-from vsock.sockets cimport close, start_connecting
+from vsock.sockets cimport close, close_socket, refuse_descriptors, start_connecting
 from vsock.state cimport Forward, LISTENERS, MOST_PATH, Vsock, vsock_of
 from vsock.table cimport enlist, find, free_port, give_connection_back, take_connection
 from worker.state cimport TAG_DEVICE, Worker, next_sqe, tagged
@@ -109,7 +109,9 @@ cdef inline bint ask_host(Worker *w, const Header *h) noexcept nogil:
     if c == NULL:
         close(fd)
         return False
-    if family != AF_UNIX:
+    if family == AF_UNIX:
+        refuse_descriptors(v, c)
+    else:
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
     c.address, c.address_length = address, length
     begin_asked(w, c, h)
@@ -199,8 +201,9 @@ cdef inline void welcome(
         return
     c = take_connection(v, LINE, TYPE_SEQPACKET if accept.number else TYPE_STREAM, result)
     if c == NULL:
-        close(result)
+        close_socket(w, result)
         return
+    refuse_descriptors(v, c)
     set_deadline(w, c, LINE_SECONDS)
     touch(w, c)
 

@@ -212,7 +212,10 @@ cdef inline void end_turn_vsock(Worker *w) noexcept nogil:
 
 
 cdef inline bint quit_vsock(Worker *w) noexcept nogil:
-    """Close every socket, so that the other sides see the end: nobody is at the guest's memory."""
+    """Close every socket, so that the other sides see the end: nobody is at the guest's memory.
+
+    Those in which descriptors may lie are left to the control thread.
+    """
     cdef Vsock *v = vsock_of(w)
     cdef Handover *h
     cdef uint32_t i
@@ -222,6 +225,9 @@ cdef inline bint quit_vsock(Worker *w) noexcept nogil:
         while h != NULL:
             close(h.fd)
             h = <Handover *>h.link.next
+    if v.looks_ahead:
+        store_release_u32(&v.has_left, True)
+        return False
     for i in range(<uint32_t>CONNECTIONS):
         if v.connections[i].state != FREE and v.connections[i].fd >= 0:
             close(v.connections[i].fd)

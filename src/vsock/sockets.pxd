@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The socket's side of a connection: what io_uring is asked for, and what comes of it."""
+"""The socket's side of a connection: what io_uring is asked for, and what comes of it.
+
+A host program may send descriptors along, and whoever drops one waits for as long as its file
+likes.  So no socket takes any (SO_PASSRIGHTS).  Where the kernel is too old for that (before 6.16)
+all that comes is looked at first, and a connection with descriptors in it ends: this thread leaves
+them where they are, and closes no socket.
+"""
 
 from libc.errno cimport EAGAIN, EINTR, EMSGSIZE
 from libc.stdint cimport int32_t, uint8_t, uint32_t
@@ -7,12 +13,12 @@ from libc.string cimport memset
 from posix.fcntl cimport F_SETFL, fcntl
 
 from sys.sockets cimport (
-    MSG_NOSIGNAL, MSG_TRUNC, POLLERR, POLLHUP, POLLRDHUP, SHUT_RD, SHUT_WR, shutdown,
-    socket_state,
+    MSG_CTRUNC, MSG_NOSIGNAL, MSG_PEEK, MSG_TRUNC, POLLERR, POLLHUP, POLLRDHUP, SHUT_RD, SHUT_WR,
+    SOL_SOCKET, SO_OOBINLINE, SO_PASSRIGHTS, setsockopt, shutdown, socket_state,
 )
 from sys.uring cimport (
-    io_uring_prep_recv, io_uring_prep_recvmsg, io_uring_prep_send, io_uring_prep_sendmsg,
-    io_uring_sqe, prep_connect,
+    IOSQE_ASYNC, io_uring_prep_close, io_uring_prep_recv, io_uring_prep_recvmsg,
+    io_uring_prep_send, io_uring_prep_sendmsg, io_uring_sqe, prep_connect,
 )
 from vsock.buffer cimport drop_message, first_message, first_piece, kept, pieces, room
 from vsock.changes cimport (
@@ -28,7 +34,7 @@ from vsock.layouts cimport SEQ_EOR, TYPE_SEQPACKET, WILL_NOT_RECEIVE, WILL_NOT_S
 from vsock.state cimport Vsock, vsock_of
 from vsock.table cimport give_connection_back
 from worker.notify cimport cancel
-from worker.state cimport TAG_DEVICE, Worker, next_sqe, tagged
+from worker.state cimport TAG_DEVICE, TAG_NOBODY, Worker, next_sqe, tagged
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
@@ -45,6 +51,49 @@ cdef inline void name(io_uring_sqe *sqe, Connection *c, Action action) noexcept 
     sqe.user_data = tagged(&c.operations[<int>action], TAG_DEVICE)
 
 
+# ---- descriptors that nobody has asked for ----
+
+cdef inline void refuse_descriptors(const Vsock *v, Connection *c) noexcept nogil:
+    """Have a UNIX socket of a host program's bring none, or see them before they are taken."""
+    cdef int no = 0, yes = 1
+    if not v.looks_ahead:
+        setsockopt(c.fd, SOL_SOCKET, SO_PASSRIGHTS, &no, sizeof(no))
+        return
+    c.may_bring = True
+    setsockopt(c.fd, SOL_SOCKET, SO_OOBINLINE, &yes, sizeof(yes))   # or they are dropped unseen
+
+
+cdef inline void close_socket(Worker *w, int fd) noexcept nogil:
+    """Close a socket: where descriptors may lie in one, on a thread of io_uring's."""
+    cdef io_uring_sqe *sqe
+    if not vsock_of(w).looks_ahead:
+        close(fd)
+        return
+    sqe = next_sqe(w)
+    io_uring_prep_close(sqe, fd)
+    sqe.flags |= IOSQE_ASYNC
+    sqe.user_data = tagged(NULL, TAG_NOBODY)
+
+
+cdef inline void look_at(Worker *w, Connection *c, uint8_t *at, uint32_t length) noexcept nogil:
+    """See what has come to a stream, and whether descriptors have."""
+    cdef io_uring_sqe *sqe
+    c.in_pieces[0].iov_base, c.in_pieces[0].iov_len = at, length
+    memset(&c.in_message, 0, sizeof(c.in_message))
+    c.in_message.msg_iov, c.in_message.msg_iovlen = c.in_pieces, 1
+    sqe = ask(w, c, RECEIVE)
+    io_uring_prep_recvmsg(sqe, c.fd, &c.in_message, MSG_PEEK)
+    name(sqe, c, RECEIVE)
+
+
+cdef inline void end_look(Worker *w, Connection *c, uint32_t length) noexcept nogil:
+    """What was seen can be taken, unless descriptors come with it, for which there was no room."""
+    if c.in_message.msg_flags & MSG_CTRUNC:
+        reset(w, c)
+    else:
+        c.has_looked, c.looked = True, length
+
+
 # ---- from the other side ----
 
 cdef inline void receive_message(Worker *w, Connection *c) noexcept nogil:
@@ -58,7 +107,7 @@ cdef inline void receive_message(Worker *w, Connection *c) noexcept nogil:
     memset(&c.in_message, 0, sizeof(c.in_message))
     c.in_message.msg_iov, c.in_message.msg_iovlen = c.in_pieces, 1 + flag
     sqe = ask(w, c, RECEIVE)
-    io_uring_prep_recvmsg(sqe, c.fd, &c.in_message, 0)
+    io_uring_prep_recvmsg(sqe, c.fd, &c.in_message, MSG_PEEK if c.is_looking else 0)
     name(sqe, c, RECEIVE)
 
 
@@ -71,6 +120,7 @@ cdef inline void start_receiving(Worker *w, Connection *c) noexcept nogil:
         return
     if c.host_shut & WILL_NOT_SEND or c.guest_shut & WILL_NOT_RECEIVE:
         return
+    c.is_looking = c.may_bring and not c.has_looked
     if c.type == TYPE_SEQPACKET:
         if kept(&c.incoming) == 0:
             receive_message(w, c)
@@ -79,8 +129,11 @@ cdef inline void start_receiving(Worker *w, Connection *c) noexcept nogil:
         return                  # little by little costs more than to wait for a while
     length = 1 if c.state == WAITING else room(&c.incoming, &at)
     room(&c.incoming, &at)
+    if c.is_looking:
+        look_at(w, c, at, length)
+        return
     sqe = ask(w, c, RECEIVE)
-    io_uring_prep_recv(sqe, c.fd, at, length, 0)
+    io_uring_prep_recv(sqe, c.fd, at, min(length, c.looked) if c.may_bring else length, 0)
     name(sqe, c, RECEIVE)
 
 
@@ -131,8 +184,11 @@ cdef inline bint is_empty_message(const Connection *c) noexcept nogil:
 cdef inline bint end_receiving(Worker *w, Connection *c, int32_t result) noexcept nogil:
     """Take what the kernel says of a receive: whether there is more to read of `incoming`."""
     cdef bint has_more = False
+    c.has_looked = False
     if c.state == RESETTING or c.state == ENDING or c.state == DRAINING:
         pass
+    elif c.is_looking and (result > 0 or (result == 0 and c.type == TYPE_SEQPACKET)):
+        end_look(w, c, result)
     elif result > 0:
         has_more = take_received(w, c, result)
     elif result == -EINTR or result == -EAGAIN or (result == 0 and is_empty_message(c)):
@@ -288,7 +344,7 @@ cdef inline void end_socket(Worker *w, Connection *c) noexcept nogil:
                     cancel(w, tagged(&c.operations[i], TAG_DEVICE))
         return
     if c.fd >= 0:
-        close(c.fd)
+        close_socket(w, c.fd)
         c.fd = -1
     if c.state == ENDING:
         give_connection_back(vsock_of(w), c)

@@ -47,6 +47,7 @@ cdef struct Vsock:
     int listeners[LISTENERS]    # -1 for none
     Forward forwards[MOST_FORWARDS]
     uint32_t forward_count
+    bint looks_ahead            # the kernel cannot refuse descriptors that come to a UNIX socket
     Member *member              # of a group
     Connection *connections     # CONNECTIONS of them
     # All below are the worker's.
@@ -68,6 +69,7 @@ cdef struct Vsock:
     KernelTimespec tick_length
     uint32_t unknown            # bits of rx and tx: not started since the front end came
     uint32_t unused             # ... whose driver had not used them when they started, both lately
+    uint32_t has_left           # it has ended, with its sockets open; read by the control thread
     bint owes_reset             # the driver knows of connections that are no more
 
 

@@ -76,7 +76,7 @@ cdef inline Connection *take_connection(
     c = &v.connections[v.free[v.free_count]]
     c.state, c.type, c.fd = state, type, fd
     c.due = c.guest_shut = c.host_shut = c.told_shut = c.shut = 0
-    c.is_cancelled = c.of_sibling = False
+    c.is_cancelled = c.of_sibling = c.may_bring = c.has_looked = False
     c.deadline = 0
     c.first_count = c.first_sent = c.sending = c.message_sent = 0
     memset(&c.credit, 0, sizeof(c.credit))

@@ -18,6 +18,7 @@ class VsockPart:
         vrings: int,
         largest: int,
         cid: int,
+        most: int,
         stream_fd: int,
         message_fd: int,
         path: bytes,

@@ -12,7 +12,9 @@ from libc.string cimport memcpy, memset
 from sys.atomics cimport load_acquire_u32, load_relaxed_u64
 from sys.pages cimport munmap, reserve
 from sys.sockets cimport sockaddr_storage
-from vsock.connection cimport ACTIONS, Action, BUFFER_BYTES, Connection, FREE
+from vsock.connection cimport (
+    ACTIONS, Action, BUFFER_BYTES, CONNECTION_BYTES, Connection, FREE,
+)
 from vsock.fifo cimport CONNECTIONS
 from vsock.group cimport MEMBERS, Member
 from vsock.layouts cimport RX, TX
@@ -22,8 +24,6 @@ from worker.state cimport DEVICE_CAPSULE
 
 cdef enum:
     LONGEST_CHAIN = 1 << 15     # descriptors: it keeps none
-    MARK_BYTES = 2 * BUFFER_BYTES // 8
-    CONNECTION_BYTES = 2 * BUFFER_BYTES + MARK_BYTES
 
 
 # ---- Python face ----
@@ -75,6 +75,8 @@ cdef class Group:
 cdef class VsockPart:
     """A socket device's part of the one `ring.Worker` that serves it, with up to `vrings` vrings.
 
+    It has up to `most` connections at a time.
+
     Host programs connect to the listening sockets `stream_fd` and `message_fd`, borrowed, -1 for
     none.  Connections of the guest to port P of the host go where `forwards` says, by pairs of a
     port and an address as the kernel has it, else to the socket `path` + "_P"; b"" for none.
@@ -87,12 +89,14 @@ cdef class VsockPart:
     cdef size_t bytes_reserved
     cdef readonly object capsule    # as `ring.Worker` takes it
 
-    def __cinit__(self, *, uint32_t vrings, uint32_t largest, uint32_t cid, int stream_fd,
-                  int message_fd, bytes path not None, forwards, Group group, bint looks_ahead):
+    def __cinit__(self, *, uint32_t vrings, uint32_t largest, uint32_t cid, uint32_t most,
+                  int stream_fd, int message_fd, bytes path not None, forwards, Group group,
+                  bint looks_ahead):
         cdef Vsock *v = &self.vsock
         be_vsock(&v.device)
         v.device.vrings, v.device.largest, v.device.longest_chain = vrings, largest, LONGEST_CHAIN
         v.cid, v.looks_ahead = cid, looks_ahead
+        v.most = min(most, <uint32_t>CONNECTIONS)
         v.listeners[0], v.listeners[1] = stream_fd, message_fd
         if len(path) > MOST_PATH or len(forwards) > MOST_FORWARDS:
             raise ValueError("the path is too long, or there are too many ports to forward")
@@ -128,7 +132,7 @@ cdef class VsockPart:
                 c.operations[action].number = i
             self.vsock.free[CONNECTIONS - 1 - i] = i
             at += CONNECTION_BYTES
-        self.vsock.free_count = CONNECTIONS
+        self.vsock.free_count = self.vsock.most
 
     def __dealloc__(self):
         if self.reserved != NULL:
@@ -158,6 +162,7 @@ cdef class VsockPart:
             return {
                 "packets": load_relaxed_u64(&v.counters[<int>TX].packets),
                 "bytes": load_relaxed_u64(&v.counters[<int>TX].bytes),
+                "given_up": load_relaxed_u64(&v.counters[<int>TX].given_up),
                 "malformed": load_relaxed_u64(&v.counters[<int>TX].malformed),
             }
         return {}

@@ -20,6 +20,7 @@ LONGEST_CHAIN: Final = 128
 
 MOST_PATH: Final = vsock.MOST_PATH_BYTES
 """Bytes of the path of a guest's sockets, which a port follows."""
+MOST_CONNECTIONS: Final = vsock.MOST_CONNECTIONS
 MOST_FORWARDS: Final = vsock.MOST_FORWARD_COUNT
 MOST_GUESTS: Final = vsock.MOST_MEMBERS
 
@@ -79,8 +80,13 @@ class ServedVsock:
         host: HostSide | None,
         forwards: Sequence[tuple[int, bytes]] = (),
         group: Group | None = None,
+        most: int = vsock.MOST_CONNECTIONS,
     ) -> None:
-        """`host` is taken.  `forwards` has ports of the host and where they lead instead."""
+        """`host` is taken.  `forwards` has ports of the host and where they lead instead.
+
+        The guest has up to `most` connections at a time, each of which takes a descriptor.
+        """
+        self._most = most
         self.device = device
         self._host = host
         self._forwards = forwards
@@ -101,6 +107,7 @@ class ServedVsock:
             vrings=vrings,
             largest=MAX_QUEUE_SIZE,
             cid=self.device.cid,
+            most=self._most,
             stream_fd=host.streams.fileno() if host else -1,
             message_fd=host.messages.fileno() if host else -1,
             path=os.fsencode(host.path) if host else b"",

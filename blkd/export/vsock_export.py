@@ -2,9 +2,14 @@
 """Socket devices of one process: their sockets made, their groups formed."""
 
 import contextlib
+import resource
 import socket
+from typing import Final
+
+import structlog
 
 from blkd.dataplane.served_vsock import (
+    MOST_CONNECTIONS,
     MOST_FORWARDS,
     MOST_GUESTS,
     MOST_PATH,
@@ -19,6 +24,12 @@ from blkd.export.device_export import DeviceExport
 from blkd.export.vsock_config import Guest, VsockConfig
 from blkd.host import unix_socket
 from blkd.virtio.socket_device import VsockDevice
+
+OTHER_DESCRIPTORS: Final = 256
+"""What a process may have open beside connections: memory, eventfds, sockets."""
+FEWEST_CONNECTIONS: Final = 16
+
+log = structlog.get_logger()
 
 
 async def open_vsock(config: VsockConfig) -> DeviceExport:
@@ -45,8 +56,21 @@ async def _add(export: DeviceExport, config: VsockConfig, guest: Guest, group: G
     device = VsockDevice(guest.cid)
     host = None if guest.uds is None else await _listen(guest.uds, config)
     forwards = [(each.port, each.address) for each in config.forward]
-    served = ServedVsock(device, host, forwards, group)
+    served = ServedVsock(device, host, forwards, group, _most_connections(len(config.cid)))
     await export.add(served.name, guest.socket, served, ONE_WORKER)
+
+
+def _most_connections(guests: int) -> int:
+    """Connections of each of so many guests: a descriptor each, and some are kept for the rest."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(FEWEST_CONNECTIONS, (limit - OTHER_DESCRIPTORS) // guests)
+    if most < MOST_CONNECTIONS:
+        log.warning(
+            "few descriptors",
+            connections=most,
+            hint=f"{MOST_CONNECTIONS * guests + OTHER_DESCRIPTORS} files may be needed (ulimit -n)",
+        )
+    return min(most, MOST_CONNECTIONS)
 
 
 async def _listen(path: str, config: VsockConfig) -> HostSide:

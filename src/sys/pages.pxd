@@ -13,9 +13,11 @@ cdef extern from "<sys/mman.h>" nogil:
         MAP_NORESERVE
         MAP_PRIVATE
         MAP_SHARED
+        MADV_DONTNEED
     void *MAP_FAILED
     void *mmap(void *at, size_t length, int protection, int flags, int fd, int64_t offset)
     int munmap(void *at, size_t length)
+    int madvise(void *at, size_t length, int advice)
 
 
 cdef inline void *reserve(size_t length) noexcept nogil:

@@ -11,6 +11,8 @@ cdef extern from "<sys/socket.h>" nogil:
     #include <poll.h>
     #include <netinet/in.h>
     #include <netinet/tcp.h>
+    #include <linux/sockios.h>
+    #include <sys/ioctl.h>
     #include <stddef.h>
     #include <stdint.h>
     #include <string.h>
@@ -24,6 +26,12 @@ cdef extern from "<sys/socket.h>" nogil:
     static inline int blkd_socket_state(int fd) {
         struct pollfd one = {fd, POLLRDHUP, 0};
         return poll(&one, 1, 0) < 0 ? 0 : one.revents;
+    }
+
+    /* Whether something is left to be received. */
+    static inline int blkd_has_unread(int fd) {
+        int bytes = 0;
+        return ioctl(fd, SIOCINQ, &bytes) == 0 && bytes > 0;
     }
 
     /* Write the address of a UNIX socket at a path of at most 107 bytes: bytes of the address. */
@@ -79,4 +87,5 @@ cdef extern from "<sys/socket.h>" nogil:
     uint32_t fill_unix "blkd_fill_unix"(
         sockaddr_storage *out, const uint8_t *path, uint32_t length
     )
+    bint has_unread "blkd_has_unread"(int fd)
     int socket_state "blkd_socket_state"(int fd)

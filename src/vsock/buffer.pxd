@@ -90,9 +90,9 @@ cdef inline void give_to(
 
 
 cdef inline void mark_end(Buffer *b, bint is_record) noexcept nogil:
-    """Have a message end with the last byte; without one, it was sent on or was empty."""
+    """Have a message end with the last byte, unless one does, or was sent on: it is empty."""
     cdef uint32_t at = (b.tail - 1) & (b.size - 1)
-    if kept(b) == 0:
+    if kept(b) == 0 or (b.ends[at >> 6] >> (at & 63)) & 1:
         return
     b.ends[at >> 6] |= <uint64_t>1 << (at & 63)
     if is_record:

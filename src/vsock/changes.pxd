@@ -7,8 +7,8 @@ from sys.clock cimport now
 from sys.uring cimport io_uring_prep_timeout, io_uring_sqe
 from vsock.buffer cimport clear, kept
 from vsock.connection cimport (
-    ASKED, Connection, DRAINING, DUE_RESPONSE, DUE_RST, ENDING, FREE, OPEN, RESETTING, SEND,
-    has_packet, is_drained,
+    ASKED, Connection, DRAINING, DUE_REQUEST, DUE_RESPONSE, DUE_RST, ENDING, FREE, LINE, OPEN,
+    RESETTING, has_packet, is_drained,
 )
 from vsock.credit cimport Credit
 from vsock.fifo cimport add, is_empty
@@ -20,7 +20,7 @@ from worker.state cimport TAG_DEVICE, Worker, next_sqe, tagged
 from worker.vring cimport Vring, bump
 
 cdef enum:
-    CLOSE_SECONDS = 8           # as Linux: for the guest to answer, and for each step of a drain
+    CLOSE_SECONDS = 8           # as Linux: for the guest to answer
     CONNECT_SECONDS = 2         # as Linux
     LINE_SECONDS = 5            # for a host program to have written its CONNECT
 
@@ -60,8 +60,15 @@ cdef inline void set_deadline(Worker *w, Connection *c, uint64_t seconds) noexce
     start_tick(w)
 
 
+cdef inline void end_arrival(Vsock *v, const Connection *c) noexcept nogil:
+    """Count one that waits for its line or its answer no more, if it did."""
+    if c.state == LINE or c.state == ASKED:
+        v.unanswered[1 if c.of_sibling else 0] -= 1
+
+
 cdef inline void finish(Worker *w, Connection *c) noexcept nogil:
     """End the socket's side; of the guest's, what is due comes first."""
+    end_arrival(vsock_of(w), c)
     c.state = RESETTING if c.due & DUE_RST else ENDING
     c.deadline = 0
     clear(&c.incoming)
@@ -72,6 +79,8 @@ cdef inline void reset(Worker *w, Connection *c) noexcept nogil:
     """End a connection at once: the guest sees OP_RST, if it knows of it."""
     if c.state == FREE or c.state == RESETTING or c.state == ENDING:
         return
+    if c.due & DUE_REQUEST:
+        delist(vsock_of(w), c)  # the guest has not even seen it
     c.due = DUE_RST if c.is_listed and c.state != DRAINING else c.due & DUE_RST
     bump(&vsock_of(w).counters[<int>RX].resets, 1)
     finish(w, c)
@@ -79,6 +88,7 @@ cdef inline void reset(Worker *w, Connection *c) noexcept nogil:
 
 cdef inline void establish(Worker *w, Connection *c) noexcept nogil:
     """Both sides have agreed; the one that has asked is to see it."""
+    end_arrival(vsock_of(w), c)
     if c.state != ASKED:
         c.due |= DUE_RESPONSE
     elif c.of_sibling:
@@ -101,14 +111,12 @@ cdef inline void leave_guest(Worker *w, Connection *c, bint answer) noexcept nog
     c.guest_shut = BOTH
     if not answer:
         delist(v, c)
-    if c.state == OPEN and not is_drained(c):
+    if (c.state == OPEN or c.state == DRAINING) and not is_drained(c):
         c.state = DRAINING
-        set_deadline(w, c, CLOSE_SECONDS)
+        c.deadline = 0          # however long it takes: see `room_for`
         touch(w, c)
-    elif c.state != RESETTING and c.state != ENDING:
+    elif c.state != ENDING:
         finish(w, c)
-    elif c.state == RESETTING and not answer:
-        finish(w, c)            # nobody waits for what was due
 
 
 cdef inline void lose_receiver(Connection *c) noexcept nogil:

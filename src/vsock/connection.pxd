@@ -16,6 +16,7 @@ from vsock.line cimport LONGEST_LINE
 cdef enum:
     BUFFER_BYTES = 1 << 18      # from the guest: as much as Linux grants; the longest message
     STREAM_BYTES = 1 << 16      # to the guest, of a stream
+    CONNECTION_BYTES = 2 * BUFFER_BYTES + 2 * BUFFER_BYTES // 8     # with the marks of messages
 
 
 cdef enum State:

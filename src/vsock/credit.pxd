@@ -50,14 +50,9 @@ cdef inline void tell(Credit *c, Header *h) noexcept nogil:
 
 
 cdef inline bint is_update_due(const Credit *c) noexcept nogil:
-    """Whether the guest should be told of room that it does not know of.
-
-    That is so before it has to stop, and once our buffer is empty and it takes most for full.
-    """
+    """Whether the guest should be told of room that it does not know of, before it has to stop."""
     cdef uint32_t unknown = c.fwd_cnt - c.told
     cdef uint32_t taken = c.received - c.told       # as the guest sees it
-    if unknown == 0:
-        return False
-    if c.received == c.fwd_cnt and taken >= c.buf_alloc // 2:
-        return True
-    return unknown >= c.buf_alloc // 4 or taken + MOST_PAYLOAD > c.buf_alloc
+    return unknown != 0 and (
+        unknown >= c.buf_alloc // 4 or taken + MOST_PAYLOAD > c.buf_alloc
+    )

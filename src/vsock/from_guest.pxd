@@ -53,7 +53,7 @@ cdef inline void take_payload(
         credit.fwd_cnt += h.len     # nobody takes it, and the guest is to know soon
         return
     add_from(&c.outgoing, &at, &count, h.len)
-    if c.type == TYPE_SEQPACKET and h.flags & (SEQ_EOM | SEQ_EOR):
+    if c.type == TYPE_SEQPACKET and h.flags & SEQ_EOM:
         mark_end(&c.outgoing, h.flags & SEQ_EOR)
 
 

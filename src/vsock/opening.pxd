@@ -15,18 +15,21 @@ from vsock.changes cimport (
     CONNECT_SECONDS, LINE_SECONDS, finish, lose_receiver, set_deadline, start_tick, touch,
 )
 from vsock.connection cimport (
-    ASKED, BUFFER_BYTES, CONNECTING, Connection, DUE_REQUEST, LINE, Operation, WAITING,
+    ASKED, BUFFER_BYTES, CONNECTING, Connection, DRAINING, DUE_REQUEST, LINE, Operation, State,
+    WAITING,
 )
 from vsock.credit cimport learn
+from vsock.fifo cimport CONNECTIONS
 from vsock.group cimport Handover, Member, hand_over, is_free, release, sibling, take_handovers
 from vsock.layouts cimport (
-    CID_HOST, F_NO_IMPLIED_STREAM, F_SEQPACKET, F_STREAM, Header, TYPE_SEQPACKET, TYPE_STREAM,
+    CID_HOST, F_NO_IMPLIED_STREAM, F_SEQPACKET, F_STREAM, Header, TX, TYPE_SEQPACKET, TYPE_STREAM,
 )
 from vsock.line cimport parse_connect, put_number
 from vsock.sockets cimport close, close_socket, refuse_descriptors, start_connecting
 from vsock.state cimport Forward, LISTENERS, MOST_PATH, Vsock, vsock_of
 from vsock.table cimport enlist, find, free_port, give_connection_back, take_connection
 from worker.state cimport TAG_DEVICE, Worker, next_sqe, tagged
+from worker.vring cimport bump
 
 cdef enum:
     MESSAGE_OVERHEAD = 64       # bytes of a socket's buffer that its kernel keeps from a message
@@ -56,6 +59,31 @@ cdef inline void make_room(Connection *c) noexcept nogil:
     size = 0
     getsockopt(c.fd, SOL_SOCKET, SO_SNDBUF, &size, &length)
     c.credit.buf_alloc = <uint32_t>min(max(size - MESSAGE_OVERHEAD, 0), <int>BUFFER_BYTES)
+
+
+cdef inline bint has_share(const Vsock *v, bint of_sibling) noexcept nogil:
+    """Whether one more may arrive: some places are the guest's own to ask for, and those that wait
+    for an answer have a share only.
+    """
+    cdef uint32_t share = v.most // 4
+    return v.free_count > share and v.unanswered[1 if of_sibling else 0] < 2 * share
+
+
+cdef inline Connection *room_for(
+    Worker *w, State state, uint16_t type, int fd
+) noexcept nogil:
+    """A free connection, as `take_connection`; where there is none, a drain ends for the next."""
+    cdef Vsock *v = vsock_of(w)
+    cdef Connection *c = take_connection(v, state, type, fd)
+    cdef uint32_t i
+    if c != NULL:
+        return c
+    for i in range(<uint32_t>CONNECTIONS):
+        if v.connections[i].state == DRAINING:
+            bump(&v.counters[<int>TX].given_up, 1)
+            finish(w, &v.connections[i])
+            return NULL
+    return NULL
 
 
 # ---- a guest asks ----
@@ -105,7 +133,7 @@ cdef inline bint ask_host(Worker *w, const Header *h) noexcept nogil:
     )
     if fd < 0:
         return False
-    c = take_connection(v, CONNECTING, h.type, fd)
+    c = room_for(w, CONNECTING, h.type, fd)
     if c == NULL:
         close(fd)
         return False
@@ -128,7 +156,7 @@ cdef inline bint ask_sibling(Worker *w, const Header *h) noexcept nogil:
     cdef int fds[2]
     if to == NULL or socketpair(AF_UNIX, socket_type(h.type), 0, fds) < 0:
         return False
-    c = take_connection(v, WAITING, h.type, fds[0])
+    c = room_for(w, WAITING, h.type, fds[0])
     if c == NULL:
         close(fds[0])
         close(fds[1])
@@ -199,10 +227,13 @@ cdef inline void welcome(
         start_tick(w)           # there may be no descriptor left: not at once
     if result < 0:
         return
-    c = take_connection(v, LINE, TYPE_SEQPACKET if accept.number else TYPE_STREAM, result)
+    c = NULL
+    if has_share(v, False):
+        c = take_connection(v, LINE, TYPE_SEQPACKET if accept.number else TYPE_STREAM, result)
     if c == NULL:
         close_socket(w, result)
         return
+    v.unanswered[0] += 1
     refuse_descriptors(v, c)
     set_deadline(w, c, LINE_SECONDS)
     touch(w, c)
@@ -226,11 +257,15 @@ cdef inline void receive_sibling(Worker *w, const Handover *h) noexcept nogil:
     """Take a connection that another guest asks for."""
     cdef Vsock *v = vsock_of(w)
     cdef Connection *c = NULL
-    if has_type(v, h.type) and find(v, h.cid, h.port, h.to_port) == NULL:
+    if (
+        has_share(v, True) and has_type(v, h.type)
+        and find(v, h.cid, h.port, h.to_port) == NULL
+    ):
         c = take_connection(v, ASKED, h.type, h.fd)
     if c == NULL:
         close(h.fd)             # which the other worker sees
         return
+    v.unanswered[1] += 1
     c.of_sibling, c.pair = True, h.pair
     c.peer_cid, c.peer_port, c.guest_port = h.cid, h.port, h.to_port
     ask_guest(w, c)

@@ -218,13 +218,17 @@ cdef inline bint quit_vsock(Worker *w) noexcept nogil:
     """
     cdef Vsock *v = vsock_of(w)
     cdef Handover *h
+    cdef Handover *next
     cdef uint32_t i
     if v.member != NULL:
         store_release_u32(&v.member.is_open, False)
         h = take_handovers(v.member)
         while h != NULL:
-            close(h.fd)
-            h = <Handover *>h.link.next
+            next = <Handover *>h.link.next
+            if h.fd >= 0:
+                close(h.fd)
+            release(h)
+            h = next
     if v.looks_ahead:
         store_release_u32(&v.has_left, True)
         return False

@@ -14,7 +14,8 @@ from posix.fcntl cimport F_SETFL, fcntl
 
 from sys.sockets cimport (
     MSG_CTRUNC, MSG_NOSIGNAL, MSG_PEEK, MSG_TRUNC, POLLERR, POLLHUP, POLLRDHUP, SHUT_RD, SHUT_WR,
-    SOL_SOCKET, SO_OOBINLINE, SO_PASSRIGHTS, setsockopt, shutdown, socket_state,
+    SOL_SOCKET, SO_OOBINLINE, SO_PASSRIGHTS, has_unread, setsockopt, shutdown,
+    socket_state,
 )
 from sys.uring cimport (
     IOSQE_ASYNC, io_uring_prep_close, io_uring_prep_recv, io_uring_prep_recvmsg,
@@ -22,7 +23,7 @@ from sys.uring cimport (
 )
 from vsock.buffer cimport drop_message, first_message, first_piece, kept, pieces, room
 from vsock.changes cimport (
-    CLOSE_SECONDS, establish, finish, lose_receiver, reset, set_deadline, start_tick, touch,
+    establish, finish, lose_receiver, reset, start_tick, touch,
 )
 from vsock.connection cimport (
     ACTIONS, ASKED, Action, CONNECT, CONNECTING, Connection, DRAINING, ENDING, FREE, LINE, OPEN,
@@ -175,9 +176,8 @@ cdef inline bint take_received(Worker *w, Connection *c, uint32_t length) noexce
 
 cdef inline bint is_empty_message(const Connection *c) noexcept nogil:
     """Whether what was received, nothing, was that, and not the end."""
-    return (
-        c.type == TYPE_SEQPACKET and not c.of_sibling
-        and not socket_state(c.fd) & (POLLRDHUP | POLLHUP | POLLERR)
+    return c.type == TYPE_SEQPACKET and not c.of_sibling and (
+        not socket_state(c.fd) & (POLLRDHUP | POLLHUP | POLLERR) or has_unread(c.fd)
     )
 
 
@@ -280,8 +280,6 @@ cdef inline void end_sending(Worker *w, Connection *c, int32_t result) noexcept 
         pass
     elif result >= 0:
         take_sent(c, result)
-        if c.state == DRAINING:
-            set_deadline(w, c, CLOSE_SECONDS)
     elif result == -EMSGSIZE:
         reset(w, c)             # the kernel has less room for a message than was promised
     elif result != -EINTR and result != -EAGAIN:

@@ -37,6 +37,7 @@ cdef struct Counters:
     uint64_t bytes              # of payload
     uint64_t resets             # connections that ended, or never began, by OP_RST of ours
     uint64_t malformed          # packets that were dropped
+    uint64_t given_up           # connections that ended before the other side had read all
 
 
 cdef struct Vsock:
@@ -53,9 +54,11 @@ cdef struct Vsock:
     # All below are the worker's.
     Choices choices
     Counters counters[2]        # of rx and tx
+    uint32_t unanswered[2]      # connections in LINE and ASKED: of host programs, of siblings
     uint64_t open_count         # connections; read by the control thread
     uint16_t free[CONNECTIONS]
     uint32_t free_count
+    uint32_t most               # connections, before the worker runs
     uint16_t buckets[BUCKETS]   # a connection's number plus 1, or 0
     uint32_t next_port          # of a host program
     uint32_t pairs              # made so far

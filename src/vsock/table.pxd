@@ -5,13 +5,17 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from sys.atomics cimport store_relaxed_u64
+from sys.pages cimport MADV_DONTNEED, madvise
 from vsock.buffer cimport clear
-from vsock.connection cimport BUFFER_BYTES, Connection, ENDING, FREE, STREAM_BYTES, State
+from vsock.connection cimport (
+    BUFFER_BYTES, CONNECTION_BYTES, Connection, FREE, STREAM_BYTES, State,
+)
 from vsock.fifo cimport CONNECTIONS
 from vsock.layouts cimport CID_HOST, TYPE_SEQPACKET
 from vsock.state cimport BUCKETS, Vsock
 
 cdef enum:
+    KEPT_BYTES = 1 << 14        # of a connection's pages, where it has used no more
     FIRST_PORT = 1 << 30        # of host programs, which have none of their own
     PORTS = 1 << 30
 
@@ -85,16 +89,19 @@ cdef inline Connection *take_connection(
     c.outgoing.ends = c.marks if type == TYPE_SEQPACKET else NULL
     c.outgoing.records = c.marks + BUFFER_BYTES // 64
     c.incoming.size = BUFFER_BYTES if type == TYPE_SEQPACKET else STREAM_BYTES
-    store_relaxed_u64(&v.open_count, CONNECTIONS - v.free_count)
+    store_relaxed_u64(&v.open_count, v.most - v.free_count)
     return c
 
 
 cdef inline void give_connection_back(Vsock *v, Connection *c) noexcept nogil:
     """Let a connection be taken again; nothing of it is pending and its socket is closed."""
     delist(v, c)
+    if c.credit.received > KEPT_BYTES or c.credit.sent > KEPT_BYTES:
+        madvise(c.outgoing.base, CONNECTION_BYTES, MADV_DONTNEED)
+        c.outgoing.head = c.outgoing.tail = c.incoming.head = c.incoming.tail = 0
     clear(&c.outgoing)
     clear(&c.incoming)
     c.state = FREE
     v.free[v.free_count] = <uint16_t>c.number
     v.free_count += 1
-    store_relaxed_u64(&v.open_count, CONNECTIONS - v.free_count)
+    store_relaxed_u64(&v.open_count, v.most - v.free_count)

@@ -152,7 +152,8 @@ cdef inline uint32_t bytes_of(const Segment *segments, uint32_t count) noexcept 
 
 
 cdef inline int deliver(Worker *w, Vring *r, const Chain *chain) noexcept nogil:
-    """Write the next packet into a buffer of the guest's: 1, or -errno if it holds none.
+    """Write the next packet into a buffer of the guest's: 1, 0 if the vring is broken now, or
+    -errno if it holds none.
 
     One that a back end had fetched before it died, and for which there is no packet, goes back
     empty: a driver drops what is shorter than a header.
@@ -165,7 +166,7 @@ cdef inline int deliver(Worker *w, Vring *r, const Chain *chain) noexcept nogil:
         return found_flaw(&r.vq.flaw, FLAW_RX_SHORT, 0, space, sizeof(Header), EINVAL)
     if w.log.of_data and not mark_segments(&w.log, w.view.memory, at, count):
         outrun_log(w, r)
-        return 1
+        return 0
     written = write_next(w, at, count, space - sizeof(Header))
     if not has_packets(vsock_of(w)):
         r.wanted = 0
@@ -174,7 +175,9 @@ cdef inline int deliver(Worker *w, Vring *r, const Chain *chain) noexcept nogil:
 
 
 cdef inline int announce_reset(Worker *w, Vring *r, const Chain *chain) noexcept nogil:
-    """Write into a buffer for events that the connections which the guest knows are no more: 1."""
+    """Write into a buffer for events that the connections which the guest knows are no more: 1, or
+    0 if the vring is broken now.
+    """
     cdef Vsock *v = vsock_of(w)
     cdef uint32_t readable = readable_of(w.segments, chain.segments), written = 0
     cdef Segment *at = w.segments + readable
@@ -183,7 +186,7 @@ cdef inline int announce_reset(Worker *w, Vring *r, const Chain *chain) noexcept
     event.id = EVENT_TRANSPORT_RESET
     if w.log.of_data and not mark_segments(&w.log, w.view.memory, at, count):
         outrun_log(w, r)
-        return 1
+        return 0
     if v.owes_reset:
         written = put_bytes(&at, &count, <const uint8_t *>&event, sizeof(event))
         v.owes_reset = False

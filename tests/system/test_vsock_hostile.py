@@ -6,11 +6,14 @@ import itertools
 import os
 import random
 import signal
+import socket
+import time
 
 import pytest
 
 from harness.frontend import DESC_WRITE, FrontEnd
 from harness.vsock import (
+    BUF_ALLOC,
     EVENT,
     RX,
     TX,
@@ -94,7 +97,9 @@ def test_hostile_packets_on_an_open_connection(vsock):
         for turn in range(200):
             port = 3000 + turn
             driver.connections.clear()
-            driver.connect(80, src_port=port)
+            driver.send(Packet(Op.REQUEST, src_port=port))
+            while (packet := driver.receive()).op != Op.RESPONSE or packet.dst_port != port:
+                pass  # of a connection before
             host, _ = listener.accept()
             with host:
                 for _ in range(chance.randrange(1, 8)):
@@ -251,6 +256,39 @@ def test_a_shared_memory_that_shrinks_ends_the_connection_only(vsock):
         still_serves(VsockDriver(front_end), vsock)
 
 
+@pytest.mark.parametrize("by_reset", [False, True], ids=["shutdown", "rst"])
+def test_what_is_read_late_arrives(split, vsock, by_reset):
+    data = random.Random(11).randbytes(BUF_ALLOC)
+    with accepted(split, vsock) as (guest, host):
+        guest.write(data)
+        while guest.peer_free < BUF_ALLOC // 2:  # until the socket is full
+            guest.wait(lambda before=guest.peer_free: guest.peer_free > before)
+        guest.write(data[: BUF_ALLOC // 2])
+        guest.close()
+        if by_reset:  # as Linux does when its time is over
+            split.send(guest.packet(Op.RST))
+            split.flush()
+        time.sleep(10)  # longer than any limit
+        sent = data + data[: BUF_ALLOC // 2]
+        assert read_all(host, len(sent)) == sent
+        assert host.recv(1) == b""
+
+
+def test_siblings_leave_connections_to_others(siblings, tmp_path):
+    one, other = siblings
+    for n in range(2048):
+        one.send(Packet(Op.REQUEST, dst_cid=4, src_port=n + 1))
+    one.flush()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "host-4_80"))
+        listener.listen()
+        mine = other.request(80)
+        while not mine.is_open:
+            packet = other.receive()
+            if packet.op == Op.RESPONSE:
+                mine.take(packet)
+
+
 # ---- kill -9 ----
 
 
@@ -297,6 +335,17 @@ def test_a_new_driver_is_told_of_no_reset(vsock):
         driver = VsockDriver(front_end)
         with accepted(driver, vsock):
             assert driver.event_ids(0.2) == []
+
+
+def test_a_reset_is_told_in_whatever_order_vrings_start(vsock):
+    with FrontEnd.connect(vsock.socket) as front_end:
+        driver = VsockDriver(front_end)
+        with accepted(driver, vsock) as (guest, host):
+            guest.write(b"x")
+            assert read_all(host, 1) == b"x"
+            front_end.rings = {index: front_end.rings[index] for index in (TX, RX, EVENT)}
+            front_end.resume(vsock.socket)
+            assert driver.event_ids() == [0]
 
 
 def test_a_front_end_that_comes_back_is_told_of_a_reset(vsock):

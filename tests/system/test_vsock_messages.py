@@ -73,6 +73,15 @@ def test_many_messages_of_one_byte_fill_all_the_room_and_arrive(split, vsock):
         assert [host.recv(8) for _ in range(count)] == [bytes([n & 0xFF]) for n in range(count)]
 
 
+def test_an_empty_message_of_a_host_program_is_none(split, vsock):
+    with accepted(split, vsock, kind=SEQPACKET) as (guest, host):
+        host.send(b"")
+        host.send(b"data")
+        host.close()
+        assert guest.read_message() == (b"data", EOM)
+        guest.wait(lambda: guest.shut == SEND | RECEIVE)
+
+
 def test_an_empty_message_of_a_guest_is_none(split, vsock):
     with accepted(split, vsock, kind=SEQPACKET) as (guest, host):
         guest.send(Op.RW, b"", EOM)
@@ -114,6 +123,15 @@ def test_a_stream_listener_takes_no_messages(split, vsock):
     with vsock.listen(80):
         guest = split.request(80, kind=SEQPACKET)
         guest.wait(lambda: guest.is_reset)
+
+
+def test_a_driver_without_streams_has_none(vsock):
+    with FrontEnd.connect(vsock.socket) as front_end, vsock.listen(80):
+        driver = VsockDriver(front_end, features=FEATURES & ~0b001)
+        guest = driver.request(80)
+        guest.wait(lambda: guest.is_reset)
+        with vsock.ask(5) as host:
+            assert host.recv(64) == b""
 
 
 @pytest.mark.parametrize("features", [FEATURES & ~0b111, FEATURES & ~0b110], ids=["none", "stream"])

@@ -2,9 +2,11 @@
 """What `blkd vsock` is asked for: guests, their sockets, their groups, forwarded ports."""
 
 import ipaddress
+import re
 import socket
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Final
 
 from blkd.errors import ConfigError
@@ -157,8 +159,23 @@ class VsockConfig(EndpointConfig, frozen=True, forbid_unknown_fields=True, kw_on
             raise ConfigError(f"{guests} guests, but {len(self.group)} times --group")
         if len(set(self.cid)) != guests:
             raise ConfigError("two guests cannot have one CID")
-        if len(set(self.socket) | set(self.uds)) != guests + len(self.uds):
-            raise ConfigError("each --socket and --uds needs a path of its own")
+        self._check_paths()
+
+    def _check_paths(self) -> None:
+        """Raise ConfigError where a guest could reach what is not for it, by a path of its own."""
+        named = [*self.socket, *self.uds, *([self.control] if self.control else [])]
+        taken = [Path(path).absolute() for path in named]
+        if len(set(taken)) != len(taken):
+            raise ConfigError("each --socket, --uds and --control needs a path of its own")
+        for uds in self.uds:
+            of_guest = Path(uds).absolute()
+            pattern = re.compile(re.escape(str(of_guest)) + r"(_[0-9]+|\.seqpacket)")
+            for path in taken:
+                if pattern.fullmatch(str(path)):
+                    raise ConfigError(
+                        f"{path} is one of the sockets that belong to --uds {uds}",
+                        hint="a guest is connected to its --uds with _ and a port behind it",
+                    )
 
     @property
     def guests(self) -> tuple[Guest, ...]:

@@ -120,8 +120,11 @@ def test_a_process_that_gets_no_device_shows_what_the_first_version_did(backings
             del message.content["device"]
             message.content["config"]["serial"] = None
 
-    link = tmp_path / "by-id"
-    with loop_device(backings[0]) as device, Daemon(point(link, device), tmp_path) as daemon:
+    link, first = tmp_path / "by-id", ("--features-as", "0.1")
+    with (
+        loop_device(backings[0]) as device,
+        Daemon(point(link, device), tmp_path, *first) as daemon,
+    ):
         offered = daemon.ready()["features"]
         with upgraded(daemon, tmp_path, hook) as new:
             state = new.call("show")

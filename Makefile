@@ -32,9 +32,14 @@ RESULTS := compare/results
 # The page of the quick run is not the one that is kept.
 QUICK_PAGE := build/bench/benchmarks.md
 
-# Of pytest: what to run, here and in the other Debian; there all but what needs two of them.
+# Of pytest: what to run, here and in the other Debian; there all but what needs two of them, and
+# what takes long and goes the same way with any Python, liburing, QEMU and kernel.
 TESTS := tests
-OTHER_TESTS := tests --ignore=tests/guest/test_two_debians.py
+SAME_IN_BOTH := bench bench_hostile bench_reconnect comparison failing_image faulty hostile_guest hung inflight \
+	lock_in_migration memory_slots polling registered_memory repeated_steps shrinking_memory storage \
+	upgrade_failures vsock_hostile
+OTHER_TESTS := tests --ignore=tests/guest/test_two_debians.py --ignore=tests/ring/test_inflight_every_store.py \
+	$(SAME_IN_BOTH:%=--ignore=tests/system/test_%.py)
 
 .PHONY: demo test test-here test-other check build sanitize drills bench bench-quick bench-guest profile vsock-test vsock-test-other clean
 

@@ -27,7 +27,6 @@ from harness.qmp import Qmp
 QEMU = "qemu-system-x86_64"
 MEMORY = "512M"
 KERNEL_ARGUMENTS = "console=ttyS0 loglevel=7 log_buf_len=4M panic=-1"
-INTEL_IOMMU = "intel-iommu,device-iotlb=on,caching-mode=on"
 BOOT_LIMIT = 40.0
 KVM_PROBE_LIMIT = 10.0
 """A guest boots under KVM in about a second; under one that hangs in the BIOS it never does."""
@@ -63,12 +62,15 @@ class Disk:
     """Whether the driver is offered packed virtqueues."""
     translated: bool = False
     """Whether the driver may use no addresses but those of the guest's IOMMU."""
+    ats: bool = True
+    """... which is one that knows devices with translations of their own."""
 
     def arguments(self, chardev: str) -> tuple[str, ...]:
         """What makes QEMU have it, on this chardev."""
         ring = f"num-queues={self.queues},queue-size={self.queue_size}"
         ring += ",packed=on" if self.packed else ""
-        ring += ",iommu_platform=on,ats=on,disable-legacy=on" if self.translated else ""
+        if self.translated:
+            ring += f",iommu_platform=on,ats={'on' if self.ats else 'off'},disable-legacy=on"
         return "-device", f"vhost-user-blk-pci,chardev={chardev},{ring}"
 
 
@@ -161,13 +163,25 @@ class OwnTap:
 Device = Disk | Net | Vsock | Wire | OwnTap
 
 
-class Iommu(enum.Enum):
-    """What a guest's IOMMU does to the devices behind it."""
+INTEL_IOMMU = "intel-iommu,device-iotlb=on,caching-mode=on"
+VIRTIO_IOMMU = "virtio-iommu-pci"
 
-    STRICT = "iommu.strict=1"
+
+class Iommu(enum.Enum):
+    """A guest's IOMMU, and what it does to the devices behind it."""
+
+    STRICT = INTEL_IOMMU, "intel_iommu=on iommu.strict=1"
     """Each buffer of a driver is mapped for as long as it is used, and unmapped at once."""
-    PASSTHROUGH = "iommu=pt"
+    PASSTHROUGH = INTEL_IOMMU, "intel_iommu=on iommu=pt"
     """Devices see all of the guest's memory, at the guest's own addresses."""
+    VIRTIO_STRICT = VIRTIO_IOMMU, "iommu.strict=1"
+    """As STRICT; the guest's kernel has a driver of it from Debian 13 on."""
+
+    def __init__(self, device: str, option: str) -> None:
+        self.device = device
+        """What QEMU has."""
+        self.option = option
+        """What the guest's kernel is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -455,8 +469,8 @@ class Machine:
         yield from ("-kernel", f"{self.kernel.image}", "-initrd", f"{self.initramfs}")
         more = " memhp_default_state=online_movable" if spare else ""
         if parts.iommu:
-            yield from ("-device", INTEL_IOMMU)  # before any device that is behind it
-            more += f" intel_iommu=on {parts.iommu.value}"
+            yield from ("-device", parts.iommu.device)  # before any device that is behind it
+            more += f" {parts.iommu.option}"
         yield from ("-append", KERNEL_ARGUMENTS + more, "-serial", f"file:{serial}")
         yield from ("-device", "virtio-serial-pci", "-mon", "chardev=qmp,mode=control")
         yield from ("-device", "virtserialport,chardev=agent,name=agent")

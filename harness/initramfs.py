@@ -23,7 +23,7 @@ GUEST = Path(__file__).parent.parent / "build" / "guest" / RELEASE
 INIT = Path(__file__).with_name("init")
 PROGRAMS = ("fio", "blkdiscard", "flock")
 MODULES = (
-    *("virtio_pci", "virtio_console", "virtio_blk", "virtio_mem", "virtio_net"),
+    *("virtio_pci", "virtio_iommu", "virtio_console", "virtio_blk", "virtio_mem", "virtio_net"),
     "vmw_vsock_virtio_transport",
 )
 
@@ -60,6 +60,10 @@ class Kernel:
         for modules in (*root.glob("lib/modules/*"), *root.glob("usr/lib/modules/*")):
             return cls(root / "boot" / f"vmlinuz-{modules.name}", modules)
         raise MissingPart(f"no kernel in {root}", hint="make demo and make test fetch it")
+
+    def has(self, module: str) -> bool:
+        """Whether a module is there, by its name with hyphens or underscores as its file has it."""
+        return any(self.modules.rglob(f"{module}.ko*"))
 
     def module_order(self, names: tuple[str, ...]) -> dict[str, Path]:
         """The files of these modules and of all that they need, by name, in the order to load."""

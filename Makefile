@@ -35,11 +35,11 @@ QUICK_PAGE := build/bench/benchmarks.md
 # Of pytest: what to run, here and in the other Debian; there all but what needs two of them, and
 # what takes long and goes the same way with any Python, liburing, QEMU and kernel.
 TESTS := tests
-SAME_IN_BOTH := bench bench_hostile bench_reconnect comparison failing_image faulty hostile_guest hung inflight \
-	lock_in_migration memory_slots polling registered_memory repeated_steps shrinking_memory storage \
+SAME_IN_BOTH := bench bench_hostile bench_reconnect comparison cost failing_image faulty hostile_guest hung idle \
+	inflight lock_in_migration memory_slots polling registered_memory repeated_steps shrinking_memory storage \
 	upgrade_failures vsock_hostile
-OTHER_TESTS := tests --ignore=tests/guest/test_two_debians.py --ignore=tests/ring/test_inflight_every_store.py \
-	$(SAME_IN_BOTH:%=--ignore=tests/system/test_%.py)
+OTHER_TESTS := tests --ignore=tests/drills --ignore=tests/guest/test_two_debians.py \
+	--ignore=tests/ring/test_inflight_every_store.py $(SAME_IN_BOTH:%=--ignore=tests/system/test_%.py)
 
 .PHONY: demo test test-here test-other check build sanitize drills bench bench-quick bench-guest profile vsock-test vsock-test-other clean
 

@@ -26,15 +26,10 @@ LOAD = (
 DOMAIN = {Iommu.STRICT: "DMA", Iommu.PASSTHROUGH: "identity", Iommu.VIRTIO_STRICT: "DMA"}
 
 pytestmark = pytest.mark.timeout(300)
-kinds = pytest.mark.parametrize(
-    ("iommu", "packed"),
-    [
-        pytest.param(Iommu.STRICT, False, id="strict-split"),
-        pytest.param(Iommu.STRICT, True, id="strict-packed"),
-        pytest.param(Iommu.PASSTHROUGH, False, id="pt-split"),
-        pytest.param(Iommu.VIRTIO_STRICT, False, id="virtio-split"),
-    ],
-)
+STRICT_SPLIT = pytest.param(Iommu.STRICT, False, id="strict-split")
+STRICT_PACKED = pytest.param(Iommu.STRICT, True, id="strict-packed")
+PASSTHROUGH = pytest.param(Iommu.PASSTHROUGH, False, id="pt-split")
+VIRTIO = pytest.param(Iommu.VIRTIO_STRICT, False, id="virtio-split")
 
 
 def disk_behind(iommu: Iommu, socket: Path, *, packed: bool) -> Disk:
@@ -51,7 +46,7 @@ async def require_iommu(guest: Guest, server, iommu: Iommu) -> None:
     assert (await server.call("show"))["front_end"]["features"] & ACCESS_PLATFORM
 
 
-@kinds
+@pytest.mark.parametrize(("iommu", "packed"), [STRICT_SPLIT, PASSTHROUGH, VIRTIO])
 async def test_data_is_carried(boot, image, iommu, packed):
     path = image(size=SIZE)
     async with (
@@ -68,7 +63,7 @@ async def test_data_is_carried(boot, image, iommu, packed):
         await fio(guest, "/dev/vda", "--rw=randwrite --bs=4k --size=512k --iodepth=16")
 
 
-@kinds
+@pytest.mark.parametrize(("iommu", "packed"), [STRICT_SPLIT, STRICT_PACKED, VIRTIO])
 async def test_blkd_is_killed_upgraded_and_its_disk_grows_under_load(boot, image, iommu, packed):
     async with (
         serve(image(size=SIZE)) as server,

@@ -118,7 +118,7 @@ def test_commands_of_a_ring_alternate(said):
 
 # Declarations
 
-CARRIED_OUT = {Support.YES, Support.OF_DEVICE}
+SUPPORTED = {Support.YES, Support.OF_DEVICE}
 
 
 def test_each_request_of_the_specification_is_declared():
@@ -128,7 +128,7 @@ def test_each_request_of_the_specification_is_declared():
 
 @pytest.mark.parametrize("request_", Request, ids=lambda request: request.name)
 def test_a_request_has_a_handler_exactly_if_it_is_supported(request_):
-    supported = REQUESTS[request_].support in CARRIED_OUT
+    supported = REQUESTS[request_].support in SUPPORTED
     assert hasattr(Session, request_.name.lower()) == supported
     assert supported or REQUESTS[request_].note
 
@@ -151,7 +151,7 @@ def test_a_device_adds_protocol_features_of_its_own():
     assert talk.commands == [Announce(b"\xff\2\3\4\5\6")]
 
 
-declined = [request for request, said in REQUESTS.items() if said.support not in CARRIED_OUT]
+declined = [request for request, said in REQUESTS.items() if said.support not in SUPPORTED]
 
 
 @pytest.mark.parametrize("request_", declined, ids=lambda request: request.name)

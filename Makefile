@@ -16,7 +16,9 @@ GUEST := build/guest/$(DEBIAN)
 BUILD_PACKAGES := gcc libc6-dev liburing-dev python3-dev python3-venv
 GUEST_PACKAGES := qemu-system-x86 qemu-utils fio busybox-static cpio kmod
 # qemu-storage-daemon is in qemu-system-common on Debian 12, and in qemu-utils from Debian 13 on.
-TEST_PACKAGES := btrfs-progs e2fsprogs fdisk iperf3 iproute2 procps qemu-system-common socat strace util-linux util-linux-extra valgrind xfsprogs
+TEST_PACKAGES := bpftrace btrfs-progs e2fsprogs fdisk iperf3 iproute2 procps prometheus qemu-system-common socat strace util-linux util-linux-extra valgrind xfsprogs
+# Only in this Debian: the page is the same in both, and they are some 400 MB.
+BROWSER_PACKAGES := chromium chromium-driver
 OTHER_DEBIAN_PACKAGES := debootstrap util-linux
 INSIDE_OTHER_DEBIAN := make $(BUILD_PACKAGES) $(GUEST_PACKAGES) $(TEST_PACKAGES)
 BENCH_PACKAGES := git
@@ -35,28 +37,32 @@ QUICK_PAGE := build/bench/benchmarks.md
 # Of pytest: what to run, here and in the other Debian; there all but what needs two of them, and
 # what takes long and goes the same way with any Python, liburing, QEMU and kernel.
 TESTS := tests
-SAME_IN_BOTH := bench bench_hostile bench_reconnect comparison cost failing_image faulty hostile_guest hung idle \
+SAME_IN_BOTH := bench bench_hostile bench_reconnect comparison cost dashboard_page failing_image faulty hostile_guest hung idle \
 	inflight lock_in_migration memory_slots polling registered_memory repeated_steps shrinking_memory storage \
 	upgrade_failures vsock_hostile
 OTHER_TESTS := tests --ignore=tests/drills --ignore=tests/guest/test_two_debians.py \
 	--ignore=tests/ring/test_inflight_every_store.py $(SAME_IN_BOTH:%=--ignore=tests/system/test_%.py)
 
-.PHONY: demo test test-here test-other check build sanitize drills bench bench-quick bench-guest profile vsock-test vsock-test-other clean
+.PHONY: demo screens test test-here test-other check build sanitize drills bench bench-quick bench-guest profile vsock-test vsock-test-other clean
 
 demo: build $(GUEST)/kernel/version packages-guest
 	$(BIN)/python -m demo.run
+
+# Pictures of blkd top and of the dashboard, for docs/images.
+screens: $(VENV)/tested packages-browser
+	$(BIN)/python -m demo.screens
 
 # In this Debian, and in the other one with its Python, liburing, QEMU and kernel.
 test: other-debian
 	$(MAKE) test-here
 	$(MAKE) test-other
 
-test-here: build $(VENV)/tested $(GUEST)/kernel/version packages-guest packages-test
+test-here: build $(VENV)/tested $(GUEST)/kernel/version packages-guest packages-test packages-browser
 	$(BIN)/pytest $(TESTS) -m "not alone" -n 2
 	$(BIN)/pytest $(TESTS) -m alone
 
 test-other: other-debian
-	$(IN_OTHER_DEBIAN) $(MAKE) VENV=$(OTHER_VENV) TESTS="$(OTHER_TESTS)" test-here
+	$(IN_OTHER_DEBIAN) $(MAKE) VENV=$(OTHER_VENV) TESTS="$(OTHER_TESTS)" BROWSER_PACKAGES= test-here
 
 check: $(VENV)/checked
 	$(BIN)/ruff check $(PYTHON_FILES)
@@ -145,13 +151,15 @@ $(GUEST)/vsock-tests/version: suites/fetch_vsock.sh $(GUEST)/kernel/version | pa
 other-debian: packages-other-debian
 	tests/other-debian make $(OTHER_DEBIAN) $(OTHER_ROOT) $(INSIDE_OTHER_DEBIAN)
 
-.PHONY: packages-build packages-guest packages-test packages-bench packages-suite packages-other-debian
+.PHONY: packages-build packages-guest packages-test packages-browser packages-bench packages-suite packages-other-debian
 packages-build:
 	@packaging/install-packages $(BUILD_PACKAGES)
 packages-guest:
 	@packaging/install-packages $(GUEST_PACKAGES)
 packages-test:
 	@packaging/install-packages $(TEST_PACKAGES)
+packages-browser:
+	@packaging/install-packages $(BROWSER_PACKAGES)
 packages-bench:
 	@packaging/install-packages $(BENCH_PACKAGES)
 packages-suite:

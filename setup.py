@@ -11,11 +11,14 @@ RELEASED = {
     "blkd.block": "src/block.pyx",
     "blkd.network": "src/network.pyx",
     "blkd.vsock": "src/vsock.pyx",
+    "blkd.sandbox": "src/sandbox.pyx",
     "blkd.loadgen.native": "src/loadgen.pyx",
 }
 """Extensions, and the source of each."""
 PROBES = {
     "blkd.probes": "src/probes.pyx",
+    "blkd.figures_probes": "src/figures_probes.pyx",
+    "blkd.limits_probes": "src/limits_probes.pyx",
     "blkd.loadgen_probes": "src/loadgen_probes.pyx",
     "blkd.vsock_probes": "src/vsock_probes.pyx",
     "blkd.vsock_load": "src/vsock_load.pyx",

@@ -22,6 +22,9 @@ OLDEST_KERNEL: Final = (6, 1)
 DESCRIPTORS_NEEDED: Final = 1024
 """Up to 509 memory regions, and for each of 64 queues three eventfds and its own io_uring."""
 
+LOCKED_BY_WORKER: Final = 200 << 10
+"""Bytes that a worker's io_uring takes: 1024 entries and 8192 completions."""
+
 KVM_GET_API_VERSION: Final = 0xAE00
 KVM_API_VERSION: Final = 12
 
@@ -76,6 +79,16 @@ def _io_uring() -> Iterator[Check]:
             yield Check(f"io_uring {name}", supported, "supported" if supported else "missing")
 
 
+def _usdt_probes() -> Iterator[Check]:
+    """Where a tracer finds the probes: good to know, since nothing else tells their file's name."""
+    try:
+        # Here, as it is of no use without the extension either.
+        from blkd.dataplane import traced_files  # noqa: PLC0415
+    except ImportError:
+        return  # said above
+    yield Check("USDT probes", None, " ".join(traced_files()) or f"not on {platform.machine()}")
+
+
 def _descriptors() -> Iterator[Check]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     good = soft == resource.RLIM_INFINITY or soft >= DESCRIPTORS_NEEDED
@@ -84,8 +97,14 @@ def _descriptors() -> Iterator[Check]:
 
 
 def _locked_memory() -> Iterator[Check]:
+    """What io_urings and registered guest memory of one user may take without CAP_IPC_LOCK."""
     soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    yield Check("locked memory", None, f"{_limit(soft)} bytes (at most {_limit(hard)})")
+    detail = f"{_limit(soft)} bytes (at most {_limit(hard)})"
+    hint = None
+    if hard != resource.RLIM_INFINITY:
+        workers = hard // LOCKED_BY_WORKER
+        hint = f"enough for {workers} workers of one user's exports; LimitMEMLOCK= raises it"
+    yield Check("locked memory", None, detail, hint)
 
 
 def _huge_pages() -> Iterator[Check]:
@@ -136,15 +155,57 @@ def _vsock() -> Iterator[Check]:
         yield Check("vsock of the host", None, "there; blkd vsock does without")
 
 
+def _sandbox() -> Iterator[Check]:
+    """What the process of an export can give up on this host: what is missing is left out."""
+    try:
+        # Here, as they are of no use without their extension either.
+        from blkd.dataplane import restricts_io_uring  # noqa: PLC0415
+        from blkd.host import landlock, namespaces, syscall_filter  # noqa: PLC0415
+    except ImportError:
+        return  # said above
+    yield _part(
+        "landlock",
+        lambda: f"version {landlock.version()}",
+        "CONFIG_SECURITY_LANDLOCK, and landlock in the kernel's parameter lsm=",
+    )
+    yield _part(
+        "seccomp",
+        lambda: f"system calls can{'' if syscall_filter.can_filter() else 'not'} be filtered",
+        "CONFIG_SECCOMP_FILTER",
+    )
+    yield _part(
+        "namespaces",
+        lambda: ", ".join(namespaces.available()),
+        "as root, or where users may make namespaces (user.max_user_namespaces)",
+    )
+    yield _part(
+        "io_uring",
+        lambda: "kept to its purpose" if restricts_io_uring() else "not kept to its purpose",
+        None,
+    )
+
+
+def _part(name: str, look: Callable[[], str], hint: str | None) -> Check:
+    """Whether a part of the sandbox is there; disks are served without."""
+    try:
+        return Check(f"sandbox: {name}", None, look())
+    except OSError as error:
+        return Check(f"sandbox: {name}", None, error.strerror or "missing", hint)
+    except DataPlaneError as error:
+        return Check(f"sandbox: {name}", None, str(error), error.hint)
+
+
 HOST: Final[tuple[Callable[[], Iterator[Check]], ...]] = (
     _kernel,
     _io_uring,
+    _usdt_probes,
     _descriptors,
     _locked_memory,
     _huge_pages,
     _kvm,
     _tun,
     _vsock,
+    _sandbox,
 )
 
 

@@ -56,12 +56,55 @@ class DataPlaneError(BlkdError):
     """The host cannot run the data plane (io_uring, memory, threads)."""
 
 
+class AreaRefused(DataPlaneError):
+    """A statistics area that this version of blkd cannot use, or that is none."""
+
+
 class DrainTimeout(DataPlaneError):
     """Requests were still in flight when the time to drain them was over."""
 
 
 class ControlError(BlkdError):
     """The control API refused a call; the message is its problem's detail."""
+
+    status: int | None = None
+    """Of HTTP; None where there was no answer."""
+    kind: str | None = None
+    """The problem's type."""
+    title: str | None = None
+    """The problem's title."""
+
+
+class NoAnswer(ControlError):
+    """The process that was asked does not answer in time."""
+
+
+class NoSuchExport(BlkdError):
+    """The daemon has no export of that name."""
+
+
+class NoSuchOperation(BlkdError):
+    """The daemon knows no call of that id that goes on, or has ended lately."""
+
+
+class ExportExists(BlkdError):
+    """The daemon has another export of that name."""
+
+
+class ExportChanged(BlkdError):
+    """The settings of an export are no more what the caller takes them for."""
+
+
+class NoSuchGroup(BlkdError):
+    """The daemon has no group of that name."""
+
+
+class GroupExists(BlkdError):
+    """The daemon has another group of that name."""
+
+
+class GroupChanged(BlkdError):
+    """The limits of a group are no more what the caller takes them for."""
 
 
 class FreezeFailed(BlkdError):
@@ -70,6 +113,18 @@ class FreezeFailed(BlkdError):
 
 class UpgradeError(BlkdError):
     """An export cannot go to another process: the one that serves it goes on."""
+
+
+class StateError(BlkdError):
+    """What a daemon keeps on disk cannot be read or written."""
+
+
+class LaunchError(BlkdError):
+    """A process that was to serve an export could not be started, or did not come to serve."""
+
+
+class SandboxError(BlkdError):
+    """A process cannot be confined as it must be."""
 
 
 class BenchError(BlkdError):

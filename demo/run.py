@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make demo`: a raw image becomes a disk of a real Linux guest, is verified and grows.
 
-Every figure in the report was measured or read in this run; the exit status is 0 only if
-every step was seen to work.  Nothing but images/demo.img stays behind, whatever happens.
+In the second act one daemon keeps the disks of two guests, one of them hostile.  Every figure in
+the report was measured or read in this run; the exit status is 0 only if every step was seen to
+work.  Nothing but images/demo.img stays behind, whatever happens.
 """
 
 import asyncio
@@ -11,85 +12,40 @@ import hashlib
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from blkd.errors import BlkdError
-from harness.fio import Transfer, fio
+from demo import two_guests
+from demo.report import LIMIT, MIB, Report, expect, mib, rate
+from harness.fio import fio
 from harness.guest import Disk, Guest, Machine
 from harness.server import Server, blkd, serve
 
-MIB = 1 << 20
 IMAGE = Path(__file__).parent.parent / "images" / "demo.img"
 SIZE = 128 * MIB
 GROWN = 256 * MIB
 WRITTEN = 64 * MIB
 QUEUES = 4
-LIMIT = 170.0  # for all of it, so that a demo which hangs fails and cleans up
-
-
-class DemoError(BlkdError):
-    """Something was seen that should have been otherwise."""
-
-
-class Report:
-    """What was seen, step by step."""
-
-    def __init__(self) -> None:
-        self.console = Console(highlight=False)
-        self.failed = False
-        self._table = Table("step", "what was seen", "took", box=SIMPLE_HEAD)
-
-    @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[list[str]]:
-        """Time a step; what it puts in the list is reported.  An error is noted and goes on up."""
-        seen: list[str] = []
-        began = time.monotonic()
-        with self.console.status(name):
-            try:
-                yield seen
-            except BaseException as error:
-                self.failed = True
-                seen.append(f"[bold red]FAILED[/]: {describe(error)}")
-                raise
-            finally:
-                took = time.monotonic() - began
-                self._table.add_row(name, "\n".join(seen), f"{took:.1f} s")
-
-    def show(self) -> None:
-        """Print it."""
-        self.console.print(self._table)
-
-
-def describe(error: BaseException) -> str:
-    """An error as a person wants to read it, safe to print."""
-    if isinstance(error, asyncio.CancelledError):
-        return f"interrupted, or not done in {LIMIT:g} s"
-    hint = f"\nhint: {error.hint}" if isinstance(error, BlkdError) and error.hint else ""
-    return escape(f"{error or type(error).__name__}{hint}")
-
-
-def expect(what: str, seen: object, wanted: object) -> None:
-    """Raise DemoError unless `seen` is what was wanted."""
-    if seen != wanted:
-        raise DemoError(f"{what}: {seen!r}, expected {wanted!r}")
 
 
 async def demonstrate(report: Report) -> None:
     """The whole job.  Raises BlkdError or TimeoutError at the first step not seen to work."""
-    with report.step("create the image") as seen:
-        IMAGE.unlink(missing_ok=True)
-        await blkd("image", "create", IMAGE, SIZE)
-        seen.append(f"{IMAGE.parent.name}/{IMAGE.name}, {mib(IMAGE.stat().st_size)}")
     with report.step("prepare the guest") as seen:
         machine = await Machine.prepare()
         version = ".".join(map(str, machine.qemu_version))
         seen.append(f"QEMU {version}, accelerator {machine.accelerator}")
+    await one_guest(report, machine)
+    await two_guests.demonstrate(report, machine)
+
+
+async def one_guest(report: Report, machine: Machine) -> None:
+    """The first act: a disk, from its image to its end."""
+    with report.step("create the image") as seen:
+        IMAGE.unlink(missing_ok=True)
+        await blkd("image", "create", IMAGE, SIZE)
+        seen.append(f"{IMAGE.parent.name}/{IMAGE.name}, {mib(IMAGE.stat().st_size)}")
     async with contextlib.AsyncExitStack() as running:
         with report.step("blkd serve") as seen:
             server = await running.enter_async_context(serve(IMAGE, "--queues", QUEUES))
@@ -184,16 +140,6 @@ async def stop(guest: Guest, server: Server) -> list[str]:
         ),
         f"guest off, QEMU ended with status 0; blkd with status 0, {took:.2f} s after SIGTERM",
     ]
-
-
-def mib(size: int) -> str:
-    """Bytes in MiB."""
-    return f"{size / MIB:g} MiB"
-
-
-def rate(seen: Transfer) -> str:
-    """How much was moved, and how fast."""
-    return f"{mib(seen.bytes)} in {seen.requests} requests, {seen.iops:.0f}/s"
 
 
 async def main() -> int:

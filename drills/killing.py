@@ -25,9 +25,9 @@ def image(size: int) -> Iterator[Path]:
 
 
 @contextlib.asynccontextmanager
-async def unreliable(path: Path, *options: object) -> AsyncIterator[Server]:
-    """`blkd serve` on an image of which some requests are slow."""
-    async with serve(f"faulty:{RULES}:{path}", *options) as server:
+async def unreliable(path: Path, *options: object, rules: str = RULES) -> AsyncIterator[Server]:
+    """`blkd serve` on an image of which some requests are slow, or fail."""
+    async with serve(f"faulty:{rules}:{path}", *options) as server:
         yield server
 
 

@@ -15,6 +15,7 @@ import msgspec
 from rich.console import Console
 
 from drills import (
+    daemon,
     guest_restart,
     host_crash,
     hotplug,
@@ -44,6 +45,13 @@ class Drill:
 DRILLS: Final = {
     "restart": Drill(restart.drill, 1000, 10),
     "restart-packed": Drill(partial(restart.drill, packed=True), 1000, 10),
+    "restart-holding": Drill(partial(restart.drill, holding=True), 500, 8),
+    "restart-holding-packed": Drill(partial(restart.drill, holding=True, packed=True), 500, 8),
+    "restart-limited": Drill(partial(restart.drill, limited=True), 500, 8),
+    "restart-limited-packed": Drill(partial(restart.drill, limited=True, packed=True), 500, 8),
+    "restart-holding-limited": Drill(partial(restart.drill, holding=True, limited=True), 500, 8),
+    "daemon": Drill(daemon.drill, 1000, 6),
+    "daemon-packed": Drill(partial(daemon.drill, packed=True), 1000, 6),
     "guest-restart": Drill(guest_restart.drill, 200, 4),
     "guest-restart-packed": Drill(partial(guest_restart.drill, packed=True), 200, 4),
     "guest-restart-iommu": Drill(partial(guest_restart.drill, iommu=Iommu.STRICT), 200, 4),

@@ -71,6 +71,9 @@ class Process:
         return self.log.read_text()
 
 
+OWN_MEMORY = "memfd:blkd-statistics"
+
+
 class Serving(Process):
     """A program that serves a disk."""
 
@@ -93,6 +96,11 @@ class Serving(Process):
         done = run(verb, *arguments, "--control", self.control, "--json")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
+
+    def mapped_memory(self) -> int:
+        """How many memory files the process has mapped, without the one that has its counts."""
+        maps = Path(f"/proc/{self.process.pid}/maps").read_text()
+        return maps.count("memfd:") - maps.count(OWN_MEMORY)
 
     def pause(self, deadline: float) -> int:
         """Pause it: the requests that are still in flight when `deadline` seconds are over."""

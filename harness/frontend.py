@@ -204,11 +204,13 @@ class FrontEnd:
         where a packed one was.
         """
         with self.lock:
-            self._resume(path, base)
+            self.sock.close()
+            self.resume_on(self._connected(path, self.timeout), base)
 
-    def _resume(self, path: str | os.PathLike[str], base: int | None) -> None:
+    def resume_on(self, sock: socket.socket, base: int | None = None) -> None:
+        """The same on a socket that is connected already, and is taken."""
         self.sock.close()
-        self.sock = self._connected(path, self.timeout)
+        self.sock = sock
         features, self.protocol_features = self.features, Protocol(0)
         self.negotiate(features)
         if self.inflight:

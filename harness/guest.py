@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from harness.account import account, stolen
 from harness.agent import Agent, Answer, GuestError
 from harness.initramfs import Kernel, MissingPart, build
 from harness.process import kill, spawn
@@ -27,7 +28,9 @@ from harness.qmp import Qmp
 QEMU = "qemu-system-x86_64"
 MEMORY = "512M"
 KERNEL_ARGUMENTS = "console=ttyS0 loglevel=7 log_buf_len=4M panic=-1"
-BOOT_LIMIT = 40.0
+BOOT_LIMIT = 90.0
+"""A guest boots in ten seconds.  Emulated ones were seen to stand still, some hundred boots apart,
+until their kernel looked after its processors at 21 s, and then to go on."""
 KVM_PROBE_LIMIT = 10.0
 """A guest boots under KVM in about a second; under one that hangs in the BIOS it never does."""
 RECONNECT_MS_SINCE = (9, 2)
@@ -38,7 +41,7 @@ DISK_IS_THERE = "[vda]"
 """What it logs when its driver has found the first disk."""
 LOG_LEVEL_ERR = 3
 """The kernel's KERN_ERR: a line of this level or a lower one reports an error."""
-LOG_TAIL = 30  # lines shown when the guest fails
+LOG_TAIL = 60  # lines shown when the guest fails
 MIGRATION_LIMIT = 60.0
 MIGRATION_PERIOD = 0.05  # seconds between two looks at a migration
 MIGRATION_ENDS = {"completed", "cancelled", "failed"}
@@ -242,6 +245,7 @@ class Guest:
         self._agent = agent
         self._process = process
         self._logs = logs
+        self._stolen_before = stolen()
         self.kernel = ""
         """Release of the kernel that runs in the guest."""
 
@@ -256,22 +260,22 @@ class Guest:
             async with asyncio.timeout(limit):
                 answer = await self._agent.ask(script)
         except TimeoutError as error:
-            raise GuestError(f"no answer in {limit} s to {script!r}\n{self._tail()}") from error
+            raise GuestError(f"no answer in {limit} s to {script!r}") from error
         except GuestError as error:
-            raise GuestError(f"{error} during {script!r}\n{self._tail()}") from error
+            raise GuestError(f"{error} during {script!r}") from error
         if answer.status != 0:
             raise CommandFailed(script, answer)
         return answer.stdout
 
     async def booted(self, limit: float = BOOT_LIMIT) -> None:
-        """Wait until the guest runs scripts.  Raises GuestError with the end of its log."""
+        """Wait until the guest runs scripts.  Raises GuestError."""
         try:
             async with asyncio.timeout(limit):
                 self.kernel = await self._agent.ready
         except (TimeoutError, GuestError) as error:
             log = (self._logs / "serial").read_text(errors="replace")
             kind = KernelHangs if log and INIT_STARTS not in log else GuestError
-            raise kind(f"the guest has not booted in {limit} s\n{self._tail()}") from error
+            raise kind(f"the guest has not booted in {limit} s") from error
 
     async def reboot(self) -> None:
         """Reset the machine; returns when it runs scripts again."""
@@ -320,7 +324,7 @@ class Guest:
                 if seen["status"] == wanted:
                     return seen
                 if seen["status"] in MIGRATION_ENDS:
-                    raise GuestError(f"a migration {seen['status']}\n{self._tail()}")
+                    raise GuestError(f"a migration {seen['status']}")
                 await asyncio.sleep(MIGRATION_PERIOD)
 
     async def take_over(self, source: "Guest") -> None:
@@ -337,7 +341,7 @@ class Guest:
         """End QEMU at once."""
         await kill(self._process)
 
-    async def until(self, condition: str, *, limit: float = 20.0) -> None:
+    async def until(self, condition: str, *, limit: float = 60.0) -> None:
         """Wait until a shell condition holds in the guest.  Raises GuestError."""
         await self.run(f"until {condition}; do sleep 0.02; done", limit=limit)
 
@@ -364,13 +368,21 @@ class Guest:
         lines = re.findall(r"^<(\d+)>(.*)$", log, re.MULTILINE)
         return [text for level, text in lines if int(level) & 7 <= LOG_LEVEL_ERR]
 
-    def _tail(self) -> str:
-        """The last lines that the guest's kernel and QEMU have written."""
-        return "\n".join(
-            line
-            for log in ("serial", "qemu")
-            for line in (self._logs / log).read_text(errors="replace").splitlines()[-LOG_TAIL:]
-        )
+    async def account(self) -> str:
+        """What it and its host are at, and the last lines that its kernel and QEMU have written."""
+        facts = await account(self.pid, self.qmp, self._stolen_before)
+        logs = ((self._logs / log).read_text(errors="replace") for log in ("serial", "qemu"))
+        return "\n".join((facts, *(line for log in logs for line in log.splitlines()[-LOG_TAIL:])))
+
+
+@contextlib.asynccontextmanager
+async def explained(guest: Guest) -> AsyncIterator[None]:
+    """Have an error come with what the guest was at."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(await guest.account())
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -455,7 +467,9 @@ class Machine:
                 loop = asyncio.get_running_loop()
                 _, agent = await loop.create_connection(Agent, sock=ours)
                 _, qmp = await loop.create_connection(Qmp, sock=our_qmp)
-                yield Guest(agent, qmp, process, logs, parts.iommu)
+                guest = Guest(agent, qmp, process, logs, parts.iommu)
+                async with explained(guest):
+                    yield guest
             finally:
                 await kill(process)
 

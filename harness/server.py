@@ -123,5 +123,84 @@ async def serve(image: Path | str, *options: object) -> AsyncIterator[Server]:
         try:
             await server.start()
             yield server
+        except Exception as error:
+            error.add_note(f"blkd serve wrote:\n{server.log()}")
+            raise
         finally:
             await server.kill()
+
+
+class Keeper:
+    """A running `blkd daemon` with directories of its own; it and its exports may be killed."""
+
+    def __init__(self, directory: Path, log: BinaryIO) -> None:
+        self.socket = directory / "run" / "blkd.sock"
+        self.images = directory / "images"
+        self.images.mkdir()
+        self._config = directory / "blkd.toml"
+        self._config.write_text(
+            'state = "state"\nrun = "run"\nimages = "images"\non-stop = "stop"\n'
+        )
+        self._log = log
+        self._process: Process | None = None
+        self._is_killed = False
+
+    async def start(self) -> None:
+        """Begin; returns when it answers.  Raises ServerError."""
+        self._is_killed = False
+        command = (BLKD, "daemon", "--config", self._config, "--json")
+        self._process = await spawn(*command, stdout=PIPE, stderr=self._log)
+        assert self._process.stdout is not None
+        async with asyncio.timeout(START_LIMIT):
+            ready = await self._process.stdout.readline()
+        if not ready:
+            raise ServerError(f"blkd daemon: status {await self._process.wait()}: {self.log()}")
+
+    async def kill(self) -> None:
+        """SIGKILL: its exports go on."""
+        assert self._process is not None
+        await kill(self._process)
+        self._is_killed = True
+
+    async def end(self) -> None:
+        """End it with all of its exports, also after it was killed."""
+        if self._is_killed:
+            await self.start()
+        with contextlib.suppress(TimeoutError):
+            await self.stop()
+        if self._process is not None:
+            await kill(self._process)
+
+    async def stop(self) -> int:
+        """SIGTERM, which ends the exports too: the exit status.  Raises TimeoutError."""
+        assert self._process is not None
+        send(self._process, signal.SIGTERM)
+        async with asyncio.timeout(STOP_LIMIT):
+            return await self._process.wait()
+
+    async def call(self, verb: str, *words: object) -> Any:
+        """The answer to `blkd VERB WORDS`.  Raises ServerError."""
+        try:
+            return await blkd(verb, *words, "--daemon", self.socket)
+        except ServerError as error:
+            raise ServerError(f"{error}\nblkd daemon wrote:\n{self.log()}") from error
+
+    def log(self) -> str:
+        """All that it has written to stderr so far."""
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace").strip()
+
+
+@contextlib.asynccontextmanager
+async def keep() -> AsyncIterator[Keeper]:
+    """`blkd daemon`, ready, and no exports yet; at the end none of its processes is left."""
+    with (
+        tempfile.TemporaryDirectory(prefix="blkd-") as name,
+        (Path(name) / "log").open("w+b") as log,
+    ):
+        keeper = Keeper(Path(name), log)
+        await keeper.start()
+        try:
+            yield keeper
+        finally:
+            await keeper.end()

@@ -7,10 +7,12 @@ from libc.stdlib cimport calloc, free
 import os
 
 from blk.layouts cimport BlkHeader
+from blk.limits_page cimport LimitsPage
 from blk.request cimport BlkVring, Request
 from blk.serving cimport be_blk
 from blk.state cimport Blk
 from engine.engine cimport ENGINE_NULL
+from figures.slot cimport Slot as FiguresSlot
 from inflight.recovery cimport recover
 from sys.uring cimport iovec
 from virtio.guestmem cimport GuestMemory, MemoryView, Region
@@ -50,8 +52,10 @@ cdef class HotLoop:
     cdef Worker worker
     cdef Blk blk
     cdef BlkVring part
+    cdef LimitsPage page
     cdef Vring vring
     cdef MemoryView view
+    cdef FiguresSlot figures
     cdef GuestMemory memory
     cdef Region region
     cdef uint8_t *base
@@ -77,6 +81,8 @@ cdef class HotLoop:
         self.view.memory = &self.memory
         be_blk(&self.blk.device)
         self.worker.device = &self.blk.device
+        self.worker.slot = &self.figures
+        self.blk.page = &self.page
         self.blk.engine.kind, self.blk.engine.iovecs = ENGINE_NULL, self.iovecs
         self.blk.limits.capacity, self.blk.limits.block_mask = LOOP_CAPACITY, 511
         self.worker.view, self.worker.vrings, self.worker.count = &self.view, &self.vring, 1

@@ -10,6 +10,7 @@ import os
 from blk.layouts cimport BlkRange
 from blk.limits cimport BlkLimits, MAX_RANGES
 from blk.operation cimport Operation, parse_request
+from figures.slot cimport Slot
 from inflight.packed cimport record_packed
 from inflight.record cimport link, settle, walk_again
 from inflight.recovery cimport recover
@@ -17,7 +18,10 @@ from inflight.region cimport Again, Inflight, MAX_ENTRIES, is_recorded
 from inflight.split cimport record_split
 from sys.eventfds cimport bind_signal, end_signal
 from sys.uring cimport (
-    io_uring_prep_msg_ring, io_uring_queue_exit, io_uring_queue_init, io_uring_sqe,
+    IORING_OP_FSYNC, IORING_SETUP_R_DISABLED, enable_uring, io_uring, io_uring_cqe,
+    io_uring_get_sqe, io_uring_peek_batch_cqe, io_uring_prep_fsync, io_uring_prep_msg_ring,
+    io_uring_queue_exit, io_uring_queue_init, io_uring_register_eventfd, io_uring_sqe,
+    io_uring_submit_and_wait, operation,
 )
 from virtio.dirtylog cimport DirtyLog, RingLog, mark, mark_areas, mark_segments
 from virtio.guestmem cimport GuestMemory, Region, guest_address
@@ -351,8 +355,10 @@ cdef class Calls:
 
     cdef Worker worker
     cdef Vring vring
+    cdef Slot slot
 
     def __init__(self, int call_fd):
+        self.worker.slot = &self.slot
         self.worker.submitted = 1
         check(io_uring_queue_init(8, &self.worker.uring, 0))
         check(bind_signal(&self.vring.call.signal, call_fd))
@@ -378,6 +384,26 @@ cdef class Calls:
     def leave(self):
         """Have no more to do with the call eventfd."""
         leave_call(&self.worker, &self.vring)
+
+
+def try_restricted(bint allows):
+    """What a ring answers that may sync files, or do nothing: to a sync of a file that is none.
+
+    With whether the kernel restricts it, and what it answers to the registration of an eventfd.
+    """
+    cdef io_uring ring
+    cdef io_uring_cqe *cqe
+    cdef int restricted, registered
+    check(io_uring_queue_init(8, &ring, IORING_SETUP_R_DISABLED))
+    try:
+        restricted = check(enable_uring(&ring, operation(IORING_OP_FSYNC) if allows else 0, 0, 0))
+        io_uring_prep_fsync(io_uring_get_sqe(&ring), -1, 0)
+        check(io_uring_submit_and_wait(&ring, 1))
+        io_uring_peek_batch_cqe(&ring, &cqe, 1)
+        registered = io_uring_register_eventfd(&ring, -1)
+        return bool(restricted), -cqe.res, -registered
+    finally:
+        io_uring_queue_exit(&ring)
 
 
 cdef int check(int rc) except -1:

@@ -12,6 +12,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from figures.slot cimport Slot
 from inflight.region cimport Again
 from sys.atomics cimport load_relaxed_u64
 from sys.faults cimport fault_fd, forget_mapping, install_fault_handler, watch_mapping
@@ -22,9 +23,10 @@ from sys.pages cimport (
 from sys.uring cimport (
     IORING_OP_ASYNC_CANCEL, IORING_OP_FALLOCATE, IORING_OP_FSYNC, IORING_OP_MSG_RING,
     IORING_OP_POLL_ADD, IORING_OP_READ, IORING_OP_READV, IORING_OP_WRITE, IORING_OP_WRITEV,
-    io_uring, io_uring_free_probe, io_uring_get_probe_ring, io_uring_opcode_supported,
-    io_uring_probe, io_uring_queue_exit, iovec,
+    IORING_SETUP_R_DISABLED, enable_uring, io_uring, io_uring_free_probe, io_uring_get_probe_ring,
+    io_uring_opcode_supported, io_uring_probe, io_uring_queue_exit, iovec,
 )
+from sys.usdt cimport HAS_PROBES
 from virtio.dirtylog cimport DirtyLog
 from virtio.flaw cimport Flaw
 from virtio.guestmem cimport GuestMemory, MemoryView, Region
@@ -36,10 +38,10 @@ from worker.commands cimport MemoryChange, Placement, VringStart
 from worker.loop cimport open_uring, serve
 from worker.mailbox cimport (
     Answer, CMD_CONFIGURE, CMD_DENY_IOTLB, CMD_ENABLE, CMD_INVALIDATE_IOTLB, CMD_LOSE_PATIENCE,
-    CMD_MOVE, CMD_PAUSE, CMD_QUIT, CMD_REGISTER, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR,
-    CMD_SET_IOTLB, CMD_SET_KICK, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP, CMD_UPDATE_IOTLB,
-    Command, CommandKind, MAILBOX_SLOTS, Miss, REPORT_RECOVERED, post_command, take_answer,
-    take_miss,
+    CMD_MOVE, CMD_PAUSE, CMD_PREPARE, CMD_QUIT, CMD_REGISTER, CMD_RESUME, CMD_RETRY, CMD_SET_CALL,
+    CMD_SET_ERROR, CMD_SET_IOTLB, CMD_SET_KICK, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP,
+    CMD_UPDATE_IOTLB, Command, CommandKind, MAILBOX_SLOTS, Miss, REPORT_RECOVERED, post_command,
+    take_answer, take_miss,
 )
 from worker.state cimport (
     DEVICE_CAPSULE, Device, FETCH_BUDGET, MAX_RINGS, SPARE_SEGMENTS, Worker as WorkerState,
@@ -90,6 +92,7 @@ cdef enum:
 import os
 
 RECOVERED = REPORT_RECOVERED    # as `Worker.answers` has it
+SLOT_BYTES = sizeof(Slot)
 
 
 # ---- guest memory ----
@@ -402,6 +405,7 @@ cdef class Worker:
     serves by `part`, the device's part of it, which is its alone: that has a `capsule` as
     DEVICE_CAPSULE names it, and `counters(ring)`.
     Before it sleeps it polls for up to `longest_poll` nanoseconds, where that pays.
+    It counts and measures in `slot`, memory of SLOT_BYTES, or in memory of its own.
     """
 
     cdef WorkerState state
@@ -415,9 +419,11 @@ cdef class Worker:
     cdef dict places            # ring -> where it lies, with what keeps that mapped
     cdef readonly object part
     cdef object capsule         # what `state.device` points to
+    cdef uint8_t[::1] slot      # what `state.slot` points to, unless it is our own
+    cdef Slot *own_slot
 
     def __cinit__(self, part, *, uint32_t rings, uint32_t largest, uint32_t longest_chain,
-                  uint64_t longest_poll):
+                  uint64_t longest_poll, slot=None):
         self.state.mailbox.commands_fd = self.state.mailbox.answers_fd = -1
         self.state.completions.fd = -1
         if not 0 < rings <= MAX_RINGS:
@@ -438,6 +444,7 @@ cdef class Worker:
         if self.state.vrings == NULL or self.state.segments == NULL:
             raise MemoryError
         self.reserve_tables(largest)
+        self.use_slot(slot)
         self.state.mailbox.commands_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.state.mailbox.answers_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         if self.state.device.has_threads:
@@ -456,9 +463,24 @@ cdef class Worker:
         for i in range(self.state.count):
             lay_out(&self.state.vrings[i], i, <uint8_t *>self.reserved + i * of_ring, largest)
 
+    cdef void use_slot(self, slot) except *:
+        """Have the worker count in this memory, or in its own."""
+        if slot is None:
+            self.own_slot = <Slot *>reserve(sizeof(Slot))
+            if self.own_slot == NULL:
+                raise MemoryError
+            self.state.slot = self.own_slot
+            return
+        if len(slot) != SLOT_BYTES:
+            raise ValueError(f"a slot of {len(slot)} bytes, not {SLOT_BYTES}")
+        self.slot = slot
+        self.state.slot = <Slot *>&self.slot[0]
+
     def __dealloc__(self):
         if self.reserved != NULL:
             munmap(self.reserved, self.bytes_reserved)
+        if self.own_slot != NULL:
+            munmap(self.own_slot, sizeof(Slot))
         free(self.state.vrings)
         free(self.state.segments)
         for fd in (
@@ -511,6 +533,11 @@ cdef class Worker:
     def registered(self) -> int:
         """1 if the present guest memory is registered, -errno if it could not be, else 0."""
         return self.state.registered
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether its io_uring does only what worker and device ask for; once it has answered."""
+        return bool(self.state.is_restricted)
 
     @property
     def in_flight(self) -> int:
@@ -641,13 +668,16 @@ cdef class Worker:
         """Give the device other parameters, as bytes of its own, from the next request on."""
         return self.post(CMD_CONFIGURE, 0, 0, what)
 
-    def start(self, uint32_t ring, place, *, uint32_t size, uint32_t base, bint packed,
-              bint event_idx, bint indirect, uint64_t inflight=0, uint32_t entries=0,
-              bint taken_over=False, bint broken=False) -> int:
+    def start(self, uint32_t ring, place, *, uint32_t index, uint32_t size, uint32_t base,
+              bint packed, bint event_idx, bint indirect, uint64_t inflight=0, uint32_t entries=0,
+              bint is_lent=False, bint taken_over=False, bint broken=False) -> int:
         """Start a stopped ring of `size` descriptors at `base`, as SET_VRING_BASE gives it.
 
+        `index` is the device's number of it.
+
         What is in flight is recorded at the address `inflight`, if that is not 0: a region of
-        `entries` descriptors that is mapped for as long as the ring may run.
+        `entries` descriptors that is mapped for as long as the ring may run.  One that `is_lent`
+        is given to whoever serves the ring next.
 
         `place` is (desc, driver, device, logged, kept): `logged` has the pieces of guest memory
         that we write there, where that is logged, and `kept` is kept for as long as it lies there.
@@ -657,8 +687,9 @@ cdef class Worker:
         cdef VringStart how
         memset(&how, 0, sizeof(how))
         how.place = placement(place)
-        how.size, how.base, how.packed = size, base, packed
+        how.index, how.size, how.base, how.packed = index, size, base, packed
         how.inflight, how.entries = <void *>inflight, entries
+        how.is_lent = is_lent
         how.event_idx, how.indirect = event_idx, indirect
         how.taken_over, how.broken = taken_over, broken
         return self.post_placement(CMD_START, ring, (<char *>&how)[:sizeof(how)], place)
@@ -695,6 +726,10 @@ cdef class Worker:
         """Report a broken ring to this eventfd, -1 for none; the old one is then unused."""
         return self.post(CMD_SET_ERROR, ring, fd, None)
 
+    def prepare(self) -> int:
+        """Have all made that is else made when a ring first needs it."""
+        return self.post(CMD_PREPARE, 0, 0, None)
+
     def pause(self) -> int:
         """Fetch no more; answered once nothing is in flight, or -ECANCELED by `resume`."""
         return self.post(CMD_PAUSE, 0, 0, None)
@@ -702,6 +737,10 @@ cdef class Worker:
     def resume(self) -> int:
         """Fetch again."""
         return self.post(CMD_RESUME, 0, 0, None)
+
+    def retry(self, uint32_t count) -> int:
+        """Have the device begin up to `count` requests again that it has put off."""
+        return self.post(CMD_RETRY, 0, count, None)
 
     def quit(self) -> int:
         """Leave `run` at once; what is in flight is abandoned to the kernel."""
@@ -772,7 +811,30 @@ def cut_off(workers) -> None:
         forget_mapping(mapping.base)
 
 
+# ---- how this was built ----
+
+def has_usdt_probes() -> bool:
+    """Whether the extensions have the USDT probes of `sys.usdt`."""
+    return HAS_PROBES
+
+
 # ---- what this kernel's io_uring can do ----
+
+def restricts_io_uring() -> bool:
+    """Whether this kernel keeps an io_uring to what it was made for.
+
+    Raises:
+        OSError: There is no io_uring, or it is forbidden.
+    """
+    cdef io_uring ring
+    cdef int rc = open_uring(&ring, IORING_SETUP_R_DISABLED)
+    if rc >= 0:
+        rc = enable_uring(&ring, 0, 0, 0)
+        io_uring_queue_exit(&ring)
+    if rc < 0:
+        raise OSError(-rc, os.strerror(-rc))
+    return rc == 1
+
 
 def probe_io_uring() -> dict:
     """Whether this kernel's io_uring has each operation that the data path uses, by name.

@@ -52,7 +52,7 @@ def serve(arguments: argparse.Namespace) -> None:
         BlkdError: it cannot start.
     """
     # Only now: wrong usage is refused without them.
-    from blkd.cli import serving  # noqa: PLC0415
+    from blkd import hosting  # noqa: PLC0415
     from blkd.export.config import MAX_QUEUES, ExportConfig, name_of  # noqa: PLC0415
     from blkd.host import log  # noqa: PLC0415
 
@@ -65,7 +65,7 @@ def serve(arguments: argparse.Namespace) -> None:
         read_only=arguments.read_only,
         queues=MAX_QUEUES,  # the VMM chooses, which knows how many CPUs its guest has
     )
-    serving.run(config, lambda _state: None, arguments.fd)
+    hosting.run(config, lambda _state: None, arguments.fd)
 
 
 def _inherited(text: str) -> int:

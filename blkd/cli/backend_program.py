@@ -6,8 +6,7 @@ It follows the back-end program conventions of the vhost-user specification.
 
 import sys
 
-from blkd.cli import lean
-from blkd.host import signals, standard_fds
+from blkd.host import lean, signals, standard_fds
 
 CAPABILITIES = '{"type": "block", "features": ["read-only", "blk-file"]}'
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The settings of what is served as options of the command line, made from a model's fields."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from typing import Any, TypeVar
 
 import click
 from msgspec import inspect
 
+from blkd.daemon.plain_settings import NOT_SET, plain_value
 from blkd.errors import ConfigError
 from blkd.export.config import ExportConfig
 from blkd.export.endpoint_config import EndpointConfig
@@ -19,20 +20,86 @@ def export_options(model: type[EndpointConfig]) -> Callable[[Command], Command]:
     """Add an option for each setting of a model; the command is passed the fields by name."""
 
     def add(command: Command) -> Command:
-        for setting in reversed(settings_of(model)):
-            command = _option(setting, setting.option.text)(command)
+        for setting in reversed(served_settings(model)):
+            command = _option(setting, setting.option.text, required=setting.option.required)(
+                command
+            )
+        for setting in settings_of(model):
+            if setting.option.of_daemon:
+                command = _refused(setting)(command)
         return command
 
     return add
 
 
+def daemon_options(
+    model: type[EndpointConfig], texts: Mapping[str, str], required: Container[str]
+) -> Callable[[Command], Command]:
+    """Add an option for each setting that an export of the daemon may have.
+
+    Args:
+        model: The settings.
+        texts: Help texts that differ from those of the command that serves, by field.
+        required: The fields that must be given.
+    """
+
+    def add(command: Command) -> Command:
+        for setting in reversed(managed_settings(model)):
+            text = texts.get(setting.field, setting.option.text)
+            command = _option(setting, text, required=setting.field in required)(command)
+        return command
+
+    return add
+
+
+def served_settings(model: type[EndpointConfig]) -> tuple[Setting, ...]:
+    """The settings that what is served without a daemon may have."""
+    return tuple(each for each in settings_of(model) if not each.option.of_daemon)
+
+
+def managed_settings(model: type[EndpointConfig]) -> tuple[Setting, ...]:
+    """The settings that an export of the daemon may have, but for its image."""
+    return tuple(each for each in settings_of(model) if each.field not in NOT_SET)
+
+
+def read_value(setting: Setting, text: str) -> Any:
+    """The plain value that a text means; None, the default, for an empty one.
+
+    Raises:
+        click.BadParameter: It means none.
+        ConfigError: It is out of range.
+    """
+    if not text:
+        return None
+    kind, value_of = _reading(setting)
+    if kind is click.BOOL:
+        return kind.convert(text, None, None)
+    value = value_of(kind.convert(text, None, None))
+    if setting.option.is_repeated:
+        value = (value,)
+    setting.check(value)
+    return plain_value(setting, value)
+
+
 def export_option(field: str, text: str) -> Callable[[Command], Command]:
     """The option of one field with a help text of its own, for a command that does not serve."""
     (setting,) = (each for each in settings_of(ExportConfig) if each.field == field)
-    return _option(setting, text)
+    return _option(setting, text, required=setting.option.required)
 
 
-def _option(setting: Setting, text: str) -> Callable[[Command], Command]:
+def _refused(setting: Setting) -> Callable[[Command], Command]:
+    """An option that is not shown, and says why it cannot be given."""
+
+    def refuse(_ctx: click.Context, param: click.Parameter, text: str | None) -> None:
+        if text is not None:
+            raise click.BadParameter(
+                "it is for exports of a daemon, which has the groups: see blkd add", param=param
+            )
+
+    return click.option(setting.flag, hidden=True, expose_value=False, callback=refuse)
+
+
+def _option(setting: Setting, text: str, *, required: bool) -> Callable[[Command], Command]:
     kind, value_of = _reading(setting)
     # Only what is given: click takes None and False for a choice that was made.
     given: dict[str, Any] = {}
@@ -59,7 +126,7 @@ def _option(setting: Setting, text: str) -> Callable[[Command], Command]:
         setting.field,
         type=kind,
         callback=checked,
-        required=setting.option.required,
+        required=required,
         metavar=setting.option.metavar,
         show_default=True,
         help=text,

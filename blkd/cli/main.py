@@ -4,15 +4,16 @@
 import signal
 import sys
 
-from blkd.cli import lean
-from blkd.host import signals, standard_fds
+from blkd.host import lean, signals, standard_fds
+
+SERVING = frozenset({"serve", "net", "vsock", "daemon"})
 
 
 def main() -> None:
     """Run `blkd` with the arguments of this process."""
     standard_fds.keep_standard()
     command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
-    serves = command in {"serve", "net", "vsock", "upgrade"}
+    serves = command in SERVING or (command == "upgrade" and _takes_over(sys.argv))
     if serves:
         signals.hold()
         lean.import_structlog()
@@ -27,3 +28,8 @@ def main() -> None:
         if serves:  # a thread may be stuck in a disk, and Python would wait for it
             signals.exit_as(stop)
         raise
+
+
+def _takes_over(words: list[str]) -> bool:
+    """Whether a `blkd upgrade` of these words serves in this process."""
+    return any(word.partition("=")[0] == "--control" for word in words)

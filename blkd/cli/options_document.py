@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints the table of a command's options in docs/commands.md, from the settings it serves by.
+"""Prints the tables in docs/commands.md: a command's options, from the settings it serves by.
 
-python -m blkd.cli.options_document COMMAND
+python -m blkd.cli.options_document COMMAND, or without one for the table of all commands
 """
 
 import sys
 
+import click
 from msgspec import inspect
 
+from blkd.cli.export_options import served_settings
+from blkd.cli.group import COMMANDS, blkd
 from blkd.export.config import ExportConfig
 from blkd.export.endpoint_config import EndpointConfig
 from blkd.export.net_config import NetConfig
-from blkd.export.option import Setting, settings_of
+from blkd.export.option import Setting
 from blkd.export.vsock_config import VsockConfig
 
 MODELS: dict[str, type[EndpointConfig]] = {
@@ -21,6 +24,10 @@ MODELS: dict[str, type[EndpointConfig]] = {
 }
 """The settings of each command that serves."""
 
+COMMANDS_HEAD = """\
+| Command | Does |
+| --- | --- |
+"""
 HEAD = """\
 | Option | Values | Default | Means |
 | --- | --- | --- | --- |
@@ -52,8 +59,25 @@ def row(setting: Setting) -> str:
 
 def table(command: str) -> str:
     """All options of a command that serves, as Markdown."""
-    return HEAD + "".join(map(row, settings_of(MODELS[command])))
+    return HEAD + "".join(map(row, served_settings(MODELS[command])))
+
+
+def commands() -> str:
+    """All commands, as Markdown."""
+    context = click.Context(blkd, info_name="blkd")
+    rows = []
+    for name, (_, text) in COMMANDS.items():
+        command = blkd.get_command(context, name)
+        assert command is not None
+        arguments = [each.make_metavar(context) for each in _arguments(command)]
+        usage = " ".join(["blkd", name, *arguments]).replace("|", "\\|")
+        rows.append(f"| `{usage}` | {text} |\n")
+    return COMMANDS_HEAD + "".join(rows)
+
+
+def _arguments(command: click.Command) -> list[click.Parameter]:
+    return [each for each in command.params if isinstance(each, click.Argument)]
 
 
 if __name__ == "__main__":
-    sys.stdout.write(table(sys.argv[1]))
+    sys.stdout.write(table(sys.argv[1]) if sys.argv[1:] else commands())

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from blkd.cli import serving
+from blkd import hosting
 from blkd.cli.export_options import export_options
 from blkd.cli.output import json_option, print_result
 from blkd.export.config import ExportConfig, name_of
@@ -39,5 +39,5 @@ def serve(*, as_json: bool, **settings: Any) -> None:
     def announce(state: object) -> None:
         print_result(state, title="serving", as_json=as_json)
 
-    serving.run(config, announce)
+    hosting.run(config, announce)
     signals.exit_now(0)

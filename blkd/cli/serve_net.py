@@ -6,10 +6,11 @@ from typing import Any
 
 import click
 
-from blkd.cli import serving
+from blkd import hosting
 from blkd.cli.export_options import export_options
 from blkd.cli.output import json_option, print_result
-from blkd.export.net_config import NetConfig, net_export
+from blkd.export.net_config import NetConfig
+from blkd.export.net_export import net_export
 from blkd.host import log, signals
 
 
@@ -30,5 +31,5 @@ def net(*, as_json: bool, **settings: Any) -> None:
     def announce(state: object) -> None:
         print_result(state, title="serving", as_json=as_json)
 
-    serving.run_devices(config, functools.partial(net_export, config), announce)
+    hosting.run_devices(config, functools.partial(net_export, config), announce)
     signals.exit_now(0)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from blkd.cli import serving
+from blkd import hosting
 from blkd.cli.export_options import export_options
 from blkd.cli.output import json_option, print_result
 from blkd.export.vsock_config import VsockConfig
@@ -29,5 +29,5 @@ def vsock(*, as_json: bool, **settings: Any) -> None:
     def announce(state: object) -> None:
         print_result(state, title="serving", as_json=as_json)
 
-    serving.run_devices(config, functools.partial(open_vsock, config), announce)
+    hosting.run_devices(config, functools.partial(open_vsock, config), announce)
     signals.exit_now(0)

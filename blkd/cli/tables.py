@@ -7,6 +7,7 @@ A small renderer of our own: `blkd serve` prints a table too, and a table of ric
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from blkd.host import sizes
@@ -21,8 +22,11 @@ Record = Mapping[str, Any]
 BYTES: Final = frozenset(
     {
         "size",
+        "images.size",
+        "images.allocated",
         "previous",
         "allocated",
+        "sandbox.limits.private_memory",
         "total.bytes_read",
         "total.bytes_written",
         "rings.bytes_read",
@@ -35,6 +39,7 @@ BYTES: Final = frozenset(
 HEXADECIMAL: Final = frozenset(
     {
         "features",
+        "devices.features",
         "front_end.features",
         "front_end.protocol_features",
         "front_end.status",
@@ -44,6 +49,12 @@ HEXADECIMAL: Final = frozenset(
     }
 )
 """Fields that are bits or addresses."""
+
+TIMES: Final = frozenset({"since"})
+"""Fields that are points in time; `--json` has the seconds since 1970."""
+
+WITHIN: Final = ("export.", "served.")
+"""Records in the answers of a daemon that have the fields of an export's own answers."""
 
 NAMES: Final = frozenset({"name", "index", "ring"})
 """Fields that tell one record from another: the first column of a table."""
@@ -82,7 +93,7 @@ def _split(fields: Record, prefix: str = "") -> tuple[dict[str, Any], dict[str, 
 
 def _values(title: str, fields: Record, width: int | None) -> str:
     """A table with a line for each field: its name and its value."""
-    rows = [(_words(name), _text(name, value)) for name, value in fields.items()]
+    rows = [(_words(name), text(value, name)) for name, value in fields.items()]
     return "\n".join([title, *_lines(rows, _widths(rows, width))])
 
 
@@ -90,7 +101,9 @@ def _records(name: str, records: Sequence[Record], width: int | None) -> str:
     """A table with a line for each record, under a head and a rule."""
     columns = sorted(records[0], key=lambda column: column not in NAMES)
     heads = _heads(columns)
-    rows = [[_text(f"{name}.{column}", record[column]) for column in columns] for record in records]
+    rows = [
+        [text(record.get(column), f"{name}.{column}") for column in columns] for record in records
+    ]
     widths = _widths([*heads, *rows], width)
     numbers = frozenset(n for n, column in enumerate(columns) if _is_number(records[0][column]))
     return "\n".join(
@@ -153,21 +166,38 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _text(name: str, value: object) -> str:
-    """A value as a person reads it, in one line."""
+def text(value: object, name: str = "") -> str:
+    """A value as a person reads it, in one line; `name` is the full name of its field."""
+    for prefix in WITHIN:
+        name = name.removeprefix(prefix)
     match value:
-        case None:
+        case None | "":
             return NOTHING
         case bool():
             return "yes" if value else "no"
-        case int() if name in BYTES:
-            return sizes.show(value)
-        case int() if name in HEXADECIMAL:
-            return hex(value)
+        case int() | float():
+            return _number(value, name)
         case list() | tuple():
             return _visible(", ".join(str(item) for item in value)) or NOTHING
+        case Mapping():
+            pairs = (f"{field}={text(inner, f'{name}.{field}')}" for field, inner in value.items())
+            return " ".join(pairs) or NOTHING
         case _:
             return _visible(str(value))
+
+
+def _number(value: float, name: str) -> str:
+    if name in TIMES:
+        return moment(value)
+    if isinstance(value, int) and name in BYTES:
+        return sizes.show(value)
+    return hex(value) if isinstance(value, int) and name in HEXADECIMAL else str(value)
+
+
+def moment(seconds: float) -> str:
+    """A point in time, in seconds since 1970, as the user's own clock shows it."""
+    local = datetime.fromtimestamp(seconds, UTC).astimezone()
+    return local.isoformat(" ", "milliseconds")
 
 
 def _visible(text: str) -> str:

@@ -2,13 +2,13 @@
 """A group of commands, and how what goes wrong in one is shown."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 import click
 
 from blkd.cli.output import encode, is_for_programs, note_for_programs
-from blkd.errors import BlkdError
+from blkd.errors import BlkdError, ControlError
 
 
 class Verbs(click.Group):
@@ -37,7 +37,7 @@ class Verbs(click.Group):
             raise
         except BlkdError as error:
             if is_for_programs(ctx):
-                raise JsonError(str(error), error.hint) from error
+                raise JsonError(str(error), error.hint, problem=_problem(error)) from error
             raise click.ClickException(explain(error)) from error
         except click.ClickException as error:
             if not is_for_programs(ctx):
@@ -50,17 +50,39 @@ class Verbs(click.Group):
 
 
 class JsonError(click.ClickException):
-    """An error that is shown as a line of JSON with `error` and `hint`."""
+    """An error that is shown as a line of JSON.
 
-    def __init__(self, message: str, hint: str | None, exit_code: int = 1) -> None:
+    It has `error` and `hint` and, where an API has refused a call, the fields of its problem.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        hint: str | None,
+        exit_code: int = 1,
+        problem: Mapping[str, object] | None = None,
+    ) -> None:
         super().__init__(message)
         self.hint = hint
+        self.problem = problem or {}
         self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print it, on standard error unless another file is given."""
-        line = encode({"error": self.message, "hint": self.hint})
+        line = encode({**self.problem, "error": self.message, "hint": self.hint})
         click.echo(line, file=file, err=file is None)
+
+
+def _problem(error: BlkdError) -> Mapping[str, object] | None:
+    """The problem by which an API has refused a call, if that is what happened."""
+    if not isinstance(error, ControlError) or error.status is None:
+        return None
+    return {
+        "type": error.kind,
+        "title": error.title,
+        "status": error.status,
+        "detail": str(error),
+    }
 
 
 def explain(error: BlkdError) -> str:

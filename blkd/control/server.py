@@ -4,7 +4,6 @@
 import asyncio
 import contextlib
 import functools
-import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -17,19 +16,14 @@ import structlog
 from blkd import errors
 from blkd.control import models
 from blkd.control.http import Request, Response, Switch, serve_one
+from blkd.control.problems import problem_of, refusal
 
 SHUTDOWN_LIMIT = 0.5  # seconds that a call under way has when the export ends
 
-STATUS = {
-    errors.ConfigError: HTTPStatus.UNPROCESSABLE_ENTITY,
-    errors.ImageError: HTTPStatus.CONFLICT,
-    errors.RequestRefused: HTTPStatus.CONFLICT,
-    errors.DrainTimeout: HTTPStatus.GATEWAY_TIMEOUT,
-    errors.BlkdError: HTTPStatus.INTERNAL_SERVER_ERROR,
-}
-
 Give = Callable[[socket.socket], Awaitable[None]]
 """Gives the export to the process at the other end of a socket; it reports what goes wrong."""
+Lend = Callable[[socket.socket], Awaitable[None]]
+"""Sends the export's listening sockets to the process at the other end of a socket."""
 
 Handler = Callable[[Request], Awaitable[Response | Switch]]
 Routes = dict[str, dict[str, Handler]]
@@ -48,6 +42,12 @@ class ControlledExport(Protocol):
     def stats(self) -> object:
         """The counters."""
 
+    def in_flight(self) -> object:
+        """The requests in flight."""
+
+    def figures(self) -> object:
+        """What was counted and measured."""
+
     async def resize(self, size: int, *, force: bool = False) -> object:
         """Make the disk `size` bytes long and announce that to the front end."""
 
@@ -57,20 +57,33 @@ class ControlledExport(Protocol):
     async def resume(self) -> None:
         """Fetch requests again."""
 
+    def limits(self) -> object:
+        """The limits that are kept."""
+
+    async def limit(self, text: str) -> object:
+        """Keep other limits from now on."""
+
+    async def retry(self) -> object:
+        """Begin held requests again."""
+
     def kill(self) -> None:
         """End at once."""
 
 
 @contextlib.asynccontextmanager
 async def control_api(
-    export: ControlledExport, listener: socket.socket, give: Give | None, stop: Callable[[], None]
+    export: ControlledExport,
+    listener: socket.socket,
+    give: Give | None,
+    stop: Callable[[], None],
+    lend: Lend,
 ) -> AsyncIterator[None]:
     """Answer calls about `export` on `listener`, which is borrowed, while the context lasts.
 
     Without `give` it cannot be upgraded.  `stop` begins an orderly end of the process, and returns
     at once.
     """
-    routes = _Handlers(export, give, stop).routes()
+    routes = _Handlers(export, give, stop, lend).routes()
     calls: set[asyncio.Task[None]] = set()
     async with asyncio.TaskGroup() as tasks:
 
@@ -79,7 +92,8 @@ async def control_api(
             calls.add(call)
             call.add_done_callback(calls.discard)
 
-        server = await asyncio.start_unix_server(begin, sock=listener.dup())
+        # start_unix_server would look at the socket's file, which a sandbox hides, and remove it.
+        server = await asyncio.start_server(begin, sock=listener.dup())
         try:
             yield
         finally:
@@ -103,22 +117,32 @@ class _Handlers:
     """One method for each call of the API."""
 
     def __init__(
-        self, export: ControlledExport, give: Give | None, stop: Callable[[], None]
+        self,
+        export: ControlledExport,
+        give: Give | None,
+        stop: Callable[[], None],
+        lend: Lend,
     ) -> None:
         self._export = export
         self._give = give
         self._stop = stop
+        self._lend = lend
 
     def routes(self) -> Routes:
         return {
             models.EXPORT: {"GET": self.show},
             models.STATS: {"GET": self.stats},
+            models.FIGURES: {"GET": self.figures},
+            models.INFLIGHT: {"GET": self.in_flight},
             models.RESIZE: {"POST": self.resize},
             models.PAUSE: {"POST": self.pause},
             models.RESUME: {"POST": self.resume},
+            models.RETRY: {"POST": self.retry},
+            models.LIMITS: {"GET": self.limits, "POST": self.limit},
             models.STOP: {"POST": self.stop},
             models.KILL: {"POST": self.kill},
             models.UPGRADE: {"POST": self.upgrade},
+            models.LEND: {"POST": self.lend},
         }
 
     async def show(self, _request: Request) -> Response:
@@ -126,6 +150,12 @@ class _Handlers:
 
     async def stats(self, _request: Request) -> Response:
         return _answer(self._export.stats())
+
+    async def in_flight(self, _request: Request) -> Response:
+        return _answer(self._export.in_flight())
+
+    async def figures(self, _request: Request) -> Response:
+        return _answer(self._export.figures())
 
     async def resize(self, request: Request) -> Response:
         wanted = _body(request, models.ResizeExport)
@@ -138,6 +168,15 @@ class _Handlers:
     async def resume(self, _request: Request) -> Response:
         await self._export.resume()
         return _answer(self._export.show())
+
+    async def limits(self, _request: Request) -> Response:
+        return _answer(self._export.limits())
+
+    async def limit(self, request: Request) -> Response:
+        return _answer(await self._export.limit(_body(request, models.LimitExport).limit))
+
+    async def retry(self, _request: Request) -> Response:
+        return _answer(await self._export.retry())
 
     async def stop(self, request: Request) -> Response:
         log.info("call ends the disk", call=request.path)
@@ -153,14 +192,22 @@ class _Handlers:
 
     async def upgrade(self, request: Request) -> Response | Switch:
         if request.upgrade != models.UPGRADE_PROTOCOL:
-            return _refusal(
-                HTTPStatus.UPGRADE_REQUIRED,
-                f"Upgrade: {models.UPGRADE_PROTOCOL} is missing",
-                upgrade=models.UPGRADE_PROTOCOL,
-            )
+            return _other_protocol(models.UPGRADE_PROTOCOL)
         if self._give is None:
-            return _problem_of(errors.RequestRefused("only a disk can go on in another process"))
+            return _problem(
+                problem_of(errors.RequestRefused("only a disk can go on in another process"))
+            )
         return Switch(models.UPGRADE_PROTOCOL, self._give)
+
+    async def lend(self, request: Request) -> Response | Switch:
+        if request.upgrade != models.LEND_PROTOCOL:
+            return _other_protocol(models.LEND_PROTOCOL)
+        return Switch(models.LEND_PROTOCOL, self._lend)
+
+
+def _other_protocol(needed: str) -> Response:
+    """The refusal of a call that is for going on with the protocol `needed`."""
+    return _refusal(HTTPStatus.UPGRADE_REQUIRED, f"Upgrade: {needed} is missing", upgrade=needed)
 
 
 def _body(request: Request, model: type[Model]) -> Model:
@@ -194,33 +241,17 @@ async def _carry_out(handler: Handler, request: Request) -> Response | Switch:
         return _refusal(HTTPStatus.BAD_REQUEST, str(error))
     except errors.BlkdError as error:
         log.info("call refused", call=request.path, reason=str(error))
-        return _problem_of(error)
+        return _problem(problem_of(error))
     except Exception:
         log.exception("call failed", call=request.path)
         return _refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "see the log of blkd")
-
-
-def _problem_of(error: errors.BlkdError) -> Response:
-    """The problem that tells of `error`: its kind, what was found, what can be done."""
-    kind = type(error).__name__
-    words = re.findall("[A-Z][a-z]+", kind)
-    return _problem(
-        models.Problem(
-            type=models.PROBLEM_TYPES + "-".join(words).lower(),
-            title=" ".join(words).capitalize(),
-            status=next(STATUS[base] for base in type(error).__mro__ if base in STATUS),
-            detail=str(error),
-            hint=error.hint,
-        )
-    )
 
 
 def _refusal(
     status: HTTPStatus, detail: str, *, allow: str | None = None, upgrade: str | None = None
 ) -> Response:
     """The problem that HTTP itself has a name for; a 405 tells `allow`, a 426 `upgrade`."""
-    problem = models.Problem(title=status.phrase, status=status, detail=detail)
-    return replace(_problem(problem), allow=allow, upgrade=upgrade)
+    return replace(_problem(refusal(status, detail)), allow=allow, upgrade=upgrade)
 
 
 def _problem(problem: models.Problem) -> Response:

@@ -14,6 +14,8 @@ log = structlog.get_logger()
 PERIOD: Final = 10.0
 """Seconds from one line on a failing image to the next."""
 
+ENDS_EARLY: Final = "the image ends before the disk does"
+
 
 class FailureLog:
     """Logs the requests that one worker could not carry out on a block device."""
@@ -33,7 +35,7 @@ class FailureLog:
             image=self._image,
             request=name,
             offset=offset,
-            reason=os.strerror(error) if error else "the image ends before the disk does",
+            reason=os.strerror(error) if error else ENDS_EARLY,
         )
         if self._timer is None:
             self._wait()

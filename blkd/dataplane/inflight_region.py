@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The in-flight region of a front end, mapped for the workers to write."""
 
+import collections
 import contextlib
 import fcntl
 import os
@@ -13,7 +14,7 @@ from blkd.dataplane.shared_files import map_file
 from blkd.errors import DataPlaneError, RequestRefused
 from blkd.host.fds import close_foreign
 from blkd.vhost_user.data_path import InflightFile
-from blkd.vhost_user.inflight import HEAD, VERSION, Inflight, part_entries
+from blkd.vhost_user.inflight import HEAD, VERSION, Inflight, part_bytes, part_entries
 from blkd.vhost_user.vring_setup import VringSetup
 
 NOTE_BYTES: Final = 8
@@ -27,19 +28,84 @@ MARK: Final = b"blkdnote"
 SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
+SPARE: Final = 4
+"""Files made ahead: when one comes up again, nobody is likely to use it still."""
+
+
 def make(region: Inflight) -> int:
     """A sealed file of zeroes for a region: its descriptor.  Raises DataPlaneError."""
     with contextlib.ExitStack() as undo:
         try:
-            fd = os.memfd_create("blkd-inflight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            fd = _make_file(region.mmap_size)
             undo.callback(os.close, fd)
-            os.ftruncate(fd, region.mmap_size + NOTE.size)
-            os.pwrite(fd, NOTE.pack(MARK, b""), region.mmap_size)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+            _mark(fd, region)
         except OSError as error:
             raise DataPlaneError(f"no memory for an in-flight region: {error}") from error
         undo.pop_all()
     return fd
+
+
+class SpareFiles:
+    """Files for the regions of one device, made ahead: a sealed process can make none.
+
+    They are used in turn.  Memory made so is in no limit of a process's, so that whoever has
+    entered one could take all of the host's.
+    """
+
+    def __init__(self, vrings: int, largest: int) -> None:
+        """Room for a part for each of so many vrings, of up to `largest` descriptors.
+
+        Raises DataPlaneError.
+        """
+        self._size = vrings * max(part_bytes(largest, packed=packed) for packed in (False, True))
+        self._fds: collections.deque[int] = collections.deque()
+        try:
+            for _ in range(SPARE):
+                self._fds.append(_make_file(self._size))
+        except OSError as error:
+            self.close()
+            raise DataPlaneError(f"no memory for an in-flight region: {error}") from error
+
+    def make(self, region: Inflight) -> int:
+        """As the function `make`."""
+        if region.mmap_size > self._size:
+            raise DataPlaneError(f"an in-flight region of {region.mmap_size} bytes is too large")
+        try:
+            fd = os.dup(self._fds[0])
+        except OSError as error:
+            raise DataPlaneError(f"no descriptor for an in-flight region: {error}") from error
+        self._fds.rotate()
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, fd)
+            try:
+                os.pwrite(fd, bytes(region.mmap_size), 0)
+                _mark(fd, region)
+            except OSError as error:
+                raise DataPlaneError(f"no fresh in-flight region: {error}") from error
+            undo.pop_all()
+        return fd
+
+    def close(self) -> None:
+        """Close the descriptors: who has got one has one of its own."""
+        while self._fds:
+            os.close(self._fds.pop())
+
+
+def _make_file(size: int) -> int:
+    """A file of zeroes for regions of up to `size` bytes, which keeps its length."""
+    fd = os.memfd_create("blkd-inflight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size + NOTE.size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _mark(fd: int, region: Inflight) -> None:
+    """Have room for the device's note behind a region."""
+    os.pwrite(fd, NOTE.pack(MARK, b""), region.mmap_size)
 
 
 class InflightRegion:
@@ -53,7 +119,9 @@ class InflightRegion:
         self._mapping = mapping
 
     @classmethod
-    def adopt(cls, region: Inflight, fd: int, largest: int, *, packed: bool) -> Self:
+    def adopt(
+        cls, region: Inflight, fd: int, largest: int, *, packed: bool, is_lent: bool = True
+    ) -> Self:
         """Map a region from its file, which is taken.
 
         Args:
@@ -61,6 +129,7 @@ class InflightRegion:
             fd: The file.
             largest: Descriptors of the largest ring that is served.
             packed: Whether it is laid out for packed rings.
+            is_lent: Whether it is the front end's, and not of our own making.
 
         Raises:
             RequestRefused: There is no such memory.
@@ -76,7 +145,7 @@ class InflightRegion:
             undo.pop_all()
         if entries:  # as it is laid out: so any version of blkd knows it in a live upgrade
             region = replace(region, queue_size=entries)
-        return cls(InflightFile(region, packed, fd), mapping, entries)
+        return cls(InflightFile(region, packed, fd, is_lent), mapping, entries)
 
     def close(self) -> None:
         """Close the descriptor; the mapping ends when nothing uses it any more."""

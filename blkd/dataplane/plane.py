@@ -19,6 +19,7 @@ from blkd.dataplane.translating import Translating
 from blkd.dataplane.vrings import Vrings
 from blkd.dataplane.workers import WorkerPlan, Workers
 from blkd.errors import DataPlaneError
+from blkd.statistics.area import Area
 from blkd.vhost_user.data_path import InflightFile, RestoredVring, VringSnapshot
 from blkd.vhost_user.inflight import Inflight
 from blkd.vhost_user.iotlb import Access, IotlbEntry
@@ -41,9 +42,10 @@ class DataPlane:
     guest may go on elsewhere.  `before_configuring` is awaited before the workers serve with the
     device's present parameters, and may refuse them; `after_enabling` when a vring was enabled or
     disabled.  `on_announce` is called with the MAC address of a guest that has come here.
+    Workers count and measure in `area`, which is borrowed, if it is given.
     """
 
-    def __init__(self, served: ServedDevice, plan: WorkerPlan) -> None:
+    def __init__(self, served: ServedDevice, plan: WorkerPlan, area: Area | None = None) -> None:
         self._served = served
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.on_fault: Callable[[], None] = lambda: None
@@ -54,13 +56,15 @@ class DataPlane:
         self.after_enabling: Callable[[], Awaitable[None]] = _do_nothing
         self.on_announce: Callable[[bytes], None] = lambda _mac: None
         self._faults = MemoryFaults(self._report_fault)
-        self._workers = Workers(served, plan, on_failure=self._fail, on_miss=self._miss)
+        self._workers = Workers(served, plan, area, on_failure=self._fail, on_miss=self._miss)
         # A new worker is sent what these have for it, in this order.
         self._pausing = Pausing(self._workers)
         self._workers.at_start.append(lambda thread: [thread.configure()])
         self._dirty_log = DirtyLog(self._workers)
         self._memory = GuestMemory(self._workers, register=plan.register_memory)
-        self._recording = Recording(self._workers, served.device.queue_size)
+        self._recording = Recording(
+            self._workers, served.device.queues, served.device.queue_size, self._make_region
+        )
         self._vrings = Vrings(
             self._workers,
             self._memory,
@@ -69,6 +73,7 @@ class DataPlane:
             before_first_start=self._prepare_first_start,
             on_miss=self._miss,
         )
+        self._spare: inflight_region.SpareFiles | None = None
         self._translating = Translating(self._workers, self._memory, self._vrings)
 
     # ---- guest memory ----
@@ -112,11 +117,23 @@ class DataPlane:
 
     async def make_inflight(self, region: Inflight) -> int:
         """Make an in-flight region: its descriptor, which is the caller's."""
-        return inflight_region.make(region)
+        return self._make_region(region)
 
-    async def use_inflight(self, region: Inflight, fd: int, *, packed: bool) -> None:
-        """Record what is in flight in this region, from the next vring on that is started."""
-        note = await self._recording.use(region, fd, packed=packed)
+    def _make_region(self, region: Inflight) -> int:
+        return (self._spare or inflight_region).make(region)
+
+    def require_record(self) -> None:
+        """Record what is in flight also where no front end keeps a region for that."""
+        self._recording.is_required = True
+
+    async def use_inflight(
+        self, region: Inflight, fd: int, *, packed: bool, is_lent: bool = True
+    ) -> None:
+        """Record what is in flight in this region, from the next vring on that is started.
+
+        It is the front end's if it `is_lent`, else one that the process before has made.
+        """
+        note = await self._recording.use(region, fd, packed=packed, is_lent=is_lent)
         if note is not None:
             self._served.recall(note)
             await self.configure()
@@ -239,6 +256,27 @@ class DataPlane:
 
     # ---- the device as a whole ----
 
+    async def start_workers(self) -> None:
+        """Start all workers now, and not when a vring needs them; returns once they serve.
+
+        Likewise files for in-flight regions.  Raises DataPlaneError where the host has no room.
+        """
+        if self._spare is None:
+            device = self._served.device
+            self._spare = inflight_region.SpareFiles(device.queues, device.queue_size)
+        try:
+            await self._workers.start_all()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self.failed.done() and not (task is not None and task.cancelling()):
+                self.failed.result()  # a worker that fails has its answers cancelled: raises why
+            raise
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether the io_uring of each worker that was started does only what it was made for."""
+        return self._workers.are_restricted
+
     async def configure(self) -> None:
         """Serve with the device's present parameters, such as capacity and cache mode."""
         await self.before_configuring()
@@ -266,6 +304,10 @@ class DataPlane:
     async def resume(self) -> None:
         """Fetch again; requests that waited are served now.  A pause under way ends."""
         await self._pausing.resume()
+
+    async def retry(self, count: int) -> None:
+        """Have each worker begin up to `count` requests again that its device holds."""
+        await self._workers.post(lambda thread: thread.answer_to(thread.worker.retry(count)))
 
     @property
     def in_flight(self) -> int:
@@ -307,6 +349,8 @@ class DataPlane:
         self._workers.cut_off()
         self._vrings.close()
         self._recording.close()
+        if self._spare is not None:
+            self._spare.close()
         self._memory.close()
         self._dirty_log.close()
 

@@ -73,7 +73,7 @@ class ServedNet:
         self._links = LinkWatch()
         self._has_command = asyncio.Event()
         self._agreed: tuple[int, Offload] | None = None
-        self._plan = plan
+        self.plan = plan
         self._read_flags = tap.read_flags
         self._attached = [True] * len(tap.fds)
         self._command: tuple[int, int, int] | None = None
@@ -86,7 +86,7 @@ class ServedNet:
 
     def make_part(self, number: int, vrings: int) -> "NetPart":
         """A worker's ends of the TAP's queues."""
-        indices = self._plan.vrings_of(number, self.device.queues)[:vrings]
+        indices = self.plan.vrings_of(number, self.device.queues)[:vrings]
         part = network.NetPart(
             [(index, self._fd(index), self._read_flags) for index in indices],
             largest=MAX_QUEUE_SIZE,

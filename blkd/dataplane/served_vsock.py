@@ -46,7 +46,7 @@ class HostSide:
     """The sockets at which host programs reach a guest; a worker accepts them."""
 
     def __init__(self, path: str, streams: socket.socket, messages: socket.socket) -> None:
-        """Both listen, at `path` and at `message_path(path)`, and are taken."""
+        """Both listen, at `path` and at its `message_path`, and are taken."""
         self.path = path
         self.streams, self.messages = streams, messages
         for listening in (streams, messages):
@@ -57,15 +57,10 @@ class HostSide:
         """Close both sockets and remove their files."""
         for path, listening in (
             (self.path, self.streams),
-            (message_path(self.path), self.messages),
+            (unix_socket.message_path(self.path), self.messages),
         ):
             unix_socket.unlink_if_ours(path, listening.type)
             close_foreign([listening.detach()])  # programs that wait may have sent descriptors
-
-
-def message_path(path: str) -> str:
-    """Where host programs connect for SEQPACKET, if for streams they do at `path`."""
-    return f"{path}.seqpacket"
 
 
 class ServedVsock:

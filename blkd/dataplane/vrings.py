@@ -121,10 +121,11 @@ class Vrings:
     async def start(self, index: int, setup: VringSetup) -> None:
         """Start a vring; what was made available before is served right away."""
         vring = await self.use(index)
-        where, part = self._place(index, setup), self._recording.part(index, setup)
-        if not self._workers.have_vrings:
-            await self._before_first_start()
+        where = self._place(index, setup)
         try:
+            part = self._recording.part(index, setup)
+            if not self._workers.have_vrings:
+                await self._before_first_start()
             await vring.start(where, setup, part)
         except DataPlaneError as error:
             raise RequestRefused(f"ring {index} cannot start: {error}") from error
@@ -389,6 +390,7 @@ class Vring:
             self._worker.start(
                 self.number,
                 where,
+                index=self.index,
                 size=setup.size,
                 base=setup.base,
                 packed=setup.packed,
@@ -396,6 +398,7 @@ class Vring:
                 indirect=setup.indirect,
                 inflight=part[0],
                 entries=part[1],
+                is_lent=part[2],
                 taken_over=taken_over,
                 broken=broken,
             )

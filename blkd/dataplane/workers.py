@@ -18,6 +18,7 @@ from blkd import ring
 from blkd.dataplane.placement import Place
 from blkd.dataplane.served import ServedDevice
 from blkd.errors import DataPlaneError
+from blkd.statistics.area import Area
 from blkd.vhost_user.iotlb import Access
 from blkd.vhost_user.vring_setup import VringSetup
 from blkd.virtio.device import MAX_QUEUE_SIZE
@@ -75,19 +76,22 @@ class Workers:
         self,
         served: ServedDevice,
         plan: WorkerPlan,
+        area: Area | None = None,
         *,
         on_failure: Callable[[OSError], None],
         on_miss: Callable[[int, Access], None],
     ) -> None:
         """`on_failure` is called where a worker cannot go on, once each.
 
-        `on_miss` is called with what a worker lacks a translation of: a page, and what for.
+        `on_miss` is called with what a worker lacks a translation of: a page, and what for.  Each
+        counts in a slot of `area`, which is borrowed, or for nobody.
         """
         self.at_start: list[Callable[[WorkerThread], Iterable[Answer]]] = []
         self.have_quit = False
         self._is_cut_off = False
         self._served = served
         self._plan = plan
+        self._area = area
         self._on_failure = on_failure
         self._on_miss = on_miss
         self._threads: dict[int, WorkerThread] = {}
@@ -114,6 +118,22 @@ class Workers:
                 answers += post(thread)
         return self._threads[worker], number, answers
 
+    async def start_all(self) -> None:
+        """Start those that serve any vring, with all that they will need; returns when all have.
+
+        No worker makes an io_uring afterwards.  Raises DataPlaneError.
+        """
+        answers: list[Answer] = []
+        for index in range(self._served.device.queues):
+            answers += self.worker_for(index)[2]
+        answers += [thread.answer_to(thread.worker.prepare()) for thread in self]
+        await wait_all(answers)
+
+    @property
+    def are_restricted(self) -> bool:
+        """Whether the io_uring of each does only what it was made for."""
+        return all(thread.worker.is_restricted for thread in self)
+
     def _start_worker(self, worker: int, index: int) -> "WorkerThread":
         try:
             return WorkerThread(
@@ -121,6 +141,7 @@ class Workers:
                 len(self._plan.vrings_of(worker, self._served.device.queues)),
                 self._served,
                 self._plan,
+                None if self._area is None else self._area.slot(worker),
                 on_failure=self._on_failure,
                 on_miss=self._on_miss,
             )
@@ -175,6 +196,7 @@ class WorkerThread:
         vrings: int,
         served: ServedDevice,
         plan: WorkerPlan,
+        slot: memoryview | None,
         *,
         on_failure: Callable[[OSError], None],
         on_miss: Callable[[int, Access], None],
@@ -191,6 +213,7 @@ class WorkerThread:
             largest=MAX_QUEUE_SIZE,
             longest_chain=served.longest_chain,
             longest_poll=plan.poll_us * NANOSECONDS,
+            slot=slot,
         )
         self.setups = dict[int, VringSetup]()
         """How each of its vrings was started, by its number; one that is stopped is not there."""

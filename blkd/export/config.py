@@ -11,8 +11,10 @@ from msgspec import Meta
 
 from blkd.errors import ConfigError
 from blkd.export.endpoint_config import EndpointConfig
+from blkd.export.limits import parse, write
 from blkd.export.option import Option
 from blkd.image.engine import EngineChoice
+from blkd.image.error_policy import require_error_policy
 from blkd.virtio.blk import MAX_SEGMENTS, SERIAL_BYTES, FeatureSet
 from blkd.virtio.device import MAX_QUEUE_SIZE
 
@@ -20,7 +22,9 @@ CacheMode = Literal["none", "writeback", "writethrough"]
 
 MAX_QUEUES: Final = 64
 MAX_CPU: Final = 8191  # the kernel's largest NR_CPUS is 8192
+MAX_WEIGHT: Final = 1000
 MAX_POLL_US: Final = 1000  # a worker that polls for longer might as well own its CPU
+MAX_SLOW_US: Final = 3_600_000_000  # an hour
 MIN_QUEUE_SIZE: Final = 4  # a request takes three descriptors
 
 
@@ -39,6 +43,16 @@ def require_serial(serial: str) -> None:
         raise ConfigError(
             f"{serial!r} has {len(serial)} characters; a serial has at most {SERIAL_BYTES}"
         )
+
+
+def canonical_limits(text: str) -> str:
+    """The one way of writing the limits of a text.  Raises ConfigError."""
+    return write(parse(text))
+
+
+def require_limits(text: str) -> None:
+    """Raise ConfigError on a text that says no limits."""
+    parse(text)
 
 
 def cpu_list(text: str) -> tuple[int, ...]:
@@ -135,6 +149,23 @@ class ExportConfig(EndpointConfig, frozen=True, forbid_unknown_fields=True, kw_o
         Meta(ge=0, le=MAX_POLL_US),
         Option("Most microseconds that a worker polls before it sleeps, while that pays."),
     ] = 32
+    on_enospc: Annotated[
+        Literal["report", "hold"],
+        Option("Report to the guest that the image has no space, or hold its requests until then."),
+    ] = "report"
+    on_error: Annotated[
+        str,
+        Option(
+            "Likewise all other errors of the image, perhaps only up to some seconds.",
+            metavar="report|hold|hold:SECONDS",
+            rule=require_error_policy,
+        ),
+    ] = "report"
+    slow_us: Annotated[
+        int,
+        Meta(ge=0, le=MAX_SLOW_US),
+        Option("Log each request that takes as many microseconds; 0: none."),
+    ] = 0
     register_memory: Annotated[
         bool,
         Option(
@@ -142,6 +173,17 @@ class ExportConfig(EndpointConfig, frozen=True, forbid_unknown_fields=True, kw_o
             "  Corrupts the disk of a guest with a balloon or virtio-mem."
         ),
     ] = False
+    limit: Annotated[
+        str,
+        Option(
+            "Most that the disk does in a second, for example iops=5000,bps-write=200M,"
+            "burst-iops=20000,burst-length=10s.",
+            metavar="LIMITS",
+            read=canonical_limits,
+            rule=require_limits,
+        ),
+    ] = ""
+    """As `limits.parse` reads it."""
     incoming: Annotated[
         bool,
         Option("A guest is to be migrated here: lock the image only when its rings start."),
@@ -152,6 +194,19 @@ class ExportConfig(EndpointConfig, frozen=True, forbid_unknown_fields=True, kw_o
         Meta(ge=1, le=MAX_SEGMENTS),
         Option("Most ranges in one discard.", flag="--max-discard-seg"),
     ] = 32
+    group: Annotated[
+        str | None,
+        Option(
+            "The group whose limits hold for all its exports together: blkd group add makes one.",
+            metavar="GROUP",
+            of_daemon=True,
+        ),
+    ] = None
+    weight: Annotated[
+        int,
+        Meta(ge=1, le=MAX_WEIGHT),
+        Option("Its share of what the group may use, beside the others'.", of_daemon=True),
+    ] = 1
 
 
 def name_of(image: str) -> str:

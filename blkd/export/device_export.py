@@ -3,7 +3,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from blkd.export.endpoint import Endpoint, Stage, listen
 from blkd.export.endpoint_config import EndpointConfig
 from blkd.export.pauses import Pauses
 from blkd.export.views import PauseResult
+from blkd.host.sandbox_policy import Confinement
 from blkd.vhost_user.front_end_state import FrontEndState
 
 
@@ -54,6 +56,8 @@ class DeviceExportState:
     """Their kind."""
     state: Stage
     devices: tuple[DeviceState, ...]
+    sandbox: Confinement | None
+    """What is in force of it; None without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,24 +95,58 @@ class DeviceExport:
 
     def __init__(self, config: EndpointConfig, kind: str) -> None:
         self.config = config
+        self.confinement: Confinement | None = None
+        """What is in force of the sandbox that this process is in."""
         self._kind = kind
         self._devices: list[_Device] = []
         self._resources = contextlib.ExitStack()
 
-    async def add(self, name: str, path: str, served: DeviceKind, plan: WorkerPlan) -> None:
+    async def add(
+        self,
+        name: str,
+        path: str,
+        served: DeviceKind,
+        plan: WorkerPlan,
+        listener: socket.socket | None = None,
+    ) -> None:
         """Serve a device, taken, at a socket of its own: front ends may connect afterwards.
+
+        A `listener` that is given is taken, and the file at `path` is somebody else's.
 
         Raises BlkdError: it is closed.
         """
         with contextlib.ExitStack() as undo:
             undo.callback(served.close)
+            if listener is not None:
+                undo.callback(listener.close)
             probe_io_uring()  # rather now than at the first chain
             plane = DataPlane(served, plan)
             undo.callback(plane.close)
-            listener = await listen(path, self.config, undo)
+            if listener is None:
+                listener = await listen(path, self.config, undo)
             endpoint = Endpoint(name, listener, served.device, plane, Pauses(plane))
             self._devices.append(_Device(path, served, plane, endpoint))
             self._resources.push(undo.pop_all())
+
+    async def start_workers(self) -> None:
+        """Start all threads that serve vrings now, and not when a front end needs them."""
+        for device in self._devices:
+            await device.plane.start_workers()
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether the io_urings of these threads do only what they were made for."""
+        return all(device.plane.is_restricted for device in self._devices)
+
+    @property
+    def statistics(self) -> Sequence[int]:
+        """None: only disks have a statistics area."""
+        return ()
+
+    @property
+    def listeners(self) -> tuple[socket.socket, ...]:
+        """Where front ends connect, for each device; borrowed."""
+        return tuple(device.endpoint.listener for device in self._devices)
 
     async def serve(self) -> None:
         """Serve front ends until `stop` or `kill`, as `Endpoint.serve` does; then close all."""
@@ -140,6 +178,26 @@ class DeviceExport:
         """Refuse: only a disk has a size."""
         raise RequestRefused(f"a {self._kind} device has no size that could become {size}")
 
+    def in_flight(self) -> object:
+        """Refuse: only a disk lists its requests."""
+        raise RequestRefused(f"a {self._kind} device lists no requests", hint="see its stats")
+
+    def figures(self) -> object:
+        """Refuse: only disks have figures."""
+        raise RequestRefused(f"a {self._kind} device has no figures", hint="see its stats")
+
+    def limits(self) -> object:
+        """Refuse: only a disk has limits."""
+        raise RequestRefused(f"a {self._kind} device has no limits")
+
+    async def limit(self, text: str) -> object:  # noqa: ARG002 - as a disk has it
+        """Refuse: only a disk has limits."""
+        raise RequestRefused(f"a {self._kind} device has no limits")
+
+    async def retry(self) -> object:
+        """Refuse: only a disk holds requests."""
+        raise RequestRefused(f"a {self._kind} device holds no requests")
+
     async def pause(self, deadline: float) -> PauseResult:
         """Fetch nothing more; wait up to `deadline` seconds for what is in flight."""
         results = await asyncio.gather(*(d.endpoint.pause(deadline) for d in self._devices))
@@ -161,6 +219,7 @@ class DeviceExport:
             device=self._kind,
             state=self._devices[0].endpoint.stage,
             devices=tuple(map(_state, self._devices)),
+            sandbox=self.confinement,
         )
 
     def stats(self) -> DeviceExportStats:

@@ -4,23 +4,38 @@
 import contextlib
 import socket
 import time
-from typing import Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from blkd.errors import ConfigError, FreezeFailed, RequestRefused
 from blkd.export.config import ExportConfig
 from blkd.export.disk import Disk
 from blkd.export.endpoint import Endpoint, listen
+from blkd.export.holding import RetryResult
+from blkd.export.limits import parse, write
+from blkd.export.parameters import worker_plan
 from blkd.export.pauses import Pause
 from blkd.export.size import DiskSize
 from blkd.export.views import (
     ExportState,
     ExportStats,
+    InFlight,
+    LimitsView,
     PauseResult,
     ResizeResult,
     export_state,
     export_stats,
+    limits_view,
 )
 from blkd.host import unix_socket
+from blkd.image.base import Image
+from blkd.statistics.area import Area
+from blkd.statistics.figures import Figures
+
+if TYPE_CHECKING:
+    from blkd.host.sandbox_policy import Confinement
 
 FREEZE_LIMIT: Final = 1.0  # seconds that each part of an export has to come to rest
 
@@ -36,6 +51,8 @@ class Export:
         self.config = config
         self.disk: Disk
         self.endpoint: Endpoint
+        self.confinement: Confinement | None = None
+        """What is in force of the sandbox that this process is in."""
         self._size: DiskSize
         self._frozen = False
         self._thawing = contextlib.AsyncExitStack()  # what `thaw` undoes
@@ -61,6 +78,30 @@ class Export:
             self._assemble(disk, inherited or await self._listen(undo))
             self._resources = undo.pop_all()
 
+    def use(self, image: Image, listener: socket.socket, area: Area | None = None) -> None:
+        """Serve an image that is open already, at a socket whose file is somebody else's.
+
+        All are taken; what is counted is added to what `area` has, of a process that has ended.
+        Raises BlkdError: nothing stays open.
+        """
+        with contextlib.ExitStack() as undo:
+            undo.callback(listener.close)
+            if area is not None:
+                area.note_start()
+            disk = Disk(self.config, worker_plan(self.config), image, area)
+            undo.callback(disk.close)
+            self._assemble(disk, listener)
+            self._resources = undo.pop_all()
+
+    async def start_workers(self) -> None:
+        """Start all threads that serve requests now, and not when a front end needs them."""
+        await self.disk.plane.start_workers()
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether the io_urings of these threads do only what they were made for."""
+        return self.disk.plane.is_restricted
+
     def adopt(self, disk: Disk, listener: socket.socket) -> None:
         """Go on with a disk and a listener of another process, which are taken.
 
@@ -73,10 +114,21 @@ class Export:
         self._frozen = True
         self._thawing.push_async_callback(disk.pauses.end, Pause.FROZEN)
 
-    def own_socket(self) -> None:
-        """Be the process that listens, as front ends see it, and remove the socket's file."""
+    @property
+    def listeners(self) -> tuple[socket.socket, ...]:
+        """Where front ends connect; borrowed."""
+        return (self.endpoint.listener,)
+
+    @property
+    def statistics(self) -> Sequence[int]:
+        """The statistics area and, if it has one, its eventfd; borrowed."""
+        area = self.disk.area
+        return (area.fd,) if area.wake is None else (area.fd, area.wake)
+
+    def own_socket(self, *, removes: bool = True) -> None:
+        """Be the process that listens, as front ends see it, and perhaps remove the file."""
         unix_socket.own(self.endpoint.listener)
-        if self.config.socket is not None:
+        if removes and self.config.socket is not None:
             self._resources.callback(unix_socket.unlink_if_ours, self.config.socket)
 
     async def _listen(self, undo: contextlib.ExitStack) -> socket.socket:
@@ -87,12 +139,13 @@ class Export:
         """Put the parts together."""
         self.disk = disk
         self.endpoint = Endpoint(self.config.name, listener, disk.device, disk.plane, disk.pauses)
+        self.endpoint.front_ends.on_connection = disk.area.note_front_end
         self._size = DiskSize(disk, self.endpoint.front_ends.announce_config)
 
     async def serve(self) -> None:
         """Serve front ends until `stop` or `kill`, as `Endpoint.serve` does; then close all."""
         with self._resources:
-            await self.endpoint.serve(self._size.watch)
+            await self.endpoint.serve(self._size.watch, self.disk.holding.watch)
 
     def close(self) -> None:
         """Release everything, unless `serve` has done so: for one that is never served."""
@@ -127,15 +180,41 @@ class Export:
         self._refuse_while_frozen()
         await self.endpoint.resume()
 
+    def limits(self) -> LimitsView:
+        """The limits that the disk keeps."""
+        return limits_view(self.disk.limits)
+
+    async def limit(self, text: str) -> LimitsView:
+        """Keep the limits of this text, and no others, from now on.  Raises ConfigError."""
+        self._refuse_while_frozen()
+        limits = parse(text)
+        self.config = msgspec.structs.replace(self.config, limit=write(limits))
+        await self.disk.limit(limits)
+        return self.limits()
+
+    async def retry(self) -> RetryResult:
+        """Begin all held requests again, now: how many there were, and are after a moment."""
+        self._refuse_while_frozen()
+        return await self.disk.holding.retry()
+
     def show(self) -> ExportState:
         """The export's state now."""
         connection = self.endpoint.front_ends.connection
         front_end = connection.show() if connection else None
-        return export_state(self.config, self.disk, front_end, self.endpoint.stage)
+        stage = self.endpoint.stage
+        return export_state(self.config, self.disk, front_end, stage, self.confinement)
 
     def stats(self) -> ExportStats:
         """The counters now."""
         return export_stats(self.config.name, self.disk.plane, self.disk.device.queues)
+
+    def in_flight(self) -> InFlight:
+        """The requests in flight now."""
+        return InFlight(self.config.name, tuple(self.disk.requests_in_flight))
+
+    def figures(self) -> Figures:
+        """What was counted and measured, by all processes that have served it."""
+        return self.disk.area.figures()
 
     # ---- at rest ----
 

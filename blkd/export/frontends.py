@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import select
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import structlog
@@ -38,6 +38,8 @@ class FrontEnds:
         self._data_path = data_path
         self.connection: Connection | None = None
         """The present one."""
+        self.on_connection: Callable[[bool], None] = lambda _connected: None
+        """Called when one has come, and when it has left."""
         self._socket: socket.socket | None = None
         self._serving: asyncio.Task[None] | None = None
         self._gate = Gate()
@@ -80,6 +82,7 @@ class FrontEnds:
         """A connection on `sock`, taken; it is served by `serve`."""
         self._socket = sock
         self.connection = Connection(sock, self._device, self._data_path)
+        self.on_connection(True)
         return self.connection
 
     def restore(self, snapshot: ConnectionSnapshot) -> Mapping[int, VringSetup]:
@@ -107,6 +110,7 @@ class FrontEnds:
             log.exception("front end dropped", export=self._name)
         finally:
             self.connection = self._socket = None
+            self.on_connection(False)
             self._device.reset()
 
     def drop(self) -> None:

@@ -1,22 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of a network device, and the device and TAP that they make."""
+"""The settings of a network device."""
 
-import os
 import re
 from typing import Annotated, Final
 
 from msgspec import Meta
 
-from blkd.dataplane import ServedNet, WorkerPlan
 from blkd.errors import ConfigError
 from blkd.export.config import MAX_POLL_US, Cpu, cpu_list
-from blkd.export.device_export import DeviceExport
 from blkd.export.endpoint_config import EndpointConfig
 from blkd.export.option import Option
-from blkd.host.tap import Tap
-from blkd.virtio.net import LEAST_MTU, LONGEST_MTU, MOST_PAIRS, NetDevice, NetParameters
+from blkd.virtio.net import LEAST_MTU, LONGEST_MTU, MOST_PAIRS
 
-PAIR: Final = 2  # vrings: one to receive into and one to transmit from
 MULTICAST: Final = 1  # of a MAC address's first byte
 
 
@@ -108,32 +103,3 @@ class NetConfig(EndpointConfig, frozen=True, forbid_unknown_fields=True, kw_only
     def pairs(self) -> int:
         """Pairs of queues, each with a queue of the TAP."""
         return len(self.tap_fd) or self.queues
-
-
-async def net_export(config: NetConfig) -> DeviceExport:
-    """The device, ready to be served.  Raises BlkdError."""
-    tap = Tap.adopt(config.tap_fd) if config.tap is None else Tap.open(config.tap, config.pairs)
-    try:
-        served, plan = _served(config, tap)
-    except BaseException:
-        tap.close()
-        raise
-    export = DeviceExport(config, "net")
-    await export.add(config.name, config.socket, served, plan)
-    return export
-
-
-def _served(config: NetConfig, tap: Tap) -> tuple[ServedNet, WorkerPlan]:
-    if config.mtu is not None and config.mtu != tap.mtu:
-        tap.set_mtu(config.mtu)
-    usable = max(1, len(set(config.cpus)) or len(os.sched_getaffinity(0)) - 1)
-    workers = config.workers or min(config.pairs, usable)
-    parameters = NetParameters(
-        pairs=config.pairs,
-        mac=None if config.mac is None else mac_bytes(config.mac),
-        mtu=config.mtu or tap.mtu,
-        control_queue=config.control_queue,
-    )
-    device = NetDevice(parameters, link_up=tap.is_up)
-    plan = WorkerPlan(workers, config.cpus, config.poll_us, group=PAIR)
-    return ServedNet(device, tap, plan), plan

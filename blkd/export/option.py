@@ -35,6 +35,8 @@ class Option:
     """Makes the text of a value."""
     is_repeated: bool = False
     """Whether it may be given several times: `read` makes one item of the field's tuple of each."""
+    of_daemon: bool = False
+    """Whether it is for exports of a daemon only: one that is served without has nobody for it."""
     rule: Callable[[Any], None] | None = None
     """Raises ConfigError on a value of the right type that is not allowed all the same."""
 

@@ -2,12 +2,15 @@
 """What an export shows of itself, and what its calls answer."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
-from blkd.dataplane import DataPlane
+from blkd.dataplane import DataPlane, RequestInFlight
 from blkd.export.config import ExportConfig
 from blkd.export.disk import Disk
+from blkd.export.limits import Limits, plain, write
+from blkd.host.sandbox_policy import Confinement
 from blkd.vhost_user.front_end_state import FrontEndState
 
 Announced = Literal["fetched", "not-connected", "pending"]
@@ -35,11 +38,27 @@ class PauseResult:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitsView:
+    """What a disk keeps to."""
+
+    limit: str
+    """As text; empty without limits."""
+    limits: Mapping[str, Any]
+    """The same as numbers, by name."""
+
+
+def limits_view(limits: Limits) -> LimitsView:
+    """What limits come to."""
+    return LimitsView(write(limits), plain(limits))
+
+
+@dataclass(frozen=True, slots=True)
 class ExportState:
     """All there is to know of an export but its counters."""
 
     name: str
-    state: Literal["serving", "paused", "stopping"]
+    state: Literal["serving", "held", "paused", "stopping"]
+    """`held`: it is served, and holds requests that have failed."""
     image: str
     image_locked: bool
     """False before a guest is migrated here, and after it was migrated away."""
@@ -61,12 +80,33 @@ class ExportState:
     discard: bool
     sync_error: str | None
     """Why a sync failed: no flush succeeds any more.  None while none has."""
+    on_enospc: str
+    on_error: str
+    held: int
+    """Requests that have failed and are to be begun again."""
+    held_reason: str | None
+    """Why the last one of these has failed; None where none is held."""
     features: int
     in_flight: int
+    """Requests fetched, not answered, and not held."""
+    oldest_ns: int
+    """How long ago the oldest one that is not answered was fetched; 0 without one."""
     broken_rings: tuple[int, ...]
     broken_reasons: tuple[str, ...]
     """Why, of each of `broken_rings`."""
     front_end: FrontEndState | None
+    sandbox: Confinement | None
+    """What is in force of it; None without one."""
+    limit: str = ""
+    """What it keeps to, as `blkd limit` has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """The requests of an export that were fetched and are not answered, the oldest first."""
+
+    name: str
+    requests: tuple[RequestInFlight, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,13 +149,14 @@ def export_state(
     disk: Disk,
     front_end: FrontEndState | None,
     state: Literal["serving", "paused", "stopping"],
+    sandbox: Confinement | None,
 ) -> ExportState:
     """What there is to know of the export of `disk`."""
     limits, device, plane = disk.image.limits, disk.device, disk.plane
-    broken = plane.broken_vrings
+    broken, held = plane.broken_vrings, disk.held
     return ExportState(
         name=config.name,
-        state=state,
+        state="held" if held and state == "serving" else state,
         image=disk.image.path,
         image_locked=disk.image.is_locked,
         socket=config.socket,
@@ -135,11 +176,18 @@ def export_state(
         memory_registered=plane.memory_is_registered,
         discard=device.discard,
         sync_error=os.strerror(error) if (error := disk.sync_error) else None,
+        on_enospc=config.on_enospc,
+        on_error=config.on_error,
+        held=held.count if held else 0,
+        held_reason=held.reason if held else None,
         features=device.features,
         in_flight=plane.in_flight,
+        oldest_ns=disk.area.oldest_ns,
         broken_rings=tuple(broken),
         broken_reasons=tuple(broken.values()),
         front_end=front_end,
+        sandbox=sandbox,
+        limit=write(disk.limits),
     )
 
 

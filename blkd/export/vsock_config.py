@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
+from msgspec import Meta
+
 from blkd.errors import ConfigError
 from blkd.export.endpoint_config import EndpointConfig
 from blkd.export.option import Option
@@ -30,6 +32,11 @@ class Forward:
     """As it was written: `unix:PATH`, or a loopback address and a port."""
     address: bytes
     """As the kernel has it."""
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether that is a UNIX socket."""
+        return self.to.startswith(UNIX)
 
     def __str__(self) -> str:
         """As it was written."""
@@ -96,7 +103,8 @@ class VsockConfig(EndpointConfig, frozen=True, forbid_unknown_fields=True, kw_on
     """The guests that one process serves; what is given several times is for one guest each."""
 
     cid: Annotated[
-        tuple[int, ...],
+        tuple[Annotated[int, Meta(ge=FIRST_CID, le=LAST_CID)], ...],
+        Meta(min_length=1),
         Option(
             "The guest's CID, from 3 on; once a guest, and so with the two that follow.",
             metavar="N",
@@ -183,3 +191,14 @@ class VsockConfig(EndpointConfig, frozen=True, forbid_unknown_fields=True, kw_on
         groups = self.group if len(self.group) > 1 else (self.group or ("",)) * len(self.cid)
         paths = self.uds or (None,) * len(self.cid)
         return tuple(map(Guest, self.cid, self.socket, paths, groups))
+
+    @property
+    def directories(self) -> tuple[str, ...]:
+        """Where the UNIX sockets lie that guests may be connected to."""
+        named = [each.to.removeprefix(UNIX) for each in self.forward if each.is_unix]
+        return tuple({str(Path(path).absolute().parent): None for path in (*self.uds, *named)})
+
+    @property
+    def reaches_network(self) -> bool:
+        """Whether guests may be connected to addresses."""
+        return not all(each.is_unix for each in self.forward)

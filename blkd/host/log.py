@@ -3,10 +3,10 @@
 
 A thread writes the lines.  Whoever logs waits a moment for it, so that a line comes before what
 follows from its event; but once nobody reads, not again before all is written.  Of too many lines
-that wait for a reader the oldest are dropped and counted.  Of one event, of one ring if it has to
-do with one, there are ten in ten seconds at the most; then the last of those that were held back
-comes, with the number of the others.  `BLKD_LOG=debug` in the environment shows every message of
-the protocol as well, and holds nothing back.
+that wait for a reader the oldest are dropped and counted.  Of one event, of one export or ring if
+it has to do with one, there are ten in ten seconds at the most; then the last of those that were
+held back comes, with the number of the others.  `BLKD_LOG=debug` in the environment shows every
+message of the protocol as well, and holds nothing back.
 """
 
 import atexit
@@ -33,8 +33,8 @@ PERIOD: Final = 10.0  # seconds
 MOST: Final = 10  # of one event in a period
 
 Event = MutableMapping[str, Any]
-Name = tuple[str, int | None]
-"""What an event is called, and the ring that it is about."""
+Name = tuple[str, str | None, int | None]
+"""What an event is called, and the export and the ring that it is about."""
 
 _always: dict[str, str] = {}
 """What every event says."""
@@ -71,6 +71,26 @@ def flush(limit: float = FLUSH_LIMIT) -> None:
     _writer.flush(limit)
 
 
+def hold() -> None:
+    """Keep what is logged, and start no thread, until `release`."""
+    _writer.is_held = True
+
+
+def release() -> None:
+    """Write what was kept, and whatever comes, after `hold`."""
+    _writer.release()
+
+
+def write_kept() -> None:
+    """Write what was kept, in this thread, for one that has no other."""
+    _writer.write_kept()
+
+
+def relay(line: str) -> None:
+    """Pass a line on that another process has logged."""
+    _writer.put(line)
+
+
 def name_export(name: str) -> None:
     """Have every event name the export: a process has one."""
     _always["export"] = name
@@ -105,7 +125,7 @@ class _Recent:
 
 
 class Limiter:
-    """Holds back what comes too often, by event and ring; a processor of structlog."""
+    """Holds back what comes too often, by event, export and ring; a processor of structlog."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         """Have `wake` called when there is something for `take`, later on."""
@@ -116,7 +136,8 @@ class Limiter:
 
     def __call__(self, _logger: object, _method: str, event: Event) -> Event:
         """Return `event`, or raise DropEvent."""
-        name, now = (str(event.get("event")), event.get("ring")), time.monotonic()
+        name = (str(event.get("event")), event.get("export"), event.get("ring"))
+        now = time.monotonic()
         with self._lock:
             recent = self._recent.get(name)
             if recent is None or now >= recent.end:
@@ -165,6 +186,7 @@ class _Writer:
         self._done = 0
         self._is_slow = False  # nobody reads, or not fast enough, since all was written
         self._thread: threading.Thread | None = None
+        self.is_held = False
         self.take_late: Callable[[bool], list[str]] = lambda _: []
         self.next_late: Callable[[], float | None] = lambda: None
 
@@ -187,11 +209,26 @@ class _Writer:
     def wake(self) -> None:
         """Have the thread look what there is to do."""
         with self._changed, contextlib.suppress(RuntimeError):  # no thread is to be had
-            if self._thread is None:
+            if self._thread is None and not self.is_held:
                 thread = threading.Thread(target=self._run, name="blkd-log", daemon=True)
                 thread.start()
                 self._thread = thread
             self._changed.notify_all()
+
+    def release(self) -> None:
+        """Have a thread again, now if there is something to do for it."""
+        with self._changed:
+            self.is_held = False
+            if self._lines:
+                self.wake()
+
+    def write_kept(self) -> None:
+        """Write all lines in this thread; there may be no other."""
+        with self._changed:
+            while self._lines:
+                _write(self._lines.popleft())
+                self._done += 1
+            self._queued = 0
 
     def flush(self, limit: float) -> None:
         """Write what was held back as well, and wait until all is written."""

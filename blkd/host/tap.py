@@ -13,7 +13,7 @@ import socket
 import stat
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Final, Self
 
@@ -63,6 +63,10 @@ class Tap:
 
     name: str
     fds: Sequence[int]
+    _network: socket.socket = field(
+        default_factory=lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    )
+    """Whom to ask about the device, also once this process has no network any more."""
 
     @classmethod
     def open(cls, name: str, queues: int) -> Self:
@@ -101,6 +105,7 @@ class Tap:
 
     def close(self) -> None:
         """Close every queue; a TAP that is not persistent ends with the last."""
+        self._network.close()
         _close(self.fds)
         self.fds = ()
 
@@ -137,8 +142,7 @@ class Tap:
     def set_mtu(self, mtu: int) -> None:
         """Set the longest packet, Ethernet's header aside; may block.  Raises ConfigError."""
         try:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                fcntl.ioctl(sock, SIOCSIFMTU, REQUEST_INT.pack(self.name.encode(), mtu))
+            fcntl.ioctl(self._network, SIOCSIFMTU, REQUEST_INT.pack(self.name.encode(), mtu))
         except OSError as error:
             raise ConfigError(f"{self.name} cannot have an MTU of {mtu}: {error}") from error
 
@@ -155,8 +159,7 @@ class Tap:
 
     def _ask(self, request: int, layout: struct.Struct) -> int | None:
         try:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                answer = fcntl.ioctl(sock, request, layout.pack(self.name.encode(), 0))
+            answer = fcntl.ioctl(self._network, request, layout.pack(self.name.encode(), 0))
         except OSError:
             return None
         value: int = layout.unpack(answer)[1]

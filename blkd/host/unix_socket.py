@@ -85,7 +85,7 @@ def listen(
             sock.bind(path)
             undo.callback(Path(path).unlink)
             if group is not None:
-                _give_to_group(path, group)
+                give(path, group, mode)
             Path(path).chmod(mode)  # what the umask took away
             sock.listen(BACKLOG)
         except OSError as error:
@@ -136,9 +136,11 @@ def group_number(name: str | None) -> int | None:
         ) from error
 
 
-def _give_to_group(path: str, group: int) -> None:
+def give(path: str, group: int, mode: int) -> None:
+    """Give the file of a socket to a group, with the permissions `mode`.  Raises SocketError."""
     try:
         os.chown(path, -1, group, follow_symlinks=False)
+        Path(path).chmod(mode)
     except (OSError, OverflowError) as error:
         raise SocketError(
             f"cannot give {path} to group {group}: {error}",
@@ -163,6 +165,11 @@ def _turn(path: str) -> Iterator[None]:
         except OSError:  # a directory that is missing is found out by bind()
             pass
         yield
+
+
+def message_path(path: str) -> str:
+    """Where programs connect for SEQPACKET, if for streams they do at `path`."""
+    return f"{path}.seqpacket"
 
 
 def unlink_if_ours(path: str, kind: int = socket.SOCK_STREAM) -> None:

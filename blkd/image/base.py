@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from blkd.image.engine import Engine, EngineChoice, Io
+from blkd.image.opener import Opener
 
 ImageFormat = Literal["raw"]
 
@@ -46,6 +47,11 @@ class Opening:
     """How many are to do so."""
     incoming: bool = False
     """Leave the lock to somebody else until `take_lock`."""
+    at: str | None = None
+    """Where to open what the name is a path of, if not there: /proc/self/fd/N for a descriptor."""
+    opener: Opener | None = None
+    """Who opens the image once more, later, for a process that will not be able to; it is told of
+    the image as soon as that is open.  None: the process itself."""
     image_format: ImageFormat | None = None
     """`raw` where the bytes are the disk's whatever they look like; None refuses what looks like an
     image of another format."""
@@ -54,7 +60,7 @@ class Opening:
 class Watch(Protocol):
     """The next occasion on which an image may have got another size; armed when made."""
 
-    def arm(self) -> None:
+    async def arm(self) -> None:
         """Ask for the next one, after `wait` has returned."""
 
     async def wait(self) -> None:
@@ -95,6 +101,12 @@ class Image(Protocol):
         """The errno of what could not be written and no sync of ours has reported, else 0.
 
         Returns at once: what is still to be written may fail later.
+        """
+
+    def space(self) -> int | None:
+        """Bytes that are free for what is still to be allocated of it; may block.
+
+        None where it takes no space of a file system.  Raises OSError.
         """
 
     @property

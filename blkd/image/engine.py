@@ -87,6 +87,10 @@ class Fault(NamedTuple):
     a part of the disk is for reads and writes only."""
     delay: int
     """Nanoseconds."""
+    most: int
+    """Requests that it strikes, of each worker."""
+    error: int
+    """The errno that one fails with."""
 
 
 @dataclass(frozen=True, slots=True)

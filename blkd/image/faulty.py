@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """An image that fails, delays and shortens requests on order: for tests and drills.
 
-`faulty:RULE[,RULE...]:IMAGE`, each rule `ACTION@KINDS[/N][+START-END]`:
+`faulty:RULE[,RULE...]:IMAGE`, each rule `ACTION@KINDS[/N][*MOST][+START-END]`:
 
     faulty:fail@write/100:disk.img              every 100th write gets an I/O error
+    faulty:fail=ENOSPC@write*5:disk.img         of each worker, five writes find no space
     faulty:delay=20ms@read|flush:disk.img       each read and flush takes 20 ms longer
     faulty:short@any+0-1M:null:1G               the kernel gives only a part at first
 
 The first rule that strikes is applied, by the data path (`src/engine/faulty.pxd`).
 """
 
+import errno
 import re
 from typing import Final, cast
 
@@ -25,11 +27,13 @@ KINDS: Final[tuple[FaultKind, ...]] = ("read", "write", "flush", "discard", "zer
 UNITS: Final = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 LAST_BYTE: Final = 2**63 - 1
 MOST_SKIPPED: Final = 0xFFFFFFFF  # the data path counts to that
+MOST_STRUCK: Final = 2**63 - 1  # likewise
 LONGEST_DELAY: Final = 3600 * UNITS["s"]
 RULE: Final = re.compile(
-    r"(?P<action>fail|short|delay=(?P<delay>\d+)(?P<unit>ns|us|ms|s))"
+    r"(?P<action>fail(?:=(?P<error>E[A-Z0-9]+))?|short|delay=(?P<delay>\d+)(?P<unit>ns|us|ms|s))"
     r"@(?P<kinds>[a-z|]+)"
     r"(?:/(?P<every>\d+))?"
+    r"(?:\*(?P<most>\d+))?"
     r"(?:\+(?P<start>[\w.]+)-(?P<end>[\w.]+))?",
     re.ASCII,
 )
@@ -58,6 +62,10 @@ class FaultyImage:
     def watch(self, period: float) -> Watch:
         """The image's own."""
         return self._inner.watch(period)
+
+    def space(self) -> int | None:
+        """The image's own."""
+        return self._inner.space()
 
     def write_error(self) -> int:
         """The image's own."""
@@ -144,13 +152,21 @@ def _fault(name: str, rule: str) -> Fault:
             hint=f"there are {', '.join(KINDS)} and any",
         )
     action = cast("FaultAction", found["action"].partition("=")[0])
-    every = int(found["every"] or 1)
+    every, most = int(found["every"] or 1), int(found["most"] or MOST_STRUCK)
+    code = getattr(errno, found["error"] or "EIO", 0)
+    if not code:
+        raise ImageError(f"{name}: {found['error']} is no error's name")
     delay = int(found["delay"] or 0) * UNITS[found["unit"] or "ns"]
     try:
         start = sizes.parse(found["start"] or "0")
         end = sizes.parse(found["end"]) if found["end"] else LAST_BYTE
     except ValueError as error:
         raise ImageError(f"{name}: {error}", hint=HINT) from error
-    if not (0 < every <= MOST_SKIPPED and start < end and delay <= LONGEST_DELAY):
+    if not (
+        0 < every <= MOST_SKIPPED
+        and 0 < most <= MOST_STRUCK
+        and start < end
+        and delay <= LONGEST_DELAY
+    ):
         raise ImageError(f"{name}: {rule!r} can never strike, or asks too much", hint=HINT)
-    return Fault(action, kinds, every, start, end, delay)
+    return Fault(action, kinds, every, start, end, delay, most, code)

@@ -159,6 +159,12 @@ FILESYSTEMS: Final = {
 }
 """By what statfs(2) says of them: a mount above a chroot's own root is in no list of mounts."""
 
+LOCAL_FILESYSTEMS: Final = frozenset(
+    {"ext2", "ext3", "ext4", "xfs", "btrfs", "bcachefs", "f2fs", "zfs", "tmpfs", "overlay"}
+)
+"""Whose files change by this kernel only.  In all others somebody else may change them unheard:
+another host, or the process behind a FUSE mount."""
+
 _STATFS_BYTES: Final = 120  # struct statfs where a word has 64 bits; f_type comes first
 
 

@@ -44,6 +44,15 @@ def adopt_image(name: str, lent: int | None, opening: Opening, *, is_locked: boo
     return kind_of(name).adopt(name, lent, opening, is_locked)
 
 
+def path_of(name: str) -> str | None:
+    """The path of what an image's name makes a process open; None where that is nothing."""
+    if name.startswith(null.PREFIX):
+        return None
+    if name.startswith(faulty.PREFIX):
+        return path_of(faulty.split(name)[1])
+    return name
+
+
 def kind_of(name: str) -> Kind:
     """The kind of image that a name is one of."""
     return next((kind for prefix, kind in KINDS.items() if name.startswith(prefix)), RAW)

@@ -16,12 +16,21 @@ AT_ONCE: Final = frozenset(
 """File systems that have an open file's size in memory.  Others may ask a process or a host."""
 
 
+def is_known_at_once(fd: int) -> bool:
+    """Whether the kernel knows the size of the image open as `fd` without asking anybody.
+
+    Found out while the whole host is seen; asks no server then.
+    """
+    return kernel.is_block_device(fd) or kernel.filesystem(fd) in AT_ONCE
+
+
 class Measure:
     """Asks for the size of one image, by one thread at a time."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, at_once: bool) -> None:
+        """`at_once` as `is_known_at_once` has it."""
         self._path = path
-        self._at_once: bool | None = None
+        self._at_once = at_once
         self._asking = False
 
     async def size(self, fd: int) -> int:
@@ -29,8 +38,6 @@ class Measure:
 
         Raises ImageError where that is not known in time; as long as it is not, nobody asks again.
         """
-        if self._at_once is None:
-            self._at_once = kernel.is_block_device(fd) or kernel.filesystem(fd) in AT_ONCE
         if self._at_once:
             return kernel.size(fd)
         if self._asking:

@@ -58,6 +58,9 @@ class NullImage:
         """Nobody else changes its size."""
         return NoOccasion()
 
+    def space(self) -> None:
+        """It takes none."""
+
     def write_error(self) -> int:
         """Nothing is ever lost that was there."""
         return 0

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import os
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
@@ -20,9 +20,10 @@ from blkd.errors import ImageBusy, ImageError, SyncFailed
 from blkd.image import kernel, lock
 from blkd.image.base import Limits, Opening, Watch
 from blkd.image.engine import FileIo, choose
-from blkd.image.measure import Measure
-from blkd.image.syncing import SyncFiles, close_quietly
-from blkd.image.watch import watch_file
+from blkd.image.measure import Measure, is_known_at_once
+from blkd.image.opener import Manner
+from blkd.image.syncing import SyncFiles, close_quietly, open_copies
+from blkd.image.watch import Announcements
 
 log = structlog.get_logger()
 
@@ -55,9 +56,16 @@ class RawImage:
     """
 
     def __init__(
-        self, path: str, fd: int, limits: Limits, opening: Opening, *, is_locked: bool
+        self,
+        path: str,
+        fd: int,
+        copies: Sequence[int],
+        limits: Limits,
+        opening: Opening,
+        *,
+        is_locked: bool,
     ) -> None:
-        """An image of the open file `fd`, taken; the caller closes it if this raises ImageError."""
+        """An image of the open file `fd` and its copies for syncs; takes all."""
         self.path = path
         self.fd = fd
         self.limits = limits
@@ -66,8 +74,13 @@ class RawImage:
         self.is_locked = is_locked
         self.engine = choose(fd, opening.engine, direct=opening.direct)
         self.identity = identity_of(path, fd)
-        self._measure = Measure(path)
-        self._syncs = SyncFiles(fd, path, opening.workers)
+        self._opener = opening.opener
+        self._manner = manner_of(path, opening)
+        self._measure = Measure(path, at_once=is_known_at_once(fd))
+        self._syncs = SyncFiles(copies)
+        self._announcements = Announcements(
+            fd, is_block_device=limits.is_block_device, opener=opening.opener
+        )
 
     @classmethod
     def open(cls, path: str, opening: Opening) -> Self:
@@ -75,7 +88,13 @@ class RawImage:
         read_only = opening.read_only
         locked = read_only or not opening.incoming  # readers do not mind each other
         with contextlib.ExitStack() as undo:
-            fd = open_file(path, read_only=read_only, direct=opening.direct, exclusive=locked)
+            fd = open_file(
+                path,
+                read_only=read_only,
+                direct=opening.direct,
+                exclusive=locked,
+                at=opening.at,
+            )
             undo.callback(os.close, fd)
             if locked:
                 lock.acquire(fd, path, lock.READER if read_only else lock.WRITER)
@@ -83,7 +102,12 @@ class RawImage:
             if opening.image_format is None:
                 refuse_foreign(path, fd, is_block_device=facts.is_block_device)
             limits = limits_of(facts, path, opening.logical_block_size)
-            image = cls(path, fd, limits, opening, is_locked=locked)
+            manner = manner_of(path, opening)
+            copies = open_copies(fd, path, manner.copies)
+            undo.callback(close_quietly, *copies)
+            if opening.opener is not None:
+                opening.opener.remember(manner, fd)
+            image = cls(path, fd, copies, limits, opening, is_locked=locked)
             undo.pop_all()
         return image
 
@@ -105,7 +129,12 @@ class RawImage:
             # It may have got a size meanwhile that is no whole blocks: a part is not served.
             whole = facts.size // block * block
             limits = limits_of(dataclasses.replace(facts, size=whole), path, block)
-            image = cls(path, fd, limits, opening, is_locked=is_locked)
+            manner = manner_of(path, opening)
+            copies = open_copies(fd, path, manner.copies)
+            undo.callback(close_quietly, *copies)
+            if opening.opener is not None:
+                opening.opener.remember(manner, fd)
+            image = cls(path, fd, copies, limits, opening, is_locked=is_locked)
             undo.pop_all()
         return image
 
@@ -147,7 +176,14 @@ class RawImage:
 
     def watch(self, period: float) -> Watch:
         """A watch by the kernel's events, or else by the clock."""
-        return watch_file(self, self.fd, period)
+        return self._announcements.watch(self, self.fd, period)
+
+    def space(self) -> int | None:
+        """What the file system has for those without privileges; None of a block device."""
+        if self.limits.is_block_device:
+            return None
+        found = os.fstatvfs(self.fd)
+        return found.f_bavail * found.f_frsize
 
     def write_error(self) -> int:
         """The errno of what could not be written and no resize or release has reported."""
@@ -172,24 +208,26 @@ class RawImage:
 
     def _reopen(self, *, locked: bool) -> None:
         """Open what `fd` is open for once more, locked or not, in its place."""
-        with contextlib.ExitStack() as undo:
-            fd = open_file(
-                self.path,
-                read_only=self.read_only,
-                direct=self.direct,
-                exclusive=locked,
-                at=f"/proc/self/fd/{self.fd}",  # whatever has become of the path
-            )
-            undo.callback(os.close, fd)
+        fd, *copies = self._open_again(exclusive=locked)
+        try:
             if locked:
                 lock.acquire(fd, self.path, lock.WRITER)
                 # Of what the page cache has, another host may have written something else.
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            with self._syncs.following(fd):
-                if self.is_locked:  # with an open file that another process may have as well
-                    lock.release(self.fd, self.path)
-                os.dup2(fd, self.fd, inheritable=False)
+            if self.is_locked:  # with an open file that another process may have as well
+                lock.release(self.fd, self.path)
+            os.dup2(fd, self.fd, inheritable=False)
+            self._syncs.follow(copies)
+        finally:
+            close_quietly(fd, *copies)
         self.is_locked = locked
+
+    def _open_again(self, *, exclusive: bool) -> list[int]:
+        """The image and its copies, opened once more: by whoever may."""
+        if self._opener is not None:
+            return self._opener.open_again(exclusive=exclusive)
+        # Whatever has become of the path.
+        return open_again(self._manner, f"/proc/self/fd/{self.fd}", exclusive)
 
     async def measure(self) -> int:
         """The size now.  Raises ImageError where its file system does not say it in time.
@@ -234,6 +272,7 @@ class RawImage:
 
     def close(self) -> None:
         """Give up the descriptor and with it the lock; may be called twice."""
+        self._announcements.close()
         self._syncs.close()
         fd, self.fd = self.fd, -1
         if fd >= 0:
@@ -327,6 +366,32 @@ def open_file(
     return fd
 
 
+def open_again(manner: Manner, at: str, exclusive: bool) -> list[int]:  # noqa: FBT001 - as `opener` has it
+    """The image that is found at `at`, and as many copies; the caller closes them.
+
+    Raises ImageError: nothing is open then.
+    """
+    path = manner.path
+    fd = open_file(
+        path, read_only=manner.read_only, direct=manner.direct, exclusive=exclusive, at=at
+    )
+    try:
+        return [fd, *open_copies(fd, path, manner.copies)]
+    except ImageError:
+        os.close(fd)
+        raise
+
+
+def manner_of(path: str, opening: Opening) -> Manner:
+    """How the image at `path` is open, to be opened once more in the same way."""
+    return Manner(
+        path=path,
+        read_only=opening.read_only,
+        direct=opening.direct,
+        copies=1 + opening.workers,  # the control thread's, and one of each worker
+    )
+
+
 def require_open_as(fd: int, path: str, *, read_only: bool, direct: bool) -> None:
     """Raise ImageError unless `fd` is an image, open for just this."""
     mode = os.fstat(fd).st_mode
@@ -334,7 +399,8 @@ def require_open_as(fd: int, path: str, *, read_only: bool, direct: bool) -> Non
         raise ImageError(f"{path}: its descriptor is of no file and no block device")
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     access = os.O_RDONLY if read_only else os.O_RDWR
-    if flags & os.O_ACCMODE != access or bool(flags & os.O_DIRECT) != direct:
+    is_place = bool(flags & os.O_PATH)  # which tells no rights, whoever has it
+    if is_place or flags & os.O_ACCMODE != access or bool(flags & os.O_DIRECT) != direct:
         raise ImageError(f"{path}: its descriptor is open in another way: flags {flags:#o}")
 
 

@@ -4,12 +4,15 @@
 import asyncio
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Final, Literal
 
 import aiofiles
 import aiofiles.os
+from aiofiles.threadpool.binary import AsyncBufferedIOBase
 
 from blkd.errors import ImageError
 from blkd.image import kernel, lock, raw
@@ -42,12 +45,26 @@ class ImageInfo:
     locked_by: list[lock.Holder]
 
 
-async def create(path: str, size: int, *, preallocate: bool) -> None:
+async def create(
+    path: str,
+    size: int,
+    *,
+    preallocate: bool,
+    place: str | None = None,
+    report: Callable[[float], None] = lambda _: None,
+) -> None:
     """Make an image of `size` bytes that read as zeros; an existing file is never touched.
 
     Only its owner may open it.  With `preallocate` its space is taken now, so that no write
     can find the disk full.  When this returns the image would survive a power failure; when
     it raises, nothing of it is left.
+
+    Args:
+        path: What the image is called, and where it is made if there is no `place`.
+        size: In bytes.
+        preallocate: Whether its space is taken.
+        place: Another path of the same file, by which it is reached.
+        report: Called with how much of it is done, from 0 to 1, where that takes long.
 
     Raises:
         ImageError: The size or the place is no good, or the space is not there.
@@ -56,18 +73,20 @@ async def create(path: str, size: int, *, preallocate: bool) -> None:
         raise ImageError(
             f"{path}: a size of {size} bytes is not one or more sectors of {kernel.SECTOR_BYTES}"
         )
+    at = place or path
     try:
-        async with aiofiles.open(path, "xb", opener=_for_the_owner) as file:
+        async with aiofiles.open(at, "xb", opener=_for_the_owner) as file:
             try:
                 await file.truncate(size)
-                if preallocate and not await asyncio.to_thread(_allocate, path, size):
+                if preallocate and not await asyncio.to_thread(_allocate, _copy(file), size):
                     for offset in range(0, size, len(CHUNK)):
                         await file.write(CHUNK[: size - offset])
+                        report(offset / size)
                     await file.flush()
                 await asyncio.to_thread(os.fsync, file.fileno())
-                await asyncio.to_thread(_sync_directory, Path(path).parent)
+                await asyncio.to_thread(_sync_directory, Path(at).parent)
             except BaseException:
-                await aiofiles.os.unlink(path)
+                await aiofiles.os.unlink(at)
                 raise
     except OSError as error:
         raise _refusal(path, size, error) from error
@@ -82,12 +101,17 @@ def _for_the_owner(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, OWNERS_MODE)
 
 
-def _allocate(path: str, size: int) -> bool:
-    """Take the space of the file at `path`; False where the file system cannot.
+def _copy(file: AsyncBufferedIOBase) -> FileIO:
+    """The file once more, for a thread that may outlive a cancelled `create`.
 
-    By its path, since this thread may outlive a cancelled `create` and its descriptor.
+    Not by its path, where somebody may have put a link to another file by now.
     """
-    with Path(path).open("r+b", buffering=0) as file:
+    return FileIO(os.dup(file.fileno()), "r+b")
+
+
+def _allocate(file: FileIO, size: int) -> bool:
+    """Take the space of `file`, and close it; False where its file system cannot."""
+    with file:
         try:
             kernel.fallocate(file.fileno(), kernel.Fallocate.ALLOCATE, 0, size)
         except OSError as error:

@@ -9,7 +9,7 @@ that was not reported to anybody yet is reported to a description opened later, 
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from blkd.errors import ImageError
 from blkd.image import kernel
@@ -18,28 +18,18 @@ from blkd.image import kernel
 class SyncFiles:
     """Further descriptions of an open image; none is locked or exclusive."""
 
-    def __init__(self, fd: int, path: str, workers: int) -> None:
-        """Open the image at `path`, which `fd` is.  Raises ImageError: nothing is open then."""
-        self._path = path
-        self._own, *self._workers = _open_again(fd, path, 1 + workers)
+    def __init__(self, fds: Sequence[int]) -> None:
+        """Takes descriptions of the image: one for the control thread, and one for each worker."""
+        self._own, *self._workers = fds
 
     def fd(self, worker: int) -> int:
         """Where a worker, counted from 0, syncs; borrowed.  The number never changes."""
         return self._workers[worker]
 
-    @contextlib.contextmanager
-    def following(self, fd: int) -> Iterator[None]:
-        """Open anew what `fd` is; in the old ones' places if the body succeeds.
-
-        Raises ImageError before the body.
-        """
-        fresh = _open_again(fd, self._path, 1 + len(self._workers))
-        try:
-            yield
-            for new, old in zip(fresh, (self._own, *self._workers), strict=True):
-                os.dup2(new, old, inheritable=False)
-        finally:
-            close_quietly(*fresh)
+    def follow(self, fds: Sequence[int]) -> None:
+        """Have these descriptions, borrowed, in the old ones' places."""
+        for new, old in zip(fds, (self._own, *self._workers), strict=True):
+            os.dup2(new, old, inheritable=False)
 
     def sync(self) -> None:
         """Make all durable that was written through any description; blocks.  Raises OSError."""
@@ -66,7 +56,11 @@ def close_quietly(*fds: int) -> None:
             os.close(fd)
 
 
-def _open_again(fd: int, path: str, count: int) -> list[int]:
+def open_copies(fd: int, path: str, count: int) -> list[int]:
+    """So many further descriptions of the image at `path`, which `fd` is; the caller closes them.
+
+    Raises ImageError: nothing is open then.
+    """
     flags = fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_DIRECT)
     with contextlib.ExitStack() as undo:
         found = []

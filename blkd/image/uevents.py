@@ -35,7 +35,7 @@ class CapacityChange:
             self._sock = sock
             undo.pop_all()
 
-    def arm(self) -> None:
+    async def arm(self) -> None:
         """Do nothing: events that nobody waits for stay in the socket."""
 
     async def wait(self) -> None:

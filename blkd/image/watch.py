@@ -12,13 +12,8 @@ import structlog
 from blkd.image import kernel
 from blkd.image.base import Image, Watch
 from blkd.image.inotify import Modification
+from blkd.image.opener import Opener
 from blkd.image.uevents import CapacityChange
-
-LOCAL_FILESYSTEMS: Final = frozenset(
-    {"ext2", "ext3", "ext4", "xfs", "btrfs", "bcachefs", "f2fs", "zfs", "tmpfs", "overlay"}
-)
-"""Whose files change by this kernel only.  In all others somebody else may change them unheard:
-another host, or the process behind a FUSE mount."""
 
 ANNOUNCING_DEVICES: Final = re.compile(
     r"(?:sd|vd|xvd)[a-z]+|nvme\d+(?:c\d+)?n\d+|(?:dm-|md|loop|nbd|rbd|rnbd|drbd|zram)\d+"
@@ -32,7 +27,7 @@ log = structlog.get_logger()
 class AnyMoment:
     """Stands in where the kernel announces nothing: any moment may be an occasion."""
 
-    def arm(self) -> None:
+    async def arm(self) -> None:
         """Do nothing."""
 
     async def wait(self) -> None:
@@ -68,22 +63,47 @@ async def looks(image: Image, period: float) -> AsyncGenerator[None, None]:
                 watch.close()
                 watch = _clock(image, period, error.strerror)
             await asyncio.sleep(next_one - loop.time())
-            watch.arm()  # before the look: no change falls between the two
+            await watch.arm()  # before the look: no change falls between the two
     finally:
         watch.close()
 
 
-def watch_file(image: Image, fd: int, period: float) -> Watch:
-    """The best watch for the image that `fd` is; the log says where that is the clock."""
-    try:
-        reason = _why_unannounced(image, fd)
-        if reason is None and image.limits.is_block_device:
-            return CapacityChange(os.fstat(fd).st_rdev)
-        if reason is None:
-            return Modification(fd)
-    except OSError as error:
-        reason = error.strerror
-    return _clock(image, period, reason)
+class Announcements:
+    """What the kernel announces of an image: found out while the whole host is seen."""
+
+    def __init__(self, fd: int, *, is_block_device: bool, opener: Opener | None) -> None:
+        """Borrows `fd`, the image.
+
+        With an `opener`, the process is about to lose sight of the host: what is to be listened to
+        then is open afterwards.
+        """
+        self._device: CapacityChange | None = None
+        self._is_block_device = is_block_device
+        self._opener = opener
+        try:
+            self._reason = _why_unannounced(fd, is_block_device=is_block_device)
+            if self._reason is None and is_block_device and opener is not None:
+                self._device = CapacityChange(os.fstat(fd).st_rdev)
+        except OSError as error:
+            self._reason = error.strerror
+
+    def watch(self, image: Image, fd: int, period: float) -> Watch:
+        """The best watch for `image`, open as `fd`; the log says where that is the clock."""
+        reason = self._reason
+        try:
+            if reason is None and self._is_block_device:
+                early, self._device = self._device, None
+                return early or CapacityChange(os.fstat(fd).st_rdev)
+            if reason is None:
+                return Modification(fd, None if self._opener is None else self._opener.arm)
+        except OSError as error:
+            reason = error.strerror
+        return _clock(image, period, reason)
+
+    def close(self) -> None:
+        """Listen to nothing, unless `watch` has given that away."""
+        if self._device is not None:
+            self._device.close()
 
 
 def _clock(image: Image, period: float, reason: str | None) -> Watch:
@@ -91,11 +111,11 @@ def _clock(image: Image, period: float, reason: str | None) -> Watch:
     return AnyMoment()
 
 
-def _why_unannounced(image: Image, fd: int) -> str | None:
+def _why_unannounced(fd: int, *, is_block_device: bool) -> str | None:
     """Why the kernel would not announce another size, or None if it would."""
-    if not image.limits.is_block_device:
+    if not is_block_device:
         filesystem = kernel.filesystem(fd)
-        return None if filesystem in LOCAL_FILESYSTEMS else f"a file on {filesystem}"
+        return None if filesystem in kernel.LOCAL_FILESYSTEMS else f"a file on {filesystem}"
     name = kernel.device_name(os.fstat(fd).st_rdev)
     if not ANNOUNCING_DEVICES.fullmatch(name):
         return f"{name} does not announce its size"

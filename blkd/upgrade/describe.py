@@ -44,6 +44,7 @@ def offer(export: Export, hello: messages.Hello, control: int, out: OutgoingFds)
         image_locked=disk.image.is_locked,
         listener=out.add(export.endpoint.listener.fileno()),
         control=out.add(control),
+        statistics=out.add(disk.area.fd) if messages.STATISTICS in hello.knows else None,
         rings=tuple(vring.index for vring in disk.plane.vring_snapshots()),
         notify=os.environ.get("NOTIFY_SOCKET"),
     )
@@ -155,6 +156,7 @@ def _inflight(plane: DataPlane, out: OutgoingFds) -> messages.Inflight | None:
         queue_size=file.region.queue_size,
         packed=file.packed,
         memory=out.add(file.fd),
+        lent=file.is_lent,
     )
 
 

@@ -83,7 +83,7 @@ async def give(peer: Peer, disk: Giver, busy: str | None = None) -> messages.Hel
         await peer.receive(messages.Ready, READY_LIMIT)
         await _give_state(peer, disk)
     except BlkdError as error:
-        await _refuse(peer, error)
+        await refuse(peer, error)
         raise
     return hello
 
@@ -109,16 +109,32 @@ def _require_common_format(hello: messages.Hello) -> None:
         )
 
 
-async def take(peer: Peer, disk: Taker, hello: messages.Hello) -> None:
+Offered = tuple[messages.Offer, IncomingFds]
+
+
+async def ask(peer: Peer, hello: messages.Hello) -> Offered:
+    """Ask for a disk: what is offered, for `take`.  Raises BlkdError: it is still the giver's."""
+    try:
+        await peer.send(hello)
+        return await peer.receive(messages.Offer, HELLO_LIMIT)
+    except BlkdError as error:
+        await refuse(peer, error)
+        raise
+
+
+async def take(
+    peer: Peer, disk: Taker, hello: messages.Hello, offered: Offered | None = None
+) -> None:
     """Take a disk over: it may be touched once this has returned.
+
+    What `ask` has returned may be given.
 
     Raises:
         BlkdError: It is still the giver's.  So it is where this is cancelled, but once `go` has
             come that is too late, and this returns.
     """
     try:
-        await peer.send(hello)
-        offer, fds = await peer.receive(messages.Offer, HELLO_LIMIT)
+        offer, fds = offered or await ask(peer, hello)
         await disk.prepare(offer, fds)
         _require_all_taken(fds)
         await peer.send(messages.Ready())
@@ -128,7 +144,7 @@ async def take(peer: Peer, disk: Taker, hello: messages.Hello) -> None:
         await peer.send(messages.Taken())
         await _await_go(peer)
     except BlkdError as error:
-        await _refuse(peer, error)
+        await refuse(peer, error)
         raise
 
 
@@ -147,7 +163,7 @@ def _require_all_taken(fds: IncomingFds) -> None:
         raise UpgradeError(f"{len(fds)} descriptors came that nothing names")
 
 
-async def _refuse(peer: Peer, error: BlkdError) -> None:
+async def refuse(peer: Peer, error: BlkdError) -> None:
     """Tell the other side why, if it still listens."""
     reason = f"{error} ({error.hint})" if error.hint else str(error)
     try:

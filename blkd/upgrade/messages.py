@@ -16,6 +16,8 @@ FORMAT: Final = 1
 
 DEVICE: Final = "device"
 """In a hello: `Offer.device` is understood."""
+STATISTICS: Final = "statistics"
+"""Likewise `Offer.statistics`."""
 
 MAX_DESCRIPTORS: Final = 1024  # 509 regions, 64 rings of 3, and some sockets
 MAX_RINGS: Final = 64
@@ -40,7 +42,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     version: Text
     pid: Number
     knows: Annotated[tuple[Text, ...], msgspec.Meta(max_length=64)] = ()
-    """What it understands of an offer that not every version does: `device`."""
+    """What it understands of an offer that not every version does: `device`, `statistics`."""
 
 
 class Device(
@@ -86,6 +88,8 @@ class Offer(
     """Where the control API is called."""
     rings: Annotated[tuple[Number, ...], msgspec.Meta(max_length=MAX_RINGS)] = ()
     """Those that the front end has had to do with, as far as is known yet."""
+    statistics: Descriptor | None = None
+    """The statistics area; only for one that knows it."""
     notify: Text | None = None
     """NOTIFY_SOCKET of the service manager."""
 
@@ -164,7 +168,7 @@ class BackChannel(
 class Inflight(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
-    """The region in which requests in flight are recorded, as SET_INFLIGHT_FD gave it."""
+    """The region in which requests in flight are recorded."""
 
     mmap_size: Number
     mmap_offset: Number
@@ -173,6 +177,8 @@ class Inflight(
     packed: bool
     """Whether it is laid out for packed rings."""
     memory: Descriptor
+    lent: bool = True
+    """Whether SET_INFLIGHT_FD gave it; else the giver has made it."""
 
 
 class Log(

@@ -69,6 +69,7 @@ async def _restore_disk(disk: Disk, state: messages.State) -> None:
     disk.device.restore(
         capacity=state.capacity, generation=state.generation, write_back=state.write_back
     )
+    disk.note_size()
     if state.sync_error:
         disk.fail_sync(state.sync_error)
 
@@ -88,7 +89,8 @@ async def _restore_memory(
     await plane.set_memory(session.regions, memory)
     if (record := front_end.inflight) is not None:
         region = _inflight(disk, record)
-        await plane.use_inflight(region, fds.take(record.memory), packed=record.packed)
+        memory_fd = fds.take(record.memory)
+        await plane.use_inflight(region, memory_fd, packed=record.packed, is_lent=record.lent)
 
 
 def _inflight(disk: Disk, given: messages.Inflight) -> Inflight:

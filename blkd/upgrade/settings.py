@@ -38,6 +38,8 @@ def settings_for_taker(config: ExportConfig, serial: str) -> bytes:
         socket_mode=fresh.socket_mode,
         control_group=None,
         control_mode=fresh.control_mode,
+        group=None,  # its daemon's affair
+        weight=fresh.weight,
     )
     settings = msgspec.to_builtins(config)
     defaults = msgspec.to_builtins(fresh)

@@ -22,6 +22,8 @@ class InflightFile:
     packed: bool
     """Whether it is laid out for packed rings."""
     fd: int
+    is_lent: bool = True
+    """Whether the front end keeps it for whoever serves it next; else it is of our own making."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,25 +22,25 @@ cdef struct BlkCounters:
     uint64_t errors             # answered with a status other than OK
 
 
-cdef inline void count_answer(
-    BlkCounters *c, uint32_t type, uint64_t bytes, uint8_t status
+cdef inline void count_answers(
+    BlkCounters *c, uint32_t type, uint64_t bytes, uint8_t status, uint64_t n
 ) noexcept nogil:
-    """Account one answered request of virtio-blk's `type` that moved `bytes` of data."""
+    """Account `n` answered requests of virtio-blk's `type` that moved `bytes` of data each."""
     if type == BLK_T_IN:
-        bump(&c.reads, 1)
-        bump(&c.bytes_read, bytes)
+        bump(&c.reads, n)
+        bump(&c.bytes_read, n * bytes)
     elif type == BLK_T_OUT:
-        bump(&c.writes, 1)
-        bump(&c.bytes_written, bytes)
+        bump(&c.writes, n)
+        bump(&c.bytes_written, n * bytes)
     elif type == BLK_T_FLUSH:
-        bump(&c.flushes, 1)
+        bump(&c.flushes, n)
     elif type == BLK_T_DISCARD:
-        bump(&c.discards, 1)
+        bump(&c.discards, n)
     elif type == BLK_T_WRITE_ZEROES:
-        bump(&c.write_zeroes, 1)
+        bump(&c.write_zeroes, n)
     elif type == BLK_T_GET_ID:
-        bump(&c.get_ids, 1)
+        bump(&c.get_ids, n)
     else:
-        bump(&c.others, 1)
+        bump(&c.others, n)
     if status != BLK_S_OK:
-        bump(&c.errors, 1)
+        bump(&c.errors, n)

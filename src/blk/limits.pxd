@@ -20,3 +20,7 @@ cdef struct BlkLimits:
     bint read_only
     bint write_through          # each write is durable before it is answered
     uint8_t serial[ID_BYTES]
+    bint hold_no_space          # requests for which the image has no space are held
+    bint hold_errors            # and those that fail otherwise
+    uint64_t longest_held       # nanoseconds that such a one is held; 0 for as long as it takes
+    uint64_t slow               # nanoseconds from which on a request is slow; 0: none is

@@ -54,6 +54,13 @@ cdef inline void start(Engine *e, Io *io) noexcept nogil:
     start_plain(e, io)
 
 
+cdef inline void start_again(Engine *e, Io *io) noexcept nogil:
+    """Have an Io done that has ended and is as it was when it was started."""
+    if unlikely(e.fault_count):
+        strike(e, io.kind, io.offset, io.length)
+    start(e, io)
+
+
 cdef inline void complete(Engine *e, Io *io, int32_t result) noexcept nogil:
     """Take a completion of the worker's io_uring that is for `io`."""
     if result > 0 and io.step == STEP_TRANSFER:

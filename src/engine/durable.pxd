@@ -24,7 +24,7 @@ cdef extern from "<fcntl.h>" nogil:
 
 
 cdef enum:
-    NO_DATA_THERE = 1 << 62     # bytes; beyond any image
+    NO_DATA_THERE = 0x4000000000000000  # bytes, beyond any image; `1 << 62` would be an int's
 
 
 cdef inline int32_t sync_error(const Engine *e) noexcept nogil:

@@ -60,6 +60,8 @@ cdef enum Step:
     STEP_RANGE                  # discard, or fallocate
     STEP_ZEROES                 # zeroes written where fallocate cannot do it
     STEP_SYNC                   # all that came before made durable
+    STEP_UNBOUNCED              # nothing yet: it waits for a bounce buffer
+    STEP_UNSYNCED               # nothing any more: it waits for the next sync
     STEP_DELAY                  # nothing yet: a faulty image has it wait
     STEP_PAUSE                  # nothing for a moment: the kernel wanted to be asked again
 
@@ -117,6 +119,8 @@ cdef struct Fault:
     uint32_t every              # n-th Io that it touches
     uint64_t start              # bytes
     uint64_t end                # bytes, not included
+    uint64_t most               # Ios that it strikes
+    int32_t error               # -errno, of FAULT_FAIL
     KernelTimespec delay
 
 
@@ -206,6 +210,11 @@ cdef inline void advance(Io *io, uint64_t n) noexcept nogil:
             io.iov.iov_base = <uint8_t *>io.iov.iov_base + piece
             io.iov.iov_len -= piece
             io.entry_done += <uint32_t>piece
+
+
+cdef inline uint64_t start_of(const Io *io) noexcept nogil:
+    """Where an Io began, in bytes."""
+    return io.offset - (io.length - io.left)
 
 
 cdef inline void make_whole(Io *io) noexcept nogil:

@@ -4,7 +4,6 @@
 A rule strikes each `every`-th Io of its kinds that touches its range of the disk.
 """
 
-from libc.errno cimport EIO
 from libc.stdint cimport uint32_t, uint64_t
 
 from engine.engine cimport (
@@ -44,7 +43,7 @@ cdef inline bint strike(
         if not is_touched(f, kind, offset, length):
             continue
         e.fault_hits[i] += 1
-        if e.fault_hits[i] % f.every == 0:
+        if e.fault_hits[i] % f.every == 0 and e.fault_hits[i] // f.every <= f.most:
             e.struck = f
             return True
     return False
@@ -56,7 +55,7 @@ cdef inline bint start_faulty(Engine *e, Io *io) noexcept nogil:
     cdef io_uring_sqe *sqe
     e.struck = NULL
     if f.action == FAULT_FAIL:
-        end_io(e, io, -EIO)
+        end_io(e, io, f.error)
     elif f.action == FAULT_DELAY:
         sqe = next_sqe(e.worker)
         io_uring_prep_timeout(sqe, &f.delay, 0, 0)

@@ -9,8 +9,10 @@ from engine.durable cimport has_write_error, submit_sync, sync_error, sync_resul
 from engine.engine cimport (
     BOUNCE_BYTES, Engine, IO_DISCARD, IO_FLUSH, IO_READ, IO_WRITE, Io, MAX_IOVECS, PAST_END,
     REPEATS_AT_ONCE, REPEAT_DELAYS, STEP_DELAY, STEP_PAUSE, STEP_RANGE, STEP_SYNC, STEP_TRANSFER,
-    STEP_ZEROES, Step, ZERO_BYTES, advance, append, end_io, take_first,
+    STEP_UNBOUNCED, STEP_UNSYNCED, STEP_ZEROES, Step, ZERO_BYTES, advance, append, end_io,
+    take_first,
 )
+from figures.slot cimport add
 from sys.uring cimport (
     RWF_DSYNC, io_uring_prep_fallocate, io_uring_prep_read, io_uring_prep_read_fixed,
     io_uring_prep_readv, io_uring_prep_timeout, io_uring_prep_write, io_uring_prep_write_fixed,
@@ -66,7 +68,9 @@ cdef inline bint take_bounce(Engine *e, Io *io) noexcept nogil:
     if e.free_bounce_count:
         e.free_bounce_count -= 1
         io.bounce = e.free_bounces[e.free_bounce_count]
+        add(&e.worker.slot.events.bounced, 1)
         return True
+    io.step = STEP_UNBOUNCED
     append(&e.unbounced, io)
     return False
 
@@ -80,6 +84,7 @@ cdef inline void give_bounce_back(Engine *e, uint8_t *bounce) noexcept nogil:
         return
     waiting = take_first(&e.unbounced)
     waiting.bounce = bounce
+    add(&e.worker.slot.events.bounced, 1)
     submit_transfer(e, waiting)
 
 
@@ -177,6 +182,7 @@ cdef inline void finish(Engine *e, Io *io, int32_t result) noexcept nogil:
 cdef inline void end_unsynced(Engine *e, Io *io, int32_t error) noexcept nogil:
     """End an Io whose data is written and not durable: -errno; all of it has failed."""
     io.offset -= io.length - io.left
+    io.left = io.length
     finish(e, io, error)
 
 
@@ -190,6 +196,7 @@ cdef inline void end_written(Engine *e, Io *io) noexcept nogil:
     if error < 0:
         end_unsynced(e, io, error)
     else:
+        io.step = STEP_UNSYNCED
         append(&e.unsynced, io)
 
 
@@ -201,8 +208,12 @@ cdef inline void start_uring(Engine *e, Io *io) noexcept nogil:
     io.bounce = NULL
     io.fixed = io.plain = False
     if io.kind == IO_READ or io.kind == IO_WRITE:
-        if not is_unfit(e, io.iov, io.iov_count) or take_bounce(e, io):
+        if not is_unfit(e, io.iov, io.iov_count):
             submit_transfer(e, io)
+        else:
+            add(&e.worker.slot.events.unaligned, 1)
+            if take_bounce(e, io):
+                submit_transfer(e, io)
     elif io.kind == IO_FLUSH:
         end_written(e, io)
     else:
@@ -299,6 +310,8 @@ cdef inline void complete_sync(Engine *e, Io *io, int32_t result) noexcept nogil
             end_unsynced(e, io, result)
         else:
             finish(e, io, 0)
+        if following != NULL:
+            add(&e.worker.slot.events.merged, 1)
         io = following
 
 

@@ -56,6 +56,7 @@ cdef struct Inflight:
     # All fields are the worker's once the ring is started.
     void *region                # SplitRegion or PackedRegion; NULL: nothing is recorded
     uint32_t entries            # of the region
+    bint is_lent                # by the front end, to each who serves the ring
     uint64_t counter            # of the next chain
     uint16_t head               # split: given back last; packed: first free entry
     uint16_t *next              # packed: our copy of the entries' links

@@ -17,7 +17,7 @@ from virtio.segments cimport readable_of
 from virtio.virtq cimport Chain
 from worker.fetching cimport put_back, take
 from worker.serving cimport served
-from worker.state cimport Worker, hold, let_go
+from worker.state cimport Worker, keep, let_go
 from worker.vring cimport Vring
 
 cdef enum:
@@ -118,7 +118,7 @@ cdef inline void keep_buffers(Worker *w, Vring *r) noexcept nogil:
     cdef NetVring *v = net_vring(r)
     cdef uint32_t _
     for _ in range(v.buffer_count):
-        v.pinned = hold(w, r)
+        v.pinned = keep(w, r)
 
 
 cdef inline void resume_gathering(Worker *w, Vring *r) noexcept nogil:

@@ -21,7 +21,7 @@ from virtio.virtq cimport Chain, Segment
 from worker.fetching cimport put_back, take
 from worker.logged cimport outrun_log
 from worker.mailbox cimport stage_answer
-from worker.state cimport FETCH_BUDGET, Worker, hold, let_go
+from worker.state cimport FETCH_BUDGET, Worker, keep, let_go
 from worker.vring cimport Vring, bump, give_back
 
 cdef inline uint32_t command_bytes(const NetCommand *c) noexcept nogil:
@@ -74,7 +74,7 @@ cdef inline int begin_command(Worker *w, Vring *r, const Chain *chain) noexcept 
     q.chain, q.ack = chain[0], segments[readable].base
     q.number += 1
     q.is_open = True
-    q.pinned = hold(w, r)
+    q.pinned = keep(w, r)
     r.wanted = 0
     stage_answer(&w.mailbox, 0, r.number, REPORT_COMMAND)
     return 1

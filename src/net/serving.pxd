@@ -10,7 +10,7 @@ from net.state cimport (
     NET_CONTROL, NET_RECEIVE, NET_TRANSMIT, NetParameters, NetVring, net_of, net_vring, role_of,
 )
 from net.transmit cimport send_again, transmit
-from sys.uring cimport io_uring_cqe
+from sys.uring cimport IORING_OP_POLL_ADD, io_uring_cqe, operation
 from virtio.virtq cimport Chain
 from worker.state cimport Device, TAG_DEVICE, Worker, pointer_of, tag_of
 from worker.vring cimport Vring, give_back
@@ -98,6 +98,7 @@ cdef inline bint quit_net(Worker *w) noexcept nogil:
 cdef inline void be_net(Device *d) noexcept nogil:
     """Have a worker call these functions."""
     d.device_size, d.worker_size, d.vring_size = sizeof(Device), sizeof(Worker), sizeof(Vring)
+    d.operations = operation(IORING_OP_POLL_ADD)
     d.open, d.configure, d.start = open_net, configure_net, start_net
     d.begin_turn, d.end_turn = begin_turn_net, end_turn_net
     d.serve, d.begin, d.complete = serve_net, begin_again, complete_net

@@ -31,6 +31,14 @@ cdef extern from *:
         return __atomic_compare_exchange_n(p, &none, value, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
     }
 
+    /* Add: what was there before.  What is counted so orders nothing else. */
+    #define blkd_fetch_add(p, v)     __atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
+
+    /* Have `value` in the place of `known`, unless something else is there by now. */
+    static inline void blkd_replace(uint64_t *p, uint64_t known, uint64_t value) {
+        __atomic_compare_exchange_n(p, &known, value, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    }
+
     /* Copy out of memory that its owner may rewrite meanwhile. The barrier keeps the
        compiler from fetching a field a second time after the copy has been checked. */
     static inline void blkd_copy_once(void *to, const void *from, size_t bytes) {
@@ -38,11 +46,17 @@ cdef extern from *:
         __asm__ volatile("" ::: "memory");
     }
     """
+    uint32_t load_relaxed_u32 "blkd_load_relaxed"(const uint32_t *p) noexcept nogil
     uint16_t load_relaxed_u16 "blkd_load_relaxed"(const uint16_t *p) noexcept nogil
     uint16_t load_acquire_u16 "blkd_load_acquire"(const uint16_t *p) noexcept nogil
+    uint32_t load_relaxed_u32 "blkd_load_relaxed"(const uint32_t *p) noexcept nogil
     uint32_t load_acquire_u32 "blkd_load_acquire"(const uint32_t *p) noexcept nogil
     int32_t load_acquire_i32 "blkd_load_acquire"(const int32_t *p) noexcept nogil
     bint store_once "blkd_store_once"(int32_t *p, int32_t value) noexcept nogil
+    uint32_t fetch_add_u32 "blkd_fetch_add"(uint32_t *p, uint32_t v) noexcept nogil
+    uint64_t fetch_add_u64 "blkd_fetch_add"(uint64_t *p, uint64_t v) noexcept nogil
+    void replace_u64 "blkd_replace"(uint64_t *p, uint64_t known, uint64_t v) noexcept nogil
+    uint64_t load_acquire_u64 "blkd_load_acquire"(const uint64_t *p) noexcept nogil
     uint64_t load_relaxed_u64 "blkd_load_relaxed"(const uint64_t *p) noexcept nogil
     void store_relaxed_u16 "blkd_store_relaxed"(uint16_t *p, uint16_t v) noexcept nogil
     void store_relaxed_u32 "blkd_store_relaxed"(uint32_t *p, uint32_t v) noexcept nogil

@@ -15,11 +15,23 @@ cdef extern from "<time.h>" nogil:
         long tv_nsec
     enum:
         CLOCK_MONOTONIC
+        CLOCK_THREAD_CPUTIME_ID
     int clock_gettime(int clock, timespec *now)
+
+
+cdef enum:
+    SECOND = 1000000000         # nanoseconds
 
 
 cdef inline uint64_t now() noexcept nogil:
     """Nanoseconds of a clock that only advances."""
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
-    return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
+    return <uint64_t>t.tv_sec * SECOND + <uint64_t>t.tv_nsec
+
+
+cdef inline uint64_t thread_cpu() noexcept nogil:
+    """Nanoseconds for which this thread has had a processor; a system call."""
+    cdef timespec t
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t)
+    return <uint64_t>t.tv_sec * SECOND + <uint64_t>t.tv_nsec

@@ -10,7 +10,8 @@ registered with a small io_uring, and each message that another one posts there 
 from libc.stdint cimport uint64_t
 
 from sys.uring cimport (
-    IOSQE_CQE_SKIP_SUCCESS, io_uring, io_uring_cq_advance, io_uring_cq_ready,
+    IORING_REGISTER_EVENTFD, IORING_SETUP_R_DISABLED, IORING_UNREGISTER_EVENTFD,
+    IOSQE_CQE_SKIP_SUCCESS, enable_uring, io_uring, io_uring_cq_advance, io_uring_cq_ready,
     io_uring_prep_msg_ring, io_uring_queue_exit, io_uring_queue_init, io_uring_register_eventfd,
     io_uring_sqe, io_uring_unregister_eventfd, uring_fd,
 )
@@ -24,6 +25,27 @@ cdef struct Signal:
     uint64_t entry              # number of the entry that was queued last for it; 0 for none
 
 
+cdef inline int make_signal(Signal *s) noexcept nogil:
+    """Have what a signal takes ready, unless it is: 0, or -errno.
+
+    Its io_uring is restricted, where the kernel can do so: no entry is ever queued there.
+    """
+    cdef int rc
+    if s.is_made:
+        return 0
+    rc = io_uring_queue_init(1, &s.uring, IORING_SETUP_R_DISABLED)
+    if rc < 0:
+        return rc
+    rc = enable_uring(
+        &s.uring, 0, 1 << IORING_REGISTER_EVENTFD | 1 << IORING_UNREGISTER_EVENTFD, 0
+    )
+    if rc < 0:
+        io_uring_queue_exit(&s.uring)
+        return rc
+    s.is_made = True
+    return 0
+
+
 cdef inline int bind_signal(Signal *s, int fd) noexcept nogil:
     """Signal another eventfd from now on, borrowed for this call, or -1 for none: 0, or -errno.
 
@@ -35,11 +57,9 @@ cdef inline int bind_signal(Signal *s, int fd) noexcept nogil:
         s.is_bound = False
     if fd < 0:
         return 0
-    if not s.is_made:
-        rc = io_uring_queue_init(1, &s.uring, 0)
-        if rc < 0:
-            return rc
-        s.is_made = True
+    rc = make_signal(s)
+    if rc < 0:
+        return rc
     rc = io_uring_register_eventfd(&s.uring, fd)
     s.is_bound = rc == 0
     return rc

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The part of liburing that blkd uses; every function returns -errno on failure.
 
-liburing 2.3 is the oldest served: it declares io_uring_enable_rings but does not export
-it, so a ring is made on the thread that uses it.
+liburing 2.3 is the oldest served: it declares io_uring_enable_rings and
+io_uring_register_restrictions but does not export them, so they are called here.
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
@@ -18,7 +18,10 @@ cdef extern from "<sys/uio.h>" nogil:
 
 cdef extern from "<liburing.h>" nogil:
     """
+    #include <errno.h>
     #include <string.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
 
     #ifndef RWF_DSYNC
     #define RWF_DSYNC 0x00000002
@@ -57,6 +60,36 @@ cdef extern from "<liburing.h>" nogil:
             || __atomic_load_n(ring->sq.kflags, __ATOMIC_RELAXED)
                & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
     }
+
+    /* What a ring may do from now on: operations and registrations by a bit each, and flags of
+       entries.  It was made disabled, and serves afterwards the thread that calls: 1, or 0 where
+       the kernel does not restrict it, or -errno. */
+    static inline int blkd_uring_enable(
+        const struct io_uring *ring, uint64_t operations, uint32_t registrations, uint8_t flags
+    ) {
+        struct io_uring_restriction allowed[64 + 32 + 1];
+        unsigned count = 0;
+        int i, is_restricted;
+        memset(allowed, 0, sizeof(allowed));
+        for (i = 0; i < 64; i++)
+            if (operations >> i & 1) {
+                allowed[count].opcode = IORING_RESTRICTION_SQE_OP;
+                allowed[count++].sqe_op = i;
+            }
+        for (i = 0; i < 32; i++)
+            if (registrations >> i & 1) {
+                allowed[count].opcode = IORING_RESTRICTION_REGISTER_OP;
+                allowed[count++].register_op = i;
+            }
+        allowed[count].opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED;
+        allowed[count++].sqe_flags = flags;
+        is_restricted = syscall(__NR_io_uring_register, ring->ring_fd,
+                                IORING_REGISTER_RESTRICTIONS, allowed, count) == 0;
+        if (syscall(__NR_io_uring_register, ring->ring_fd, IORING_REGISTER_ENABLE_RINGS,
+                    NULL, 0) < 0)
+            return -errno;
+        return is_restricted;
+    }
     static inline int blkd_uring_fd(const struct io_uring *ring) {
         return ring->ring_fd;
     }
@@ -69,19 +102,35 @@ cdef extern from "<liburing.h>" nogil:
         IORING_SETUP_SUBMIT_ALL
         IORING_SETUP_DEFER_TASKRUN
         IORING_SETUP_TASKRUN_FLAG
+        IORING_SETUP_R_DISABLED
         IORING_CQE_F_MORE
         IOSQE_ASYNC
         IOSQE_CQE_SKIP_SUCCESS
         IORING_FSYNC_DATASYNC
-        IORING_OP_READV
-        IORING_OP_WRITEV
-        IORING_OP_READ
-        IORING_OP_WRITE
-        IORING_OP_FSYNC
-        IORING_OP_FALLOCATE
-        IORING_OP_POLL_ADD
+        IORING_OP_ACCEPT
         IORING_OP_ASYNC_CANCEL
+        IORING_OP_CLOSE
+        IORING_OP_CONNECT
+        IORING_OP_FALLOCATE
+        IORING_OP_FSYNC
         IORING_OP_MSG_RING
+        IORING_OP_POLL_ADD
+        IORING_OP_READ
+        IORING_OP_READV
+        IORING_OP_READ_FIXED
+        IORING_OP_RECV
+        IORING_OP_RECVMSG
+        IORING_OP_SEND
+        IORING_OP_SENDMSG
+        IORING_OP_TIMEOUT
+        IORING_OP_URING_CMD "BLKD_OP_URING_CMD"
+        IORING_OP_WRITE
+        IORING_OP_WRITEV
+        IORING_OP_WRITE_FIXED
+        IORING_REGISTER_BUFFERS
+        IORING_UNREGISTER_BUFFERS
+        IORING_REGISTER_EVENTFD
+        IORING_UNREGISTER_EVENTFD
 
     cdef struct io_uring_params:
         uint32_t flags
@@ -106,6 +155,9 @@ cdef extern from "<liburing.h>" nogil:
 
     bint uring_has_news "blkd_uring_has_news"(const io_uring *ring)
     int uring_fd "blkd_uring_fd"(const io_uring *ring)
+    int enable_uring "blkd_uring_enable"(
+        const io_uring *ring, uint64_t operations, uint32_t registrations, uint8_t flags
+    )
     int io_uring_queue_init(unsigned entries, io_uring *ring, unsigned flags)
     int io_uring_queue_init_params(unsigned entries, io_uring *ring, io_uring_params *params)
     void io_uring_queue_exit(io_uring *ring)
@@ -114,6 +166,9 @@ cdef extern from "<liburing.h>" nogil:
     int io_uring_submit(io_uring *ring)
     unsigned io_uring_sq_ready(const io_uring *ring)
     int io_uring_submit_and_wait(io_uring *ring, unsigned wait_for)
+    int io_uring_submit_and_wait_timeout(
+        io_uring *ring, io_uring_cqe **first, unsigned wait_for, void *limit, void *signals
+    )
     unsigned io_uring_peek_batch_cqe(io_uring *ring, io_uring_cqe **cqes, unsigned count)
     unsigned io_uring_cq_ready(const io_uring *ring)
     void io_uring_cq_advance(io_uring *ring, unsigned count)
@@ -164,3 +219,8 @@ cdef extern from "<liburing.h>" nogil:
     void io_uring_prep_msg_ring(
         io_uring_sqe *sqe, int fd, unsigned n, uint64_t data, unsigned flags
     )
+
+
+cdef inline uint64_t operation(int opcode) noexcept nogil:
+    """The bit of an operation, of which a set is made."""
+    return <uint64_t>1 << opcode

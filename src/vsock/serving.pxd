@@ -5,7 +5,10 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from sys.atomics cimport store_release_u32
 from sys.clock cimport now
-from sys.uring cimport io_uring_cqe
+from sys.uring cimport (
+    IORING_OP_ACCEPT, IORING_OP_CLOSE, IORING_OP_CONNECT, IORING_OP_RECV, IORING_OP_RECVMSG,
+    IORING_OP_SEND, IORING_OP_SENDMSG, IORING_OP_TIMEOUT, io_uring_cqe, operation,
+)
 from virtio.packed cimport is_untouched
 from virtio.virtq cimport Chain, Virtq
 from vsock.changes cimport finish, reset, start_tick
@@ -242,6 +245,11 @@ cdef inline bint quit_vsock(Worker *w) noexcept nogil:
 cdef inline void be_vsock(Device *d) noexcept nogil:
     """Fill in the role."""
     d.device_size, d.worker_size, d.vring_size = sizeof(Device), sizeof(Worker), sizeof(Vring)
+    d.operations = (
+        operation(IORING_OP_ACCEPT) | operation(IORING_OP_CONNECT) | operation(IORING_OP_CLOSE)
+        | operation(IORING_OP_RECV) | operation(IORING_OP_RECVMSG) | operation(IORING_OP_SEND)
+        | operation(IORING_OP_SENDMSG) | operation(IORING_OP_TIMEOUT)
+    )
     d.open, d.configure, d.start, d.quit = open_vsock, configure_vsock, start_vsock, quit_vsock
     d.begin_turn, d.end_turn, d.complete = begin_turn_vsock, end_turn_vsock, complete_vsock
     d.serve, d.begin = serve_vsock, begin_packet

@@ -5,7 +5,7 @@ from libc.errno cimport EBUSY, EFAULT
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from sys.eventfds cimport bind_signal
+from sys.eventfds cimport bind_signal, make_signal
 from virtio.dirtylog cimport DirtyLog, RingLog
 from virtio.flaw cimport FLAW_NONE
 from virtio.guestmem cimport MemoryView
@@ -13,9 +13,9 @@ from virtio.iotlb cimport Iotlb
 from virtio.virtqueue cimport begin, start, vring_base
 from worker.mailbox cimport (
     CMD_CONFIGURE, CMD_DENY_IOTLB, CMD_ENABLE, CMD_INVALIDATE_IOTLB, CMD_LOSE_PATIENCE, CMD_MOVE,
-    CMD_PAUSE, CMD_QUIT, CMD_REGISTER, CMD_RESUME, CMD_SET_CALL, CMD_SET_ERROR, CMD_SET_IOTLB,
-    CMD_SET_KICK, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP, CMD_UPDATE_IOTLB, Command, Miss,
-    stage_answer, take_command,
+    CMD_PAUSE, CMD_PREPARE, CMD_QUIT, CMD_REGISTER, CMD_RESUME, CMD_RETRY, CMD_SET_CALL,
+    CMD_SET_ERROR, CMD_SET_IOTLB, CMD_SET_KICK, CMD_SET_LOG, CMD_SET_MEMORY, CMD_START, CMD_STOP,
+    CMD_UPDATE_IOTLB, Command, Miss, stage_answer, take_command,
 )
 from worker.notify cimport arm_kick, call_driver, leave_call, leave_kick, lose_ring
 from worker.parking cimport lose_patience
@@ -50,6 +50,7 @@ cdef struct Placement:
 
 cdef struct VringStart:
     Placement place
+    uint32_t index              # the device's number of it
     uint32_t size
     uint32_t base               # as SET_VRING_BASE has it
     void *inflight              # the ring's part of the in-flight region, or NULL
@@ -57,6 +58,7 @@ cdef struct VringStart:
     bint packed
     bint event_idx
     bint indirect
+    bint is_lent                # ... which outlives the vring
     bint taken_over             # `base` is from who served it before, and is known to be right
     bint broken                 # ... who had stopped fetching from it
 
@@ -85,13 +87,14 @@ cdef inline void place(Vring *r, const Placement *where) noexcept nogil:
 
 cdef inline int place_anew(Worker *w, Vring *r, const VringStart *how) noexcept nogil:
     """Describe a stopped ring as it is to start: 0, or -errno."""
-    r.vq.size = how.size
+    r.index, r.vq.size = how.index, how.size
     r.vq.longest_chain = max(how.size, w.longest_chain)
     r.vq.packed = how.packed
     r.vq.event_idx = how.event_idx
     r.vq.indirect = how.indirect
     r.vq.flaw.kind = FLAW_NONE
     r.inflight.region, r.inflight.entries = how.inflight, how.entries
+    r.inflight.is_lent = how.is_lent
     place(r, &how.place)
     if how.place.desc == NULL:
         return begin(&r.vq, how.base)
@@ -197,7 +200,19 @@ cdef inline int stop_ring(Worker *w, Vring *r, uint64_t ticket) noexcept nogil:
     if not change(r, STOP):
         return -EBUSY
     r.stop_ticket = ticket
+    if w.device.stop != NULL:
+        w.device.stop(w, r)
     return LATER
+
+
+cdef inline int prepare(Worker *w) noexcept nogil:
+    """Have all signals ready: 0, or -errno."""
+    cdef uint32_t i
+    cdef int rc = make_signal(&w.error)
+    for i in range(w.count):
+        if rc == 0:
+            rc = make_signal(&w.vrings[i].call.signal)
+    return rc
 
 
 cdef inline int pause(Worker *w, uint64_t ticket) noexcept nogil:
@@ -268,10 +283,15 @@ cdef inline int64_t apply(Worker *w, const Command *c) noexcept nogil:
         w.log = (<const DirtyLog *>c.data)[0]
     elif c.kind == CMD_CONFIGURE:
         w.device.configure(w, c.data)
+    elif c.kind == CMD_PREPARE:
+        return prepare(w)
     elif c.kind == CMD_PAUSE:
         return pause(w, c.ticket)
     elif c.kind == CMD_RESUME:
         resume(w)
+    elif c.kind == CMD_RETRY:
+        if w.device.retry != NULL:
+            w.device.retry(w, <uint32_t>c.value)
     elif c.kind == CMD_QUIT:
         w.quit = True
     else:

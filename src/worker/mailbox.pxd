@@ -37,8 +37,10 @@ cdef enum CommandKind:
     CMD_SET_KICK                # value: descriptor or -1; answered when the old one is idle
     CMD_SET_CALL                # value: descriptor or -1
     CMD_SET_ERROR               # value: descriptor or -1
+    CMD_PREPARE                 # makes now what is else made at the first use
     CMD_PAUSE                   # answered once drained
     CMD_RESUME
+    CMD_RETRY                   # value: how many chains that were put off are to begin again
     CMD_QUIT                    # leaves at once: what is in flight is abandoned
 
 
@@ -88,6 +90,11 @@ cdef inline bint take_command(Mailbox *box, Command *out) noexcept nogil:
     out[0] = box.commands[box.taken & (MAILBOX_SLOTS - 1)]
     store_release_u32(&box.taken, box.taken + 1)
     return True
+
+
+cdef inline bint has_report_room(const Mailbox *box) noexcept nogil:
+    """Worker: whether a report that is staged now is not dropped."""
+    return box.staged - load_acquire_u32(&box.received) < MAILBOX_SLOTS
 
 
 cdef inline void stage_answer(

@@ -4,8 +4,10 @@
 from libc.errno cimport EAGAIN, EBUSY, ENXIO
 from libc.stdint cimport uint64_t
 
+from figures.slot cimport add
 from sys.eventfds cimport Signal, bind_signal, prepare_signal
 from sys.uring cimport io_uring_prep_cancel64, io_uring_prep_poll_multishot, io_uring_sqe
+from sys.usdt cimport probe_call
 from virtio.flaw cimport FLAW_KICK, FLAW_MEMORY, found_flaw
 from worker.mailbox cimport stage_answer
 from worker.state cimport (
@@ -58,6 +60,8 @@ cdef inline void call_driver(Worker *w, Vring *r) noexcept nogil:
     """Notify the driver with the next submission."""
     if r.call.signal.is_bound and not is_queued(w, &r.call.signal):
         bump(&r.call.count, 1)
+        probe_call(r.index)
+        add(&w.slot.events.calls, 1)
         send_signal(w, &r.call.signal)
 
 

@@ -227,6 +227,18 @@ cdef inline int park(Worker *w, Vring *r, const Chain *chain) noexcept nogil:
     return 1
 
 
+cdef inline void park_again(Worker *w, Vring *r, const Chain *chain) noexcept nogil:
+    """Keep a recorded chain that is to be walked anew, once its vring is served."""
+    cdef Parked *p = &r.parked[r.parked_count]
+    memset(p, 0, sizeof(Parked))
+    p.chain.entry = <uint16_t>(chain.entry if r.vq.packed else chain.id)
+    p.chain.descriptors = <uint16_t>chain.descriptors
+    p.missing.is_known = True
+    r.parked_count += 1
+    r.wanted -= 1               # it will begin
+    r.has_earlier = r.wants_look = True
+
+
 cdef inline int begin_parked(Worker *w, Vring *r, Parked *p) noexcept nogil:
     """Walk a parked chain again, to begin or to fail: 1 when that is done, 0, or -errno.
 

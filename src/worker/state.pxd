@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """One worker: its io_uring, its vrings, and the device that it serves."""
 
-from libc.errno cimport EAGAIN
+from libc.errno cimport EAGAIN, ETIME
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from figures.slot cimport Slot
+from sys.clock cimport KernelTimespec, SECOND
 from sys.eventfds cimport Signal
 from sys.uring cimport (
     io_uring, io_uring_cqe, io_uring_get_events, io_uring_get_sqe, io_uring_sq_ready, io_uring_sqe,
-    io_uring_submit, io_uring_submit_and_wait,
+    io_uring_submit, io_uring_submit_and_wait, io_uring_submit_and_wait_timeout,
 )
 from virtio.dirtylog cimport DirtyLog
 from virtio.guestmem cimport GuestMemory, MemoryView, Region
@@ -66,6 +68,7 @@ cdef struct Device:
     uint32_t vrings             # that it has room for, and descriptors of each
     uint32_t largest
     uint32_t longest_chain      # descriptors, where a vring is not longer
+    uint64_t operations         # of io_uring that it queues, by `operation`; no others will do
     bint has_threads            # some of its work ends on threads of others: see Completions
     # The worker's thread begins: be ready for its vrings.
     void (*open)(Worker *w) noexcept nogil
@@ -87,6 +90,14 @@ cdef struct Device:
     # Whether a chain that was begun may still touch what is mapped at one of so many ranges, by
     # their `base`.  NULL for any.
     bint (*uses)(Worker *w, const Region *ranges, uint32_t count) noexcept nogil
+    # Begin up to `count` chains again that it has put off because of errors.  NULL where it never
+    # does.
+    void (*retry)(Worker *w, uint32_t count) noexcept nogil
+    # A vring is to stop: give back what was put off, or leave it recorded.  NULL likewise.
+    void (*stop)(Worker *w, Vring *r) noexcept nogil
+    # Some IOVAs mean nothing any more, `removed` of the IOTLB: put nothing off that names them.
+    # NULL likewise.
+    void (*invalidate)(Worker *w) noexcept nogil
     # Take completions of the worker's io_uring; those tagged TAG_DEVICE are the device's, which
     # knows what their pointers are: blk's are all of an Io.
     void (*complete)(Worker *w, io_uring_cqe **cqes, unsigned count) noexcept nogil
@@ -103,6 +114,16 @@ cdef struct Device:
 cdef struct Worker:
     io_uring uring              # worker thread only, made and ended there
     Device *device              # what it serves
+    Slot *slot                  # worker: what it counts and measures, for others to read
+    bint has_begun              # worker: it was to serve at least once: until then it writes none
+    uint64_t now                # worker: nanoseconds, as of its latest look at the clock
+    uint64_t turn_at            # worker: when its turn began
+    uint64_t seen_at            # worker: since when it knows of what it fetches now
+    uint64_t idle_at            # worker: since when it has had nothing to do in this turn, or 0
+    uint64_t cpu_at             # worker: CPU time that it has told of
+    uint64_t cpu_due            # worker: when it is to tell of it again
+    bint has_served             # worker: something was answered in this turn
+    bint clock_is_read          # worker: since this turn began it has done nothing that takes time
     DirtyLog log                # worker, replaced by CMD_SET_LOG
     MemoryView *view            # worker; the map that new requests use
     const GuestMemory *addresses    # worker: what chains are walked by, that map's or the IOTLB's
@@ -124,17 +145,20 @@ cdef struct Worker:
     Patience when_idle          # while nothing is in flight
     Patience when_busy          # while something is
     uint32_t in_flight          # chains that the device has, of all vrings
+    uint32_t put_off            # chains at rest that it has besides: see `Device.retry`
     int fault_fd                # eventfd: that a front end's memory is gone; -1 without one
+    uint64_t wake_at            # nanoseconds: when the device wants its turn at the latest; or 0
     bint unfinished             # there is more to do before it sleeps
     bint abandoned              # it has ended, and somebody may still be at what was in flight
     uint64_t pause_ticket       # CMD_PAUSE to be answered, or 0
     bint paused
     bint quit
+    bint is_restricted          # worker: its io_uring does only what it was made for
     Completions completions     # see its fields
     Mailbox mailbox             # see its fields
 
 
-cdef inline MemoryView *hold(Worker *w, Vring *r) noexcept nogil:
+cdef inline MemoryView *keep(Worker *w, Vring *r) noexcept nogil:
     """Count a chain that the device keeps for later; the memory it names stays until `let_go`."""
     r.in_flight += 1
     w.in_flight += 1
@@ -182,6 +206,17 @@ cdef inline int submit_and_sleep(Worker *w) noexcept nogil:
     """Give the kernel what is queued and sleep until a completion: not negative, or -errno."""
     cdef unsigned queued = io_uring_sq_ready(&w.uring)
     return submitted(w, queued, io_uring_submit_and_wait(&w.uring, 1))
+
+
+cdef inline int submit_and_sleep_for(Worker *w, uint64_t limit) noexcept nogil:
+    """The same, but for `limit` nanoseconds at the most: not negative, or -errno."""
+    cdef unsigned queued = io_uring_sq_ready(&w.uring)
+    cdef KernelTimespec t
+    cdef io_uring_cqe *first
+    cdef int rc
+    t.tv_sec, t.tv_nsec = limit // SECOND, limit % SECOND
+    rc = io_uring_submit_and_wait_timeout(&w.uring, &first, 1, &t, NULL)
+    return submitted(w, queued, 0 if rc == -ETIME else rc)
 
 
 cdef inline io_uring_sqe *next_sqe(Worker *w) noexcept nogil:

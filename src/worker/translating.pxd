@@ -99,6 +99,8 @@ cdef inline int invalidate_iotlb(
             w.vrings[i].is_placed = False
             change(&w.vrings[i], WAIT)
     t.ticket, t.vrings = ticket, what.vrings
+    if w.device.invalidate != NULL:
+        w.device.invalidate(w)
     return LATER
 
 

@@ -48,6 +48,7 @@ cdef struct Vring:
     UsedChain *used             # given back, and not shown to the driver yet
     uint32_t used_count
     uint32_t number             # the worker's own
+    uint32_t index              # the device's
     VringState state
     bint is_placed              # in the present memory; else its place is in an older map
     bint enabled

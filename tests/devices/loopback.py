@@ -14,7 +14,7 @@ from typing import Any
 
 from blkd.loopback_device import LoopbackPart
 
-from blkd.cli import serving
+from blkd import hosting
 from blkd.dataplane import WorkerPlan
 from blkd.errors import RequestRefused
 from blkd.export.device_export import DeviceExport
@@ -110,7 +110,7 @@ def main() -> None:
     def announce(_state: object) -> None:
         print("listening", flush=True)  # noqa: T201 - for who starts this
 
-    serving.run_devices(config, functools.partial(make, config, path), announce)
+    hosting.run_devices(config, functools.partial(make, config, path), announce)
     signals.exit_now(0)
 
 

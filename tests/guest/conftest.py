@@ -1,14 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 import contextlib
+import re
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.runner import runtestprotocol
 
 from harness.guest import Device, Guest, Iommu, Machine
 
 MIB = 1 << 20
+APIC_LOST = re.compile(
+    r"hw/pci/msix\.c:\d+: msix_table_mmio_write: Assertion|kthread timer wakeup didn't happen"
+)
+"""What is seen of QEMU 10 where an emulated processor's write to its APIC goes astray, some hundred
+boots apart, as the memory map changes: it ends up in another device's table, of which QEMU dies,
+or a timer is never set, which the guest's kernel tells after 21 s while all its processors halt."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+    """Run a test once more where QEMU has lost such a write; why the first failed is told."""
+    hook = item.ihook
+    hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    reports = runtestprotocol(item, log=False, nextitem=nextitem)
+    told = [str(report.longrepr) for report in reports if report.failed]
+    if any(map(APIC_LOST.search, told)):
+        writer = item.config.get_terminal_writer()
+        writer.line("\n".join((*told, f"QEMU lost a write to an APIC, once more: {item.nodeid}")))
+        reports = runtestprotocol(item, log=False, nextitem=nextitem)
+    for report in reports:
+        hook.pytest_runtest_logreport(report=report)
+    hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
 
 
 @pytest.fixture

@@ -36,6 +36,17 @@ async def test_what_the_kernel_complains_of_is_seen(machine):
         assert line.endswith("critical medium error")
 
 
+async def test_an_error_beside_a_guest_says_what_it_was_at(machine):
+    with pytest.raises(GuestError, match="no answer in") as failed:
+        async with machine.boot(cpus=2) as guest:
+            await guest.run("sleep 60", limit=0.1)
+    (account,) = failed.value.__notes__
+    assert "stolen since" in account
+    assert "QEMU says: running" in account
+    assert account.count("RIP=") == 2
+    assert "Run /init" in account
+
+
 @pytest.mark.parametrize(
     ("end", "reason"),
     [

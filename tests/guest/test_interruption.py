@@ -22,7 +22,7 @@ async def answered(server) -> int:
 
 async def more_than(server, count: int) -> None:
     """Wait until requests are being answered."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await answered(server) <= count:
             pass
 
@@ -34,7 +34,7 @@ async def test_requests_wait_while_a_disk_is_paused(boot, image):
         asyncio.TaskGroup() as tasks,
     ):
         start = await answered(server)
-        job = tasks.create_task(fio(guest, "/dev/vda", JOB, limit=80))
+        job = tasks.create_task(fio(guest, "/dev/vda", JOB, limit=150))
         for _ in range(3):
             await more_than(server, start + 200)
             assert (await server.call("pause"))["drained"]
@@ -55,7 +55,7 @@ async def test_blkd_ends_and_starts_again_under_load(boot, image):
         boot(Disk(server.socket)) as guest,
         asyncio.TaskGroup() as tasks,
     ):
-        job = tasks.create_task(fio(guest, "/dev/vda", JOB, limit=80))
+        job = tasks.create_task(fio(guest, "/dev/vda", JOB, limit=150))
         for _ in range(3):
             await more_than(server, 200)  # each blkd counts from nought
             began = time.monotonic()

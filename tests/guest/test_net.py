@@ -67,7 +67,7 @@ async def booted(machine, *devices):
 
 async def until(condition):
     """Wait until it holds."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.05)
 

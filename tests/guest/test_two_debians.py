@@ -45,7 +45,7 @@ async def test_a_guest_migrates_to_a_newer_qemu_under_load(machine, other_machin
         newer.incoming(Disk(there.socket, packed=packed), cpus=2) as moved,
     ):
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(fio(guest, "/dev/vda", JOB, limit=90))
+            tasks.create_task(fio(guest, "/dev/vda", JOB, limit=150))
             await under_load(here)
             await guest.migrate(moved)
             await moved.take_over(guest)
@@ -54,7 +54,7 @@ async def test_a_guest_migrates_to_a_newer_qemu_under_load(machine, other_machin
         assert (await there.call("show"))["image_locked"]
         await there.kill()  # what is in flight is recorded in a region that the newer QEMU keeps
         async with asyncio.TaskGroup() as tasks:
-            job = tasks.create_task(fio(moved, "/dev/vda", JOB, limit=90))
+            job = tasks.create_task(fio(moved, "/dev/vda", JOB, limit=150))
             await there.start()
             await under_load(there)
             assert not job.done()

@@ -187,9 +187,9 @@ def test_huge_pages_are_given_back_when_the_front_end_leaves(daemon):
                 region = struct.pack("=QQQQQ", 0, start, end - start, 1 << 40 | start, start)
                 assert front_end.ack(Request.ADD_MEM_REG, region, [memory]) == 0
             os.close(memory)
-            assert mappings(daemon) == 2
+            assert daemon.mapped_memory() == 2
         daemon.wait_for("front_end", None)
-        assert mappings(daemon) == 0
+        assert daemon.mapped_memory() == 0
     finally:
         pool.write_text(before)
 
@@ -307,7 +307,7 @@ def test_front_ends_come_and_go_for_ever_and_leave_nothing_behind(daemon):
             for disk in front_end.disks(2, SIZE):
                 disk.submit(OUT, turn, bytes(512))
         daemon.wait_for("front_end", None)
-        counts.append((open_fds(daemon), mappings(daemon)))
+        counts.append((open_fds(daemon), daemon.mapped_memory()))
     assert len(set(counts[4:])) == 1, counts
 
 
@@ -342,11 +342,6 @@ def wait_for_fds(daemon, count, limit=5):
     while (found := open_fds(daemon)) != count:
         assert time.monotonic() < deadline, f"{found} descriptors, not {count}"
         time.sleep(0.005)
-
-
-def mappings(daemon):
-    """How much guest memory the process has mapped."""
-    return Path(f"/proc/{daemon.process.pid}/maps").read_text().count("memfd:")
 
 
 class opened:  # noqa: N801 - reads as a verb

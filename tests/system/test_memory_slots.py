@@ -5,7 +5,6 @@ import os
 import random
 import struct
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -64,10 +63,6 @@ def reads(disk, number, region):
     )
 
 
-def mappings(daemon):
-    return Path(f"/proc/{daemon.process.pid}/maps").read_text().count("memfd:")
-
-
 def ask(front_end, request, region):
     """Send a request for a region, the answer to be waited for."""
     fds = [region.fd] if request == Request.ADD_MEM_REG else []
@@ -91,7 +86,7 @@ def test_every_slot_is_filled_and_emptied_under_io(serve, path, options):
         sent = submit(disks[n % 2], IN, n % 256, more[n - 1]) if n else None
         front_end.add_region(region)
         assert sent is None or wait(disks[n % 2], sent) == OK
-    assert mappings(daemon) == SLOTS
+    assert daemon.mapped_memory() == SLOTS
     surplus = front_end.memory.grow(1 << 16)
     assert front_end.ack(Request.ADD_MEM_REG, bytes(8) + surplus.pack(), [surplus.fd]) != 0
     assert all(reads(disks[n % 2], n % 256, region) for n, region in enumerate(more))
@@ -101,7 +96,7 @@ def test_every_slot_is_filled_and_emptied_under_io(serve, path, options):
         sent = submit(disks[n % 2], IN, n % 256, more[-1])
         front_end.remove_region(region)
         assert wait(disks[n % 2], sent) == OK
-    assert mappings(daemon) == len(first) + 1
+    assert daemon.mapped_memory() == len(first) + 1
     assert reads(disks[0], 5, more[-1])
     assert daemon.call("show")["broken_rings"] == []
 
@@ -197,7 +192,7 @@ def test_removals_and_additions_in_one_breath_are_done_in_their_order(serve, pat
         assert answered(front_end) != 0, "the other is there already"
         assert all(disk.wait(head)[0].status == OK for disk, head in sent)
     assert reads(disks[0], 77, region)
-    assert mappings(daemon) == 3
+    assert daemon.mapped_memory() == 3
 
 
 def test_a_request_in_a_region_that_went_breaks_its_ring_alone(serve, path):
@@ -225,4 +220,4 @@ def test_regions_far_into_one_large_file_take_no_more_room_than_they_are(serve, 
         assert front_end.ack(Request.ADD_MEM_REG, payload, [file]) == 0, n
     os.close(file)
     assert disk.read(0, PAGE)[0] == OK
-    assert mappings(daemon) == count + 2
+    assert daemon.mapped_memory() == count + 2

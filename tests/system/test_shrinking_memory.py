@@ -147,5 +147,4 @@ def test_a_front_end_that_shrinks_time_and_again_leaves_nothing_behind(tmp_path)
 def left(daemon):
     """Descriptors and mappings of guest memory that the process has."""
     process = Path(f"/proc/{daemon.process.pid}")
-    mapped = (process / "maps").read_text().count("memfd:")
-    return len(list((process / "fd").iterdir())), mapped
+    return len(list((process / "fd").iterdir())), daemon.mapped_memory()

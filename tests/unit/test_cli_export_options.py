@@ -4,10 +4,10 @@
 import pytest
 from click.testing import CliRunner
 
-from blkd.cli import serving
+from blkd import hosting
+from blkd.cli.export_options import served_settings
 from blkd.cli.group import blkd
 from blkd.export.config import ExportConfig
-from blkd.export.option import settings_of
 from blkd.host import log, signals
 
 WRITTEN = {
@@ -24,7 +24,11 @@ WRITTEN = {
     "engine": ("uring", "uring"),
     "workers": ("3", 3),
     "cpus": ("2-3,0", (2, 3, 0)),
+    "limit": ("bps=1K,iops=5", "iops=5,bps=1024"),
+    "slow_us": ("5000", 5000),
     "poll_us": ("0", 0),
+    "on_enospc": ("hold", "hold"),
+    "on_error": ("hold:5", "hold:5"),
     "register_memory": (None, True),
     "incoming": (None, True),
     "discard": (None, False),
@@ -44,7 +48,7 @@ def settings(monkeypatch):
 
     def settings(*arguments):
         served = []
-        monkeypatch.setattr(serving, "run", lambda config, _announce: served.append(config))
+        monkeypatch.setattr(hosting, "run", lambda config, _announce: served.append(config))
         monkeypatch.setattr(signals, "exit_now", lambda _status: None)
         monkeypatch.setattr(log, "configure", lambda **_: None)
         result = CliRunner().invoke(blkd, ["serve", "images/vm.img", *arguments])
@@ -57,7 +61,9 @@ def test_without_options_each_setting_has_its_default(settings):
     assert settings("--socket", "s") == ExportConfig(image="images/vm.img", name="vm", socket="s")
 
 
-@pytest.mark.parametrize("setting", settings_of(ExportConfig), ids=lambda setting: setting.field)
+@pytest.mark.parametrize(
+    "setting", served_settings(ExportConfig), ids=lambda setting: setting.field
+)
 def test_an_option_makes_its_setting_and_no_other(setting, settings):
     text, value = WRITTEN[setting.field]
     words = [setting.flag] if text is None else [setting.flag, text]
@@ -75,6 +81,8 @@ def test_an_option_makes_its_setting_and_no_other(setting, settings):
         (["--cpus", "5-2"], "'--cpus': '5-2' is an empty range of CPUs"),
         (["--socket-mode", "9"], "'--socket-mode': '9' is no mode in octal"),
         (["--max-discard-seg", "257"], "'--max-discard-seg': 257 is not in the range 1<=x<=256"),
+        (["--group", "gold"], "'--group': it is for exports of a daemon, which has the groups"),
+        (["--weight", "3"], "'--weight': it is for exports of a daemon"),
         (["--logical-block-size", "1024"], "'--logical-block-size': '1024' is not one of"),
     ],
 )

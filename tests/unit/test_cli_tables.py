@@ -77,3 +77,12 @@ def test_the_last_column_is_wrapped_between_words_where_the_terminal_ends():
 @given(st.lists(st.fixed_dictionaries({"a": st.text(), "b": st.integers()}), min_size=1))
 def test_a_line_for_each_record(records):
     assert len(draw({"records": records}, "title").split("\n")) == 3 + len(records)
+
+
+def test_what_an_export_says_in_an_answer_of_the_daemon_is_shown_as_it_says_it_itself():
+    view = {"since": 0.5, "served": {"size": 1 << 20, "devices": [{"name": "a", "features": 48}]}}
+    shown = draw(view, "export").splitlines()
+    assert shown[1].split(maxsplit=1)[0] == "since"
+    assert ":00.500" in shown[1]
+    assert shown[2] == "served: size  1 MiB"
+    assert "0x30" in shown[-1]

@@ -52,6 +52,17 @@ class Played:
     async def resume(self):
         self._note("resume")
 
+    def limits(self):
+        return {"limit": self.limited}
+
+    async def limit(self, text):
+        self.limited = text
+        return self.limits()
+
+    async def retry(self):
+        self._note("retry")
+        return {"retried": 2, "held": 0, "reason": None}
+
     def stop(self):
         self._note("stop")
 
@@ -67,8 +78,12 @@ class Played:
 @contextlib.asynccontextmanager
 async def served(path, export):
     with unix_socket.listen(path, 0o600) as sock:
-        async with control_api(export, sock, converse, export.stop):
+        async with control_api(export, sock, converse, export.stop, lend):
             yield
+
+
+async def lend(sock):
+    """Nothing is to be lent here."""
 
 
 async def converse(sock):
@@ -111,6 +126,16 @@ async def api(path, export):
         yield request
 
 
+def test_the_file_of_a_listener_that_is_lent_stays_when_the_api_ends(path, export):
+    async def serve(sock):
+        async with control_api(export, sock, converse, export.stop, lend):
+            pass
+
+    with unix_socket.listen(path, 0o600) as sock:
+        asyncio.run(serve(sock))
+        assert Path(path).is_socket()
+
+
 async def test_the_state_and_the_counters_can_be_read(api):
     response, state = await api("GET", models.EXPORT)
     assert (response.status, response.content_type) == (200, "application/json")
@@ -128,6 +153,7 @@ async def test_the_state_and_the_counters_can_be_read(api):
         (models.PAUSE, None, ("pause", models.DEFAULT_DEADLINE), 200),
         (models.PAUSE, b"{}", ("pause", models.DEFAULT_DEADLINE), 200),
         (models.RESUME, None, ("resume",), 200),
+        (models.RETRY, None, ("retry",), 200),
         (models.STOP, None, ("stop",), 202),
         (models.KILL, None, ("kill",), 202),
     ],

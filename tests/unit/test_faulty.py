@@ -1,20 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
+from errno import EIO, ENOSPC
+
 import pytest
 
 from blkd.errors import ImageError
 from blkd.image.engine import Fault
-from blkd.image.faulty import KINDS, LAST_BYTE, split
+from blkd.image.faulty import KINDS, LAST_BYTE, MOST_STRUCK, split
 
 MS = 1_000_000
+ALWAYS = MOST_STRUCK, EIO
 
 
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [
-        ("fail@write/100", Fault("fail", ("write",), 100, 0, LAST_BYTE, 0)),
-        ("delay=20ms@read|flush", Fault("delay", ("read", "flush"), 1, 0, LAST_BYTE, 20 * MS)),
-        ("short@any+4K-1M", Fault("short", KINDS, 1, 4096, 1 << 20, 0)),
-        ("delay=3us@zeroes/2+0-512", Fault("delay", ("zeroes",), 2, 0, 512, 3000)),
+        ("fail@write/100", Fault("fail", ("write",), 100, 0, LAST_BYTE, 0, *ALWAYS)),
+        (
+            "delay=20ms@read|flush",
+            Fault("delay", ("read", "flush"), 1, 0, LAST_BYTE, 20 * MS, *ALWAYS),
+        ),
+        ("short@any+4K-1M", Fault("short", KINDS, 1, 4096, 1 << 20, 0, *ALWAYS)),
+        ("delay=3us@zeroes/2+0-512", Fault("delay", ("zeroes",), 2, 0, 512, 3000, *ALWAYS)),
+        ("fail=ENOSPC@write*3", Fault("fail", ("write",), 1, 0, LAST_BYTE, 0, 3, ENOSPC)),
     ],
 )
 def test_a_rule_says_what_goes_wrong_and_when(rule, expected):
@@ -39,6 +46,8 @@ def test_several_rules_stand_in_their_order_before_any_image():
         pytest.param("faulty:fail@read/0:a", id="never"),
         pytest.param("faulty:fail@read/99999999999:a", id="hardly-ever"),
         pytest.param("faulty:fail@read+8K-4K:a", id="backwards"),
+        pytest.param("faulty:fail@read*0:a", id="not-once"),
+        pytest.param("faulty:fail=ENOTHING@read:a", id="unknown-error"),
         pytest.param("faulty:fail@read+x-y:a", id="no-size"),
         pytest.param("faulty:delay@read:a", id="no-delay"),
         pytest.param("faulty:delay=5000s@read:a", id="too-long"),

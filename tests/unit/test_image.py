@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import resource
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -499,10 +500,41 @@ def test_the_doctor_finds_a_good_image_good(disk):
     assert "to allocate" in checks["space"].detail
 
 
+def test_the_doctor_names_the_files_that_have_probes(disk):
+    (check,) = (check for check in examine(str(disk)) if check.name == "USDT probes")
+    assert check.ok is None
+    block, ring = map(Path, check.detail.split())
+    assert b"request__submit" in block.read_bytes()
+    assert b"blkd\0kick\0" in ring.read_bytes()
+
+
 def test_what_only_other_devices_need_keeps_no_disk_from_working(disk):
     checks = {check.name: check for check in examine(str(disk))}
     assert checks["network taps"].ok is None
     assert checks["vsock of the host"].ok is None
+
+
+def test_the_doctor_says_what_a_sandbox_can_be_made_of(disk):
+    checks = {check.name: check for check in examine(str(disk))}
+    assert checks["sandbox: landlock"].detail.startswith("version")
+    assert checks["sandbox: seccomp"].detail == "system calls can be filtered"
+    assert "mount, net, ipc, uts" in checks["sandbox: namespaces"].detail
+    assert checks["sandbox: io_uring"].detail == "kept to its purpose"
+    assert all(check.ok is None for name, check in checks.items() if name.startswith("sandbox"))
+
+
+@pytest.mark.parametrize(
+    ("limit", "hint"),
+    [
+        pytest.param(8 << 20, "enough for 40 workers", id="limited"),
+        pytest.param(resource.RLIM_INFINITY, None, id="unlimited"),
+    ],
+)
+def test_the_doctor_says_for_how_many_workers_memory_can_be_locked(monkeypatch, limit, hint):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    (check,) = (check for check in examine(None) if check.name == "locked memory")
+    assert check.ok is None
+    assert check.hint is None if hint is None else check.hint.startswith(hint)
 
 
 def test_the_doctor_knows_other_formats(disk):

@@ -175,3 +175,10 @@ async def test_what_a_write_back_lost_keeps_the_lock(tmp_path):
                 await image.release_lock()
             assert image.is_locked
             storage.answers.clear()
+
+
+def test_a_place_is_not_taken_for_an_open_image(disk):
+    place = os.open(disk, os.O_PATH)  # which anybody can have of any file
+    opening = Opening(read_only=True, direct=False, logical_block_size=512)
+    with pytest.raises(ImageError, match="open in another way"):
+        raw.RawImage.adopt(str(disk), place, opening, is_locked=False)

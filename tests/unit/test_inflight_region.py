@@ -7,7 +7,7 @@ import pytest
 
 from blkd.dataplane import inflight_region
 from blkd.dataplane.inflight_region import InflightRegion
-from blkd.errors import RequestRefused
+from blkd.errors import DataPlaneError, RequestRefused
 from blkd.vhost_user.inflight import Inflight, part_bytes
 
 
@@ -39,3 +39,21 @@ def test_a_region_is_described_to_another_process_as_it_is_laid_out(part, entrie
     region = InflightRegion.adopt(Inflight(2 * part, 0, 2, 128), fd, 1024, packed=False)
     assert region.file.region == Inflight(2 * part, 0, 2, entries)
     region.close()
+
+
+def test_files_made_ahead_are_fresh_and_keep_their_length():
+    spare = inflight_region.SpareFiles(2, 128)
+    wanted = Inflight(2 * part_bytes(128, packed=False), 0, 2, 128)
+    files = set()
+    for _ in range(2 * inflight_region.SPARE):
+        fd = spare.make(wanted)
+        assert os.pread(fd, wanted.mmap_size, 0) == bytes(wanted.mmap_size)
+        os.pwrite(fd, b"x" * 100, 0)
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, 1 << 20)
+        files.add(os.fstat(fd).st_ino)
+        os.close(fd)
+    assert len(files) == inflight_region.SPARE
+    with pytest.raises(DataPlaneError, match="too large"):
+        spare.make(Inflight(1 << 20, 0, 2, 128))
+    spare.close()

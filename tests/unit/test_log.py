@@ -55,6 +55,25 @@ def test_people_get_lines_on_a_terminal():
     assert not shown.startswith("{")
 
 
+KEPT = """
+import threading
+import structlog
+from blkd.host import log
+log.configure()
+log.hold()
+structlog.get_logger().info("image opened")
+assert threading.active_count() == 1, threading.enumerate()
+log.release()
+structlog.get_logger().info("serving")
+"""
+
+
+def test_what_is_logged_while_no_thread_may_start_is_written_later():
+    done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, check=True, timeout=30)
+    events = [json.loads(line)["event"] for line in done.stderr.splitlines()]
+    assert events == ["image opened", "serving"]
+
+
 def test_a_reader_that_went_away_does_not_end_the_program():
     reader, writer = os.pipe()
     os.close(reader)

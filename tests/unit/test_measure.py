@@ -6,7 +6,6 @@ import threading
 
 import pytest
 
-from blkd.image import measure
 from blkd.image.measure import Measure
 
 
@@ -16,8 +15,7 @@ async def test_a_size_is_asked_for_again_after_no_thread_was_to_be_had(tmp_path,
 
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(4096))
-    monkeypatch.setattr(measure, "AT_ONCE", frozenset())
-    asking = Measure(str(path))
+    asking = Measure(str(path), at_once=False)
     fd = os.open(path, os.O_RDONLY)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)

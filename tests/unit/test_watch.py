@@ -58,7 +58,8 @@ def opened(path, flags=os.O_RDWR):
     try:
         limits = SimpleNamespace(is_block_device=False)
         file = SimpleNamespace(path=str(path), fd=fd, limits=limits)
-        file.watch = lambda period: watch.watch_file(file, fd, period)
+        found = watch.Announcements(fd, is_block_device=False, opener=None)
+        file.watch = lambda period: found.watch(file, fd, period)
         yield file
     finally:
         os.close(fd)

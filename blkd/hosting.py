@@ -7,9 +7,9 @@ import functools
 import resource
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
@@ -20,6 +20,9 @@ from blkd.export.export import Export
 from blkd.host import log as log_events
 from blkd.host import signals, systemd, unix_socket
 from blkd.host.blocking import ask
+
+if TYPE_CHECKING:
+    from blkd.upgrade.taker import ExportTaker
 
 DRAIN_LIMIT = 4.0  # seconds for the requests in flight when the process is to end
 KILL_LIMIT = 0.5  # seconds for the rest after that
@@ -33,11 +36,25 @@ class Hosted(Protocol):
     def config(self) -> EndpointConfig:
         """What it is called, and who may connect."""
 
+    @property
+    def statistics(self) -> Sequence[int]:
+        """Its statistics area, if it has one, and the eventfd of that, likewise; borrowed."""
+
+    @property
+    def listeners(self) -> Iterable[socket.socket]:
+        """Where front ends connect; borrowed."""
+
     def show(self) -> object:
         """All there is to know but the counters."""
 
     def stats(self) -> object:
         """The counters."""
+
+    def in_flight(self) -> object:
+        """The requests in flight, or raise RequestRefused where only a disk lists them."""
+
+    def figures(self) -> object:
+        """What was counted and measured, or raise RequestRefused where only a disk has that."""
 
     async def resize(self, size: int, *, force: bool = False) -> object:
         """Make it `size` bytes long, or raise RequestRefused where it has no size."""
@@ -47,6 +64,15 @@ class Hosted(Protocol):
 
     async def resume(self) -> None:
         """Fetch again."""
+
+    def limits(self) -> object:
+        """The limits that are kept, or raise RequestRefused where there never are any."""
+
+    async def limit(self, text: str) -> object:
+        """Keep other limits from now on.  Raises BlkdError."""
+
+    async def retry(self) -> object:
+        """Begin held requests again, or raise RequestRefused where none are ever held."""
 
     async def refresh(self) -> None:
         """Look again at what stands behind it.  Raises BlkdError or OSError."""
@@ -77,7 +103,8 @@ Announce = Callable[[object], None]
 Opening = Callable[[contextlib.AsyncExitStack, asyncio.Event], Awaitable[Opened]]
 """Makes an export ready to serve; what it pushes undoes that.  A signal cancels it until it sets
 the event, unless it finds that this comes too late."""
-Give = Callable[[socket.socket], Awaitable[None]]
+Converse = Callable[[socket.socket], Awaitable[None]]
+"""Speaks another protocol on a connection of the control API."""
 
 log = structlog.get_logger()
 
@@ -102,7 +129,7 @@ def run(config: ExportConfig, announce: Announce, fd: int | None = None) -> None
         await export.open(sock)
         return export
 
-    _host(functools.partial(_open, config, make), announce)
+    host(functools.partial(_open, config, make), announce)
 
 
 def run_devices(
@@ -110,7 +137,7 @@ def run_devices(
 ) -> None:
     """Serve devices that `make` makes ready; for the rest see `run`."""
     log_events.name_export(config.name)
-    _host(functools.partial(_open, config, make), announce)
+    host(functools.partial(_open, config, make), announce)
 
 
 async def _open(
@@ -139,22 +166,35 @@ def take_over(control: str, limit: float, announce: Announce) -> None:
         client.switch, control, models.UPGRADE, models.UPGRADE_PROTOCOL, limit=limit
     )
 
-    async def taken(stack: contextlib.AsyncExitStack, settled: asyncio.Event) -> Opened:
-        taker = ExportTaker()
-        with await asyncio.to_thread(call) as sock:
-            await taker.take(sock)
-            settled.set()
-            await taker.begin()
-        stack.enter_context(taker.control)
-        if (path := taker.export.config.control) is not None:
+    async def opening(stack: contextlib.AsyncExitStack, settled: asyncio.Event) -> Opened:
+        taken = await take(ExportTaker(), await asyncio.to_thread(call), stack, settled)
+        if (path := taken.export.config.control) is not None:
             stack.callback(unix_socket.unlink_if_ours, path)
-        return Opened(taker.export, taker.control)
+        return taken
 
-    _host(taken, announce)
+    host(opening, announce)
 
 
-def _host(opening: Opening, announce: Announce) -> None:
-    """Serve the export that `opening` makes ready."""
+async def take(
+    taker: "ExportTaker",
+    sock: socket.socket,
+    stack: contextlib.AsyncExitStack,
+    settled: asyncio.Event,
+) -> Opened:
+    """What the process at the other end of `sock`, which is taken, has served so far.
+
+    The rest is as `Opening` has it.  Raises BlkdError: that process serves on.
+    """
+    with sock:
+        await taker.take(sock)
+        settled.set()
+        await taker.begin()
+    stack.enter_context(taker.control)
+    return Opened(taker.export, taker.control)
+
+
+def host(opening: Opening, announce: Announce) -> None:
+    """Serve the export that `opening` makes ready; for the rest see `run`."""
     _allow_descriptors()
     runner = asyncio.Runner()  # not closed: that would wait for a thread stuck in the disk
     try:
@@ -218,7 +258,8 @@ class _Host:
                 from blkd.control.server import control_api  # noqa: PLC0415
 
                 give = _giving(self._export, opened.control)
-                api = control_api(self._export, opened.control, give, signals.end)
+                lend = _lending(self._export, opened.control)
+                api = control_api(self._export, opened.control, give, signals.end, lend)
                 await stack.enter_async_context(api)
             self._ready.set()
             systemd.ready(f"serving {self._export.config.name}")
@@ -256,7 +297,7 @@ class _Host:
         systemd.ready(f"serving {self._export.config.name}")
 
 
-def _giving(export: Hosted, control: socket.socket) -> Give | None:
+def _giving(export: Hosted, control: socket.socket) -> Converse | None:
     """What gives the export to another process; None where that is not possible."""
     if not isinstance(export, Export):
         return None
@@ -270,3 +311,10 @@ def _giving(export: Hosted, control: socket.socket) -> Give | None:
             signals.exit_now(0)  # at once: nothing here may touch the disk any more
 
     return give
+
+
+def _lending(export: Hosted, control: socket.socket) -> Converse:
+    """What sends the sockets that listen to a supervisor that does not have them."""
+    from blkd.control.lending import lend  # noqa: PLC0415 - only who has an API needs this
+
+    return lambda sock: lend(sock, [control, *export.listeners], export.statistics)

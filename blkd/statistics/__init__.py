@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an export counts and measures of its requests, and where that is kept."""

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What two exports of one group carry that both need all: `python -m compare.groups`.
+
+blkd has them as members of a group of its daemon, qemu-storage-daemon behind one throttle group.
+"""
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import click
+
+from compare.limits import NULL, Load, carried, print_measured, throttled_by_qsd
+from harness.host import HostDaemon
+from harness.markdown import table
+
+EVEN: Final = 0.02
+"""How far a share may be off: 50 % by so many points."""
+BY_WEIGHT: Final = 0.03
+"""How far the ratio of two may be off, as a part of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A group of two, and their loads."""
+
+    iops: int
+    """What the group has."""
+    depths: tuple[int, int]
+    weights: tuple[int, int] = (1, 1)
+
+    @property
+    def name(self) -> str:
+        """What it is called in the table."""
+        depths = " and ".join(map(str, self.depths))
+        weights = "" if self.weights == (1, 1) else f", weights {self.weights[0]} : 1"
+        return f"{self.iops} IOPS, depths {depths}{weights}"
+
+    def missed(self, carried: Sequence[float]) -> bool:
+        """Whether the shares are not what they are to be."""
+        first, second = carried
+        if self.weights == (1, 1):
+            return abs(first / (first + second) - 0.5) > EVEN
+        ratio = self.weights[0] / self.weights[1]
+        return abs(first / second / ratio - 1) > BY_WEIGHT
+
+
+CASES: Final = (
+    Case(2000, (32, 32)),
+    Case(2000, (32, 1)),
+    Case(10_000, (32, 1)),
+    Case(2000, (32, 32), (3, 1)),
+    Case(2000, (1, 32), (3, 1)),
+)
+
+
+@contextlib.asynccontextmanager
+async def of_blkd(case: Case) -> AsyncIterator[Sequence[Path]]:
+    """The sockets of two exports of a daemon in one group."""
+    with (
+        tempfile.TemporaryDirectory(prefix="blkd-bench-") as folder,
+        HostDaemon(Path(folder)) as host,
+    ):
+        await asyncio.to_thread(host.ready)
+        host.call("POST", "/v1/groups", {"name": "both", "limits": {"iops": case.iops}})
+        views = [
+            host.add(f"disk{at}", NULL, group="both", weight=weight)
+            for at, weight in enumerate(case.weights)
+        ]
+        yield [Path(view["sockets"][0]) for view in views]
+
+
+async def shared(sockets: Sequence[Path], depths: Sequence[int], runtime: float) -> list[float]:
+    """The requests a second that each of them has carried, loaded at the same time."""
+    loads = zip(sockets, map(Load, depths), strict=True)
+    found = await asyncio.gather(*(carried(*load, runtime) for load in loads))
+    return [one.iops for one in found]
+
+
+async def measure(runtime: float) -> tuple[str, bool]:
+    """The table, and whether a goal was missed.  Raises BlkdError."""
+    rows, is_missed = [], False
+    for case in CASES:
+        async with of_blkd(case) as sockets:
+            ours = await shared(sockets, case.depths, runtime)
+        theirs = None
+        if case.weights == (1, 1):  # a throttle group knows no weights
+            async with throttled_by_qsd(f"x-iops-total={case.iops}", 2) as sockets:
+                theirs = await shared(sockets, case.depths, runtime)
+        is_missed |= case.missed(ours)
+        rows.append([case.name, shown(ours), "-" if theirs is None else shown(theirs)])
+    head = ["Group", "blkd, first and second", "qemu-storage-daemon"]
+    return table(head, rows), is_missed
+
+
+def shown(figures: Sequence[float]) -> str:
+    """Two figures and the first one's share."""
+    first, second = figures
+    return f"{first:.0f} and {second:.0f} ({first / (first + second):.1%})"
+
+
+@click.command()
+@click.option("--runtime", type=float, default=10.0, show_default=True, help="Seconds of a load.")
+def main(runtime: float) -> None:
+    """Print what each of two exports of a group has carried; the exit status is 1 off the goals."""
+    print_measured(measure(runtime))
+
+
+if __name__ == "__main__":
+    main()

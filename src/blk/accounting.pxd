@@ -64,6 +64,7 @@ cdef inline void account_run(Worker *w) noexcept nogil:
     cdef Times times
     if run.count == 0:
         return
+    w.has_served = True
     times.ring, times.throttle, times.disk = w.now - w.seen_at, 0, 0
     count_answers(&blk_vring(run.vring).counters, run.type, run.bytes, BLK_S_OK, run.count)
     measure(w.slot, operation_of(run.type), run.bytes, run.count, &times)
@@ -75,7 +76,6 @@ cdef inline void account_instant(
 ) noexcept nogil:
     """Count a request that was answered as soon as it was begun, and well."""
     cdef Run *run = &blk_of(w).run
-    w.has_served = True
     if run.type == type and run.bytes == bytes and run.vring == r:
         run.count += 1
         return
@@ -110,7 +110,7 @@ cdef inline void account_at_once(Worker *w, Vring *r, const Operation *op) noexc
     """Count a request that is answered while it is begun."""
     cdef uint64_t bytes = op.io.length
     cdef uint64_t begun_at = w.now
-    cdef bint is_instant = op.io.kind == IO_NONE or blk_of(w).engine.kind == ENGINE_NULL
+    cdef bint is_instant = blk_of(w).engine.kind == ENGINE_NULL or op.io.kind == IO_NONE
     if unlikely(op.ranges) and op.status == BLK_S_OK:
         bytes = bytes_of(next_ranges(r), op.ranges)
     if not unlikely(op.status != BLK_S_OK or not is_instant):

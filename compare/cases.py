@@ -114,6 +114,8 @@ class Plan:
     """A guest takes its time to boot, for each subject and round."""
     guest_cases: tuple[Case, ...] = ()
     profile: bool = False
+    limits_runtime: float = 0.0
+    """Seconds of each load of a limited disk; 0 for none."""
 
     def only(self, cases: str = "*", subjects: str = "*") -> "Plan":
         """The part of it whose keys match these patterns."""
@@ -195,6 +197,7 @@ FULL: Final = Plan(
     guest_rounds=5,
     guest_cases=_in_guest(),
     profile=True,
+    limits_runtime=10.0,
 )
 
 QUICK: Final = Plan(

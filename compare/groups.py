@@ -6,15 +6,17 @@ blkd has them as members of a group of its daemon, qemu-storage-daemon behind on
 
 import asyncio
 import contextlib
+import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import click
 
-from compare.limits import NULL, Load, carried, print_measured, throttled_by_qsd
+from compare.limits import NULL, Load, carried, seen_by, throttled_by_qsd
+from compare.results import Shared
 from harness.host import HostDaemon
 from harness.markdown import table
 
@@ -39,14 +41,6 @@ class Case:
         depths = " and ".join(map(str, self.depths))
         weights = "" if self.weights == (1, 1) else f", weights {self.weights[0]} : 1"
         return f"{self.iops} IOPS, depths {depths}{weights}"
-
-    def missed(self, carried: Sequence[float]) -> bool:
-        """Whether the shares are not what they are to be."""
-        first, second = carried
-        if self.weights == (1, 1):
-            return abs(first / (first + second) - 0.5) > EVEN
-        ratio = self.weights[0] / self.weights[1]
-        return abs(first / second / ratio - 1) > BY_WEIGHT
 
 
 CASES: Final = (
@@ -74,16 +68,18 @@ async def of_blkd(case: Case) -> AsyncIterator[Sequence[Path]]:
         yield [Path(view["sockets"][0]) for view in views]
 
 
-async def shared(sockets: Sequence[Path], depths: Sequence[int], runtime: float) -> list[float]:
-    """The requests a second that each of them has carried, loaded at the same time."""
+async def shared(
+    sockets: Sequence[Path], depths: tuple[int, int], runtime: float
+) -> tuple[float, float]:
+    """The requests a second that each of two has carried, loaded at the same time."""
     loads = zip(sockets, map(Load, depths), strict=True)
-    found = await asyncio.gather(*(carried(*load, runtime) for load in loads))
-    return [one.iops for one in found]
+    first, second = await asyncio.gather(*(carried(*load, runtime) for load in loads))
+    return first.iops, second.iops
 
 
-async def measure(runtime: float) -> tuple[str, bool]:
-    """The table, and whether a goal was missed.  Raises BlkdError."""
-    rows, is_missed = [], False
+async def measure(runtime: float) -> list[Shared]:
+    """Each case, one after the other.  Raises BlkdError."""
+    seen = []
     for case in CASES:
         async with of_blkd(case) as sockets:
             ours = await shared(sockets, case.depths, runtime)
@@ -91,13 +87,29 @@ async def measure(runtime: float) -> tuple[str, bool]:
         if case.weights == (1, 1):  # a throttle group knows no weights
             async with throttled_by_qsd(f"x-iops-total={case.iops}", 2) as sockets:
                 theirs = await shared(sockets, case.depths, runtime)
-        is_missed |= case.missed(ours)
-        rows.append([case.name, shown(ours), "-" if theirs is None else shown(theirs)])
-    head = ["Group", "blkd, first and second", "qemu-storage-daemon"]
-    return table(head, rows), is_missed
+        seen.append(Shared(case.name, ours, theirs))
+    return seen
 
 
-def shown(figures: Sequence[float]) -> str:
+def missed(case: Case, carried: tuple[float, float]) -> bool:
+    """Whether the shares are not what they are to be."""
+    first, second = carried
+    if case.weights == (1, 1):
+        return abs(first / (first + second) - 0.5) > EVEN
+    ratio = case.weights[0] / case.weights[1]
+    return abs(first / second / ratio - 1) > BY_WEIGHT
+
+
+def shared_table(seen: Iterable[Shared]) -> str:
+    """What each of two has carried."""
+    rows = [
+        [found.case, shown(found.blkd), "-" if found.qsd is None else shown(found.qsd)]
+        for found in seen
+    ]
+    return table(["Group", "blkd, first and second", "qemu-storage-daemon"], rows)
+
+
+def shown(figures: tuple[float, float]) -> str:
     """Two figures and the first one's share."""
     first, second = figures
     return f"{first:.0f} and {second:.0f} ({first / (first + second):.1%})"
@@ -107,7 +119,9 @@ def shown(figures: Sequence[float]) -> str:
 @click.option("--runtime", type=float, default=10.0, show_default=True, help="Seconds of a load.")
 def main(runtime: float) -> None:
     """Print what each of two exports of a group has carried; the exit status is 1 off the goals."""
-    print_measured(measure(runtime))
+    seen = seen_by(measure(runtime))
+    click.echo(shared_table(seen))
+    sys.exit(any(missed(case, found.blkd) for case, found in zip(CASES, seen, strict=True)))
 
 
 if __name__ == "__main__":

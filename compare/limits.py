@@ -12,19 +12,22 @@ import shutil
 import sys
 import tempfile
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import click
 
 from blkd.errors import BlkdError
 from compare.cases import CLIENT_CPUS, KIB, TARGET_CPUS, Family, Subject
 from compare.errors import SubjectMissing
+from compare.results import Carried, Limited
 from compare.targets import BLKD, QSD, START_LIMIT, output, serving
 from harness.markdown import table
 from harness.process import kill, spawn
+
+T = TypeVar("T")
 
 IMAGE_BYTES: Final = 1 << 30
 NULL: Final = f"null:{IMAGE_BYTES}"
@@ -46,15 +49,6 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
-    """What a disk did under a load."""
-
-    iops: float
-    p99: float
-    """Seconds."""
-
-
-@dataclass(frozen=True, slots=True)
 class Case:
     """A limit of requests a second, and a load that needs more."""
 
@@ -70,19 +64,10 @@ class Case:
         return f"{self.iops} IOPS{size}; {self.load.block // KIB} KiB, QD{self.load.depth}"
 
     @property
-    def wanted(self) -> float:
-        """The requests a second that the limit allows of this load."""
-        return self.iops / max(self.load.block / self.iops_size if self.iops_size else 1, 1)
-
-    @property
-    def least_latency(self) -> float:
-        """Seconds from one request of a queue to its next, where all of them are kept busy."""
-        return self.load.depth / self.wanted
-
-    def missed(self, carried: Carried) -> bool:
-        """Whether it is off the limit, or some have waited much longer than they have to."""
-        off = abs(carried.iops / self.wanted - 1)
-        return off > EXACT or carried.p99 > SLOWEST * self.least_latency
+    def ideal(self) -> Carried:
+        """What the limit allows of this load, each request waiting only for those before it."""
+        iops = self.iops / max(self.load.block / self.iops_size if self.iops_size else 1, 1)
+        return Carried(iops, self.load.depth / iops)
 
 
 CASES: Final = (
@@ -148,39 +133,52 @@ async def of_qsd(case: Case, runtime: float) -> Carried:
         return await carried(socket, case.load, runtime)
 
 
-async def measure(runtime: float) -> tuple[str, bool]:
-    """The table, and whether a goal was missed.  Raises BlkdError."""
-    rows, is_missed = [], False
-    for case in CASES:
-        ours = await of_blkd(case, runtime)
-        theirs = await of_qsd(case, runtime)
-        is_missed |= case.missed(ours)
-        least = f"{case.wanted:g}, {1000 * case.least_latency:.3g} ms"
-        rows.append([case.name, least, shown(case, ours), shown(case, theirs)])
-    return table(["Limit and load", "Ideal", "blkd", "qemu-storage-daemon"], rows), is_missed
+async def measure(runtime: float) -> list[Limited]:
+    """Each case, both in turn.  Raises BlkdError."""
+    return [
+        Limited(case.name, case.ideal, await of_blkd(case, runtime), await of_qsd(case, runtime))
+        for case in CASES
+    ]
 
 
-def shown(case: Case, found: Carried) -> str:
+def missed(found: Limited) -> bool:
+    """Whether blkd is off the limit, or lets some wait much longer than they have to."""
+    off = abs(found.blkd.iops / found.ideal.iops - 1)
+    return off > EXACT or found.blkd.p99 > SLOWEST * found.ideal.p99
+
+
+def limited_table(seen: Iterable[Limited]) -> str:
+    """What each has carried."""
+    rows = [
+        [
+            *(found.case, f"{found.ideal.iops:g}, {1000 * found.ideal.p99:.3g} ms"),
+            *(shown(found.ideal, one) for one in (found.blkd, found.qsd)),
+        ]
+        for found in seen
+    ]
+    return table(["Limit and load", "Ideal", "blkd", "qemu-storage-daemon"], rows)
+
+
+def shown(ideal: Carried, found: Carried) -> str:
     """The requests a second, how far off that is, and the 99th percentile."""
-    off = found.iops / case.wanted - 1
-    return f"{found.iops:.1f} ({off:+.2%}), {1000 * found.p99:.3g} ms"
+    return f"{found.iops:.1f} ({found.iops / ideal.iops - 1:+.2%}), {1000 * found.p99:.3g} ms"
 
 
-def print_measured(measuring: Coroutine[None, None, tuple[str, bool]]) -> None:
-    """Print the table that is measured, and end the program: with 1 where a goal was missed."""
+def seen_by(measuring: Coroutine[None, None, T]) -> T:
+    """What is measured; where it cannot be, the program ends with the reason."""
     try:
-        found, is_missed = asyncio.run(measuring)
+        return asyncio.run(measuring)
     except BlkdError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(found)
-    sys.exit(is_missed)
 
 
 @click.command()
 @click.option("--runtime", type=float, default=10.0, show_default=True, help="Seconds of a load.")
 def main(runtime: float) -> None:
     """Print what limited disks carry and their P99; the exit status is 1 off the goals."""
-    print_measured(measure(runtime))
+    seen = seen_by(measure(runtime))
+    click.echo(limited_table(seen))
+    sys.exit(any(map(missed, seen)))
 
 
 if __name__ == "__main__":

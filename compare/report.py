@@ -14,7 +14,9 @@ from compare import reference
 from compare.cases import CASES, PLANS, SUBJECTS, Backing, Case
 from compare.figures import NONE, count, counted, figure, median, reach
 from compare.goals import GOALS, Goal, Limit
+from compare.groups import shared_table
 from compare.images import CHECKOUT, MIB
+from compare.limits import limited_table
 from compare.measurements import (
     DISTURBED_FROM,
     Measurements,
@@ -66,6 +68,8 @@ def document(run: Run, data: str, remarks: dict[str, str]) -> str:
         "guest_kind": run.environment.get("guest", "not measured"),
         "idle": footprints(run.footprints),
         "profile": profiles(run),
+        "limited": limited_table(run.limited) if run.limited else NOTHING,
+        "shared": shared_table(run.shared) if run.shared else NOTHING,
         "environment": table(["", ""], [(k, v) for k, v in run.environment.items()]),
         "reference": figures(),
         "failures": failures(run),

@@ -80,6 +80,33 @@ class Profile(msgspec.Struct, frozen=True):
     """Of a request, in user space, where the processor counts them."""
 
 
+class Carried(msgspec.Struct, frozen=True, array_like=True):
+    """What a disk did under a load."""
+
+    iops: float
+    p99: float
+    """Seconds."""
+
+
+class Limited(msgspec.Struct, frozen=True):
+    """Two disks with the same limit under the same load."""
+
+    case: str
+    ideal: Carried
+    """What the limit makes of the load."""
+    blkd: Carried
+    qsd: Carried
+
+
+class Shared(msgspec.Struct, frozen=True):
+    """Requests a second of two disks that share a limit."""
+
+    case: str
+    blkd: tuple[float, float]
+    qsd: tuple[float, float] | None
+    """None where it has no such groups."""
+
+
 class Run(msgspec.Struct):
     """All that was measured by one command, and on what."""
 
@@ -96,6 +123,8 @@ class Run(msgspec.Struct):
     footprints: list[Footprint] = []
     failures: list[Failure] = []
     profiles: list[Profile] = []
+    limited: list[Limited] = []
+    shared: list[Shared] = []
 
 
 def load(path: Path) -> Run:

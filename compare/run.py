@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from blkd.errors import BlkdError
-from compare import environment, profile
+from compare import environment, groups, limits, profile
 from compare.cases import PLANS, TARGET_CPUS, Backing, Case, Family, Plan, Subject
 from compare.errors import SubjectMissing
 from compare.footprint import SIZES, footprint
@@ -28,7 +28,7 @@ from compare.results import Failure, Run, Sample, load, save
 from compare.targets import serving
 from harness.guest import Machine
 
-PARTS: Final = ("host", "footprint", "guest", "profile")
+PARTS: Final = ("host", "footprint", "guest", "profile", "limits")
 RESULTS: Final = CHECKOUT / "compare" / "results"
 TERMINATED: Final = "ended by SIGTERM"
 SAVED: Final = "what was seen up to the last round is saved"
@@ -165,6 +165,19 @@ def profiles(session: Session) -> None:
     session.keep()
 
 
+async def limited(session: Session) -> None:
+    """What limited disks carry, alone and in groups."""
+    runtime = session.plan.limits_runtime
+    try:
+        session.run.limited = await limits.measure(runtime)
+        session.run.shared = await groups.measure(runtime)
+    except (BlkdError, TimeoutError) as error:
+        reason = " ".join(str(error or "not done in time").split())
+        session.run.failures.append(Failure("limits", "blkd", 0, reason))
+        click.echo(f"limits: {reason}", err=True)
+    session.keep()
+
+
 async def carry_out(session: Session, parts: Sequence[str]) -> None:
     """All parts that are asked for.  Its images are gone afterwards, whatever happens."""
     this = asyncio.current_task()
@@ -182,13 +195,15 @@ async def carry_out(session: Session, parts: Sequence[str]) -> None:
         await idle(session)
     if "profile" in parts and plan.profile:
         profiles(session)
+    if "limits" in parts and plan.limits_runtime:
+        await limited(session)
 
 
 def resumed(old: Run, plan: Plan, parts: Sequence[str]) -> Run:
     """What was measured before, without that which is to be measured anew."""
     again = {case.key for case in plan.cases if "host" in parts}
     again |= {case.key for case in plan.guest_cases if "guest" in parts}
-    notes = {"idle": "footprint", "guest": "guest", "profile": "profile"}
+    notes = {"idle": "footprint"} | {part: part for part in ("guest", "profile", "limits")}
     again |= {name for name, part in notes.items() if part in parts}
     old.samples = [sample for sample in old.samples if sample.case not in again]
     old.failures = [failure for failure in old.failures if failure.case not in again]
@@ -196,6 +211,8 @@ def resumed(old: Run, plan: Plan, parts: Sequence[str]) -> Run:
         old.footprints = []
     if "profile" in parts:
         old.profiles = []
+    if "limits" in parts:
+        old.limited, old.shared = [], []
     return old
 
 

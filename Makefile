@@ -11,6 +11,7 @@ OTHER_ROOT := build/debian/$(OTHER_DEBIAN)
 OTHER_VENV := build/venv/$(OTHER_DEBIAN)
 IN_OTHER_DEBIAN := tests/other-debian run $(OTHER_ROOT)
 GUEST := build/guest/$(DEBIAN)
+WHEELS := build/wheels/$(DEBIAN)
 
 # All that is taken from Debian, besides make: to build, to run guests, to test.
 BUILD_PACKAGES := gcc libc6-dev liburing-dev python3-dev python3-venv
@@ -43,7 +44,7 @@ SAME_IN_BOTH := bench bench_hostile bench_reconnect comparison cost dashboard_pa
 OTHER_TESTS := tests --ignore=tests/drills --ignore=tests/guest/test_two_debians.py \
 	--ignore=tests/ring/test_inflight_every_store.py $(SAME_IN_BOTH:%=--ignore=tests/system/test_%.py)
 
-.PHONY: demo screens test test-here test-other check build sanitize drills bench bench-quick bench-guest profile vsock-test vsock-test-other clean
+.PHONY: demo screens wheel wheel-other test test-here test-other check build sanitize drills bench bench-quick bench-guest profile vsock-test vsock-test-other clean
 
 demo: build $(GUEST)/kernel/version packages-guest
 	$(BIN)/python -m demo.run
@@ -57,7 +58,7 @@ test: other-debian
 	$(MAKE) test-here
 	$(MAKE) test-other
 
-test-here: build $(VENV)/tested $(GUEST)/kernel/version packages-guest packages-test packages-browser
+test-here: build $(VENV)/tested $(VENV)/packaged $(GUEST)/kernel/version packages-guest packages-test packages-browser
 	$(BIN)/pytest $(TESTS) -m "not alone" -n 2
 	$(BIN)/pytest $(TESTS) -m alone
 
@@ -91,6 +92,17 @@ vsock-test: build $(VENV)/tested $(GUEST)/vsock-tests/version packages-guest
 # Likewise with the kernel of the other Debian, under its QEMU.
 vsock-test-other: other-debian
 	$(IN_OTHER_DEBIAN) $(MAKE) VENV=$(OTHER_VENV) vsock-test
+
+# What pip installs without a compiler, with liburing in it; and its source.
+wheel: $(VENV)/packaged
+	rm -rf $(WHEELS)
+	$(BIN)/python -m build --no-isolation --outdir $(WHEELS)/source
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --strip --wheel-dir $(WHEELS) $(WHEELS)/source/*.whl
+	rm $(WHEELS)/source/*.whl
+
+# Likewise for the Python of the other Debian.
+wheel-other: other-debian
+	$(IN_OTHER_DEBIAN) $(MAKE) VENV=$(OTHER_VENV) wheel
 
 # Side by side with others, about 20 minutes; writes docs/benchmarks.md.
 bench: bench-ready
@@ -134,6 +146,10 @@ $(VENV)/tested: $(VENV)/built
 
 $(VENV)/benched: $(VENV)/built
 	$(BIN)/pip install --quiet --group bench
+	touch $@
+
+$(VENV)/packaged: $(VENV)/made
+	$(BIN)/pip install --quiet --group build --group wheel
 	touch $@
 
 $(VENV)/checked: $(VENV)/tested

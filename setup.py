@@ -57,6 +57,7 @@ setup(
         [extension(*each) for each in (RELEASED | (PROBES if WITH_PROBES else {})).items()],
         include_path=["src"],
         build_dir="build/cython",
+        nthreads=os.cpu_count() or 1,
         compiler_directives={
             "language_level": 3,
             "boundscheck": False,
@@ -65,5 +66,6 @@ setup(
             "initializedcheck": False,
             "embedsignature": True,
         },
-    )
+    ),
+    options={"build_ext": {"parallel": True}},
 )

@@ -17,6 +17,7 @@ ALONE = {
     *("guest", "drills"),  # they keep all processors busy
     *("test_bench", "test_bench_hostile", "test_bench_reconnect", "test_comparison"),  # a load
     "test_dashboard_page",  # a browser is one, too
+    "test_wheel",  # a compiler keeps a processor busy
     *("test_cost", "test_idle", "test_polling"),  # what they count or time, others would disturb
     "test_inflight_every_store",  # forks: a process that runs two at a time has threads
 }

@@ -55,12 +55,17 @@ def completion(shell: str, *, as_json: bool) -> None:
 
     For bash: put eval "$(blkd completion bash)" into ~/.bashrc.
     """
-    kind = get_completion_class(shell)
-    assert kind is not None
-    script = kind(click.get_current_context().find_root().command, {}, "blkd", VARIABLE)
-    # Its own source() would start a bash to ask its version.
-    text = ShellComplete.source(script)
+    text = script(shell)
     if as_json:
         print_result({"shell": shell, "script": text}, title=shell, as_json=True)
     else:
         click.echo(text, nl=False)
+
+
+def script(shell: str) -> str:
+    """What one of `SHELLS` reads, within a command."""
+    kind = get_completion_class(shell)
+    assert kind is not None
+    made = kind(click.get_current_context().find_root().command, {}, "blkd", VARIABLE)
+    # Its own source() would start a bash to ask its version.
+    return ShellComplete.source(made)

@@ -42,6 +42,7 @@ COMMANDS = {  # name: (module, what the list of commands says)
     "logs": ("daemon_verbs", "Print what an export has logged."),
     "connect": ("connect", "Print how to attach a served disk to a virtual machine."),
     "completion": ("completion", "Print a script by which a shell completes blkd's words."),
+    "setup": ("setup", "Install units and man pages, where pip has installed blkd."),
     "bench": ("bench", "Measure how fast a served disk is."),
     "doctor": ("doctor", "Check whether this host can serve disks."),
 }

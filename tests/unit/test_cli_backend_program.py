@@ -58,7 +58,7 @@ def test_wrong_usage_ends_with_2(arguments, reason):
 
 
 def test_the_descriptor_for_libvirt_fits_the_program():
-    descriptor = json.loads((ROOT / "packaging" / "50-blkd-blk.json").read_text())
+    descriptor = json.loads((ROOT / "packaging" / "vhost-user" / "50-blkd-blk.json").read_text())
     assert descriptor.keys() == {"description", "type", "binary"}
     assert descriptor["type"] == json.loads(program("--print-capabilities").stdout)["type"]
     assert Path(descriptor["binary"]).is_absolute()

@@ -142,12 +142,13 @@ class _Member:
     """Units that it has used beyond what it was granted by then."""
     pace: float = 0.0
     rested: float = math.inf
-    """Seconds since it was last seen to wait."""
+    """Seconds since it last said that it waits."""
+    uses_all: bool = False
 
     @property
     def waits(self) -> bool:
         """Whether it needs more than it is granted."""
-        return self.rested < REMEMBERED
+        return self.uses_all or self.rested < REMEMBERED
 
     def see(self, seen: Seen, elapsed: float) -> float:
         """Take note of what it says: the units that count as used in `elapsed` seconds."""
@@ -155,8 +156,8 @@ class _Member:
         self.used = seen.used
         may = self.unused + self.granted * elapsed
         counted = min(self.owed, may)
-        waits = seen.waits or counted > NEARLY * may
-        self.rested = 0.0 if waits else self.rested + elapsed
+        self.uses_all = counted > NEARLY * may
+        self.rested = 0.0 if seen.waits else self.rested + elapsed
         self.unused = min(may - counted, self.granted * SHORT_CREDIT)
         self.owed = min(self.owed - counted, self.granted * LARGEST)
         faded = self.pace * 0.5 ** (elapsed / FORGETTING)

@@ -2,7 +2,7 @@
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from blkd.daemon.sharing import (
@@ -115,9 +115,10 @@ def shared_by(rate, members, weights=()):
 
 
 @given(
-    st.integers(1000, 10**8),
+    st.integers(10**5, 10**8),  # from 100 requests a second on, of 1024 units each
     st.lists(st.tuples(st.floats(0, 2), weights), min_size=1, max_size=5),
 )
+@example(1000, [(1.0, 1), (0.001953125, 1)])  # one uses all, the other a little now and then
 def test_a_group_comes_to_its_rate_and_not_beyond(average, needs):
     members = {str(at): Played(need * average) for at, (need, _) in enumerate(needs)}
     weights = {str(at): weight for at, (_, weight) in enumerate(needs)}
@@ -125,7 +126,7 @@ def test_a_group_comes_to_its_rate_and_not_beyond(average, needs):
     used = sum(member.used for member in members.values())
     wanted = min(sum(member.need for member in members.values()), average) * 10
     assert used <= average * (10 + 3 * SHORT_CREDIT)
-    assert used >= wanted * 0.97 - 10 * len(members)
+    assert used >= wanted * 0.95 - 10 * len(members)
 
 
 @given(weights, weights)

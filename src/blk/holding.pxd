@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests that failed and are held by the disk's error policy, to be begun again.
 
-A held request is not answered and stays recorded as in flight, so a vring without a record has
-none.  It is at rest: it pins no memory, counts as no request in flight, and has addresses of the
-guest where it had those of its mapped buffers.  So guest memory may change meanwhile, and whoever
-waits until nothing is in flight does not wait for it.
+A held request is at rest, see resting.pxd.
 
 A few at a time are begun again (`begin_held`), those that were held longest first.  Each one that
 gets through has two more begun: however many are held, an image that still fails sees only a few.
@@ -14,10 +11,11 @@ is lost, and the guest has to know.
 """
 
 from libc.errno cimport EFAULT, ENOSPC, EOPNOTSUPP
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t
 
 from blk.limits cimport BlkLimits
-from blk.request cimport Request, free_request, touches
+from blk.request cimport Request, free_request
+from blk.resting cimport is_taken_away, leave_memory, may_stay_recorded, return_to_memory
 from blk.state cimport Held, blk_of
 from engine.dispatch cimport start_again
 from engine.durable cimport sync_error
@@ -29,11 +27,9 @@ from inflight.region cimport is_recorded
 from sys.atomics cimport store_relaxed_u32, store_relaxed_u64
 from sys.clock cimport now
 from sys.usdt cimport probe_hold, probe_submit
-from virtio.guestmem cimport GuestMemory, guest_address, translate_whole
-from virtio.iotlb cimport MOST_REMOVED
 from worker.mailbox cimport has_report_room, stage_answer
 from worker.parking cimport park_again
-from worker.state cimport Worker, keep, let_go
+from worker.state cimport Worker
 from worker.states cimport STOPPING
 from worker.vring cimport Vring
 
@@ -45,7 +41,6 @@ cdef extern from "<errno.h>" nogil:
 cdef enum:
     REPORT_HELD = 65            # a worker's report: a request is held, the first of late
     BEGUN_FOR_ONE = 2           # held requests that are begun when one has got through
-    NO_ADDRESS = 0xffffffffffffffff     # that no guest memory has
 
 
 # ---- what is held ----
@@ -83,62 +78,6 @@ cdef inline bint is_to_be_held(Worker *w, const Request *q) noexcept nogil:
     return not limits.longest_held or not q.held_since or (
         now() - q.held_since < limits.longest_held
     )
-
-
-cdef inline bint may_stay_recorded(const Worker *w, const Vring *r) noexcept nogil:
-    """Whether who serves a vring next finds what is recorded, and does it.
-
-    The guest may go on elsewhere while data is logged: there, nobody knows of it.
-    """
-    return r.inflight.is_lent and not w.log.of_data
-
-
-# ---- the guest's addresses for ours, and back ----
-
-cdef inline uint64_t address_of(const GuestMemory *memory, const void *base) noexcept nogil:
-    """The guest's address of what is mapped at `base`."""
-    cdef uint64_t address = NO_ADDRESS
-    guest_address(memory, <const uint8_t *>base, &address)
-    return address
-
-
-cdef inline void leave_memory(Worker *w, Request *q) noexcept nogil:
-    """Have a request keep no memory: it is not in flight any more."""
-    cdef const GuestMemory *memory = q.pinned.memory
-    cdef uint32_t i
-    for i in range(q.data_count):
-        q.data[i].iov_base = <void *>address_of(memory, q.data[i].iov_base)
-    q.status_byte = <uint8_t *>address_of(memory, q.status_byte)
-    let_go(w, q.vring, q.pinned)
-    q.pinned = NULL
-
-
-cdef inline bint is_mapped(const GuestMemory *memory, const Request *q) noexcept nogil:
-    """Whether all that a held request names lies in this memory, each buffer in one piece."""
-    cdef uint32_t i, near = 0
-    for i in range(q.data_count):
-        if q.data[i].iov_len and translate_whole(
-            memory, <uint64_t>q.data[i].iov_base, q.data[i].iov_len, &near
-        ) == NULL:
-            return False
-    return translate_whole(memory, <uint64_t>q.status_byte, 1, &near) != NULL
-
-
-cdef inline bint return_to_memory(Worker *w, Request *q) noexcept nogil:
-    """Have a held request in flight again, if its vring and its buffers have a place: whether so.
-    """
-    cdef uint32_t i, near = 0
-    cdef const GuestMemory *memory
-    if w.view == NULL or not q.vring.is_placed or not is_mapped(w.view.memory, q):
-        return False
-    memory = w.view.memory
-    q.pinned = keep(w, q.vring)
-    for i in range(q.data_count):
-        q.data[i].iov_base = translate_whole(
-            memory, <uint64_t>q.data[i].iov_base, q.data[i].iov_len, &near
-        )
-    q.status_byte = translate_whole(memory, <uint64_t>q.status_byte, 1, &near)
-    return True
 
 
 # ---- into the queue, and out of it ----
@@ -303,18 +242,6 @@ cdef inline void end_of_vring(Worker *w, Vring *r) noexcept nogil:
         else:
             q.is_final = True
             start_held(w, q)
-
-
-cdef inline bint is_taken_away(Worker *w, Request *q) noexcept nogil:
-    """Whether an invalidation of the IOTLB may have taken away what a held request names."""
-    cdef bint touched
-    if w.iotlb.vrings >> q.vring.number & 1 or w.iotlb.removed_count > MOST_REMOVED:
-        return True
-    if not return_to_memory(w, q):
-        return True
-    touched = touches(q, w.iotlb.removed, w.iotlb.removed_count)
-    leave_memory(w, q)
-    return touched
 
 
 cdef inline void walk_taken_away(Worker *w) noexcept nogil:

@@ -39,7 +39,7 @@ QUICK_PAGE := build/bench/benchmarks.md
 # what takes long and goes the same way with any Python, liburing, QEMU and kernel.
 TESTS := tests
 SAME_IN_BOTH := bench bench_hostile bench_reconnect comparison cost dashboard_page failing_image faulty hostile_guest hung idle \
-	inflight lock_in_migration memory_slots polling registered_memory repeated_steps shrinking_memory storage \
+	inflight limits_at_rest lock_in_migration memory_slots polling registered_memory repeated_steps shrinking_memory storage \
 	upgrade_failures vsock_hostile
 OTHER_TESTS := tests --ignore=tests/drills --ignore=tests/guest/test_two_debians.py \
 	--ignore=tests/ring/test_inflight_every_store.py $(SAME_IN_BOTH:%=--ignore=tests/system/test_%.py)

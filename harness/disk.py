@@ -82,6 +82,10 @@ class Disk:
                 raise TimeoutError(f"{len(self._pending)} requests are still in flight")
         return [self._done.pop(head) for head in heads]
 
+    def buffer_of(self, head: int) -> int:
+        """The guest address of a request's data, while it is not answered."""
+        return self._pending[head][1]
+
     def _take(self, head: int, written: int) -> Done:
         header, data, size = self._pending.pop(head)
         status = self.memory.read(header + 16, 1)[0]

@@ -173,6 +173,28 @@ cdef inline uint64_t place_request(
     return start
 
 
+cdef inline uint64_t start_of_places(
+    const Paces *paces, const Places *places, uint64_t now
+) noexcept nogil:
+    """When a request may begin that has these places, in the rates that there are now."""
+    cdef uint64_t start = now
+    cdef uint32_t i, number
+    for i in range(paces.count):
+        number = paces.of[i].number
+        if places.taken >> number & 1:
+            start = max(start, time_of(&paces.of[i], places.at[number], now))
+    return start
+
+
+cdef inline void add_places(Places *to, const Places *later) noexcept nogil:
+    """Have the places of a request besides, which took them after all others."""
+    cdef uint32_t number
+    for number in range(<uint32_t>PACES):
+        if later.taken >> number & 1:
+            to.at[number] = later.at[number]
+    to.taken |= later.taken
+
+
 # ---- the rates that are in force ----
 
 cdef inline void take_line(const Line *shared, Line *known) noexcept nogil:

@@ -25,7 +25,7 @@ cdef struct Request
 
 cdef struct Request:
     Io io                       # what the engine is asked for; has to be the first
-    MemoryView *pinned          # NULL while it is held: addresses are the guest's then
+    MemoryView *pinned          # NULL while it is at rest: addresses are the guest's then
     uint8_t *status_byte
     Vring *vring
     iovec *data                 # `data_count` of them, all that the guest gave
@@ -57,6 +57,7 @@ cdef struct ThrottleQueue:
     IoQueue waiting
     Places places               # of the first
     uint64_t start              # nanoseconds: when that may begin
+    Places owed                 # the last ones of those that were begun before their time
 
 
 cdef struct BlkVring:
@@ -221,7 +222,7 @@ cdef inline bint touches(const Request *q, const Region *ranges, uint32_t count)
     """Whether a request in flight has a buffer in one of the ranges."""
     cdef uint32_t i
     if q.pinned == NULL:
-        return False            # it is held
+        return False            # it is at rest
     if is_within(q.status_byte, 1, ranges, count):
         return True
     for i in range(q.data_count):

@@ -8,6 +8,7 @@ from blk.answers cimport answer_at_once, answer_ended, fail_chain, status_of
 from blk.holding cimport (
     begin_held, end_of_vring, end_overdue, report_held, walk_taken_away,
 )
+from blk.debts cimport bar_if_owing, lift_bars
 from blk.limits cimport BlkLimits
 from blk.operation cimport Operation, parse_request
 from blk.request cimport (
@@ -15,7 +16,9 @@ from blk.request cimport (
     take_request,
 )
 from blk.state cimport Blk, blk_of
-from blk.throttle cimport begin_due, has_new_grants, next_start, take_rates, throttle
+from blk.throttle cimport (
+    begin_due, has_new_grants, next_turn, stop_waiting, take_rates, throttle, walk_waiting_again,
+)
 from engine.dispatch cimport begin_turn, complete, drain, end_turn, start, try_at_once
 from engine.engine cimport Engine, IO_NONE, Io, end_io
 from engine.foreign cimport copy_written
@@ -101,6 +104,7 @@ cdef inline void configure_blk(Worker *w, const void *limits) noexcept nogil:
 cdef inline void start_blk(Worker *w, Vring *r) noexcept nogil:
     """Begin with every request free."""
     free_requests(r)
+    bar_if_owing(w, r)
 
 
 cdef inline void begin_turn_blk(Worker *w) noexcept nogil:
@@ -109,6 +113,8 @@ cdef inline void begin_turn_blk(Worker *w) noexcept nogil:
     begin_turn(&b.engine)
     if unlikely(has_new_grants(b)):
         apart_turn(take_rates)(w)
+    if unlikely(b.throttle.has_barred):
+        apart_turn(lift_bars)(w)
     if unlikely(b.throttle.queues):
         apart_turn(begin_due)(w)
     answer_ended(w)
@@ -154,7 +160,7 @@ cdef inline void end_turn_blk(Worker *w) noexcept nogil:
     account_run(w)
     if w.has_begun:
         w.slot.oldest_at = b.in_flight.oldest.begun_at if b.in_flight.oldest != NULL else 0
-    w.wake_at = next_start(w) if unlikely(b.throttle.queues) else 0
+    w.wake_at = next_turn(w) if unlikely(b.throttle.queues or b.throttle.has_barred) else 0
 
 
 cdef inline void retry_blk(Worker *w, uint32_t count) noexcept nogil:
@@ -164,13 +170,15 @@ cdef inline void retry_blk(Worker *w, uint32_t count) noexcept nogil:
 
 
 cdef inline void stop_blk(Worker *w, Vring *r) noexcept nogil:
-    """Hold nothing of a vring that stops."""
+    """Hold nothing of a vring that stops, and have nothing of it wait."""
     end_of_vring(w, r)
+    stop_waiting(w, r)
 
 
 cdef inline void invalidate_blk(Worker *w) noexcept nogil:
-    """Hold nothing that names what an invalidation has taken away."""
+    """Hold nothing that names what an invalidation has taken away, and have nothing such wait."""
     walk_taken_away(w)
+    walk_waiting_again(w)
 
 
 cdef inline bint quit_blk(Worker *w) noexcept nogil:

@@ -41,6 +41,7 @@ cdef struct Throttle:
     uint64_t grants             # the page's, when they were read
     bint is_limited             # there is a rate to be kept
     uint32_t queues             # of vrings in which something waits
+    bint has_barred             # a vring is barred, since it owes much
     int grants_fd               # eventfd: the supervisor divides anew; -1 without one
     uint64_t asked              # nanoseconds: when it was last signalled
 

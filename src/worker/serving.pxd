@@ -20,7 +20,7 @@ from worker.vring cimport Vring
 
 cdef inline bint served(const Worker *w, const Vring *r) noexcept nogil:
     """Whether new chains may be fetched from a ring."""
-    return r.state == RUNNING and r.enabled and not w.paused
+    return r.state == RUNNING and r.enabled and not r.is_barred and not w.paused
 
 
 cdef inline int submit_again(Worker *w, Vring *r) noexcept nogil:

@@ -52,6 +52,7 @@ cdef struct Vring:
     VringState state
     bint is_placed              # in the present memory; else its place is in an older map
     bint enabled
+    bint is_barred              # the device has nothing fetched from it for now
     bint wants_look             # the driver may have made more available
     bint has_earlier            # chains that were fetched earlier are to begin before any other
     bint unrecovered            # it was not looked at since it started

@@ -56,7 +56,7 @@ class Session:
         try:
             seen = await measure
         except (BlkdError, TimeoutError) as error:
-            reason = " ".join(str(error or "not done in time").split())
+            reason = _reason(error)
             self.run.failures.append(Failure(case, subject.key, number, reason))
             self.say(number, case, subject, f"FAILED: {reason}")
             if isinstance(error, SubjectMissing):
@@ -83,6 +83,11 @@ class Session:
         minutes = (time.monotonic() - self._began) / 60
         self.run.minutes = round(self._minutes_before + minutes, 1)
         save(self.run, self._path)
+
+
+def _reason(error: Exception) -> str:
+    """Why a measurement is missing, in one line."""
+    return " ".join((str(error) or "not done in time").split())
 
 
 def _described(seen: object) -> str:
@@ -160,7 +165,7 @@ def profiles(session: Session) -> None:
     try:
         session.run.profiles = profile.both_layouts(PROFILED_REQUESTS)
     except BlkdError as error:
-        session.run.failures.append(Failure("profile", "blkd", 0, " ".join(str(error).split())))
+        session.run.failures.append(Failure("profile", "blkd", 0, _reason(error)))
         click.echo(f"profile: {error}", err=True)
     session.keep()
 
@@ -172,9 +177,8 @@ async def limited(session: Session) -> None:
         session.run.limited = await limits.measure(runtime)
         session.run.shared = await groups.measure(runtime)
     except (BlkdError, TimeoutError) as error:
-        reason = " ".join(str(error or "not done in time").split())
-        session.run.failures.append(Failure("limits", "blkd", 0, reason))
-        click.echo(f"limits: {reason}", err=True)
+        session.run.failures.append(Failure("limits", "blkd", 0, _reason(error)))
+        click.echo(f"limits: {_reason(error)}", err=True)
     session.keep()
 
 

@@ -38,8 +38,10 @@ def setup(prefix: Path, root: Path, *, is_removal: bool, as_json: bool) -> None:
     files = list(installed_files(source(), Path("/") / prefix, _programs(), completion))
     try:
         done = list((remove if is_removal else install)(files, root))
+    except PermissionError as error:
+        raise ConfigError(str(error), hint="run it as root") from error
     except OSError as error:
-        raise ConfigError(f"{error.filename}: {error.strerror}", hint="run it as root") from error
+        raise ConfigError(str(error)) from error
     fields = {"files": [{"file": str(path), "state": str(what)} for path, what in done]}
     print_result(fields, title="setup", as_json=as_json)
     if not is_removal and not as_json:
@@ -47,8 +49,11 @@ def setup(prefix: Path, root: Path, *, is_removal: bool, as_json: bool) -> None:
 
 
 def _programs() -> Path:
-    """The folder of the programs of this installation.  Raises ConfigError."""
-    folder = Path(sys.argv[0]).absolute().parent
+    """The folder of the programs of this installation, whatever link led here.
+
+    Raises ConfigError.
+    """
+    folder = Path(sys.argv[0]).resolve().parent
     if not all((folder / name).exists() for name in PROGRAMS):
         raise ConfigError(f"{folder} has not both of {' and '.join(PROGRAMS)}")
     return folder

@@ -54,7 +54,10 @@ def test_a_wheel_brings_its_own_liburing_and_no_probes(programs):
     (line,) = [line for line in maps.splitlines() if "liburing" in line]
     assert str(packages) in line
     assert not list((packages / "blkd").glob("*probes*"))
-    assert "not stripped" not in run("readelf", "--sections", ring, stdout=subprocess.PIPE).stdout
+    sections = run("readelf", "--sections", "--wide", ring, stdout=subprocess.PIPE).stdout
+    assert ".dynsym" in sections
+    assert ".symtab" not in sections
+    assert ".debug_info" not in sections
 
 
 def test_setup_installs_what_the_wheel_brings(programs, tmp_path):
@@ -63,3 +66,6 @@ def test_setup_installs_what_the_wheel_brings(programs, tmp_path):
     assert f"ExecStart={programs}/blkd daemon" in unit
     assert (tmp_path / "usr" / "local" / "share" / "man" / "man1" / "blkd-serve.1").exists()
     assert (tmp_path / "etc" / "blkd" / "blkd.toml").exists()
+    (tmp_path / "blkd").symlink_to(programs / "blkd")
+    run(tmp_path / "blkd", "setup", "--root", tmp_path, "--remove", cwd=tmp_path)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["blkd"]
